@@ -1,0 +1,34 @@
+"""`Completion`: one sampled trace and how it ended."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+Exit = Literal["natural", "forced", "truncated", "aborted"]
+
+
+@dataclass(frozen=True, slots=True)
+class Completion:
+    """What the model wrote after the prompt.
+
+    text: the decoded tokens, special tokens left out, forced text included.
+    token_ids: all tokens after the prompt, the end-of-turn token included when it was sampled; length T.
+    logprobs: log-probability of each token under the sampling model at temperature 1, length T
+        (0.0 for forced tokens), or () when they were not asked for.
+    forced: True where the engine, not the policy, chose the token (the forced exit's text); length T.
+    thought, answer: the two sides of the trace as `trace.split` sees them; answer is "" when there is none.
+    exit: `natural` (the model ended by itself within its budgets), `forced` (the engine closed the thought),
+        `truncated` (the answer budget ran out too), `aborted` (somebody cancelled it).
+    """
+
+    text: str
+    token_ids: tuple[int, ...]
+    logprobs: tuple[float, ...]
+    forced: tuple[bool, ...]
+    thought: str
+    answer: str
+    exit: Exit
+    prompt_tokens: int
+    thought_tokens: int
+    answer_tokens: int

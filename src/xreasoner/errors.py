@@ -1,0 +1,45 @@
+"""The exception tree. Every error that a user can cause or meet derives from `XReasonerError`.
+
+    XReasonerError            exit code 1: the work failed (a damaged file, a full disk, a NaN)
+    ├── CheckpointError       a checkpoint is missing, cut short or fails its hash
+    ├── TrainingError         training cannot go on (a NaN, packed text that leaks, a frozen tensor that moved)
+    └── UserError(ValueError) exit code 2: the user's mistake (an unknown key, a text file given as a picture)
+        ├── RecipeError       a recipe's field is unknown, missing or out of bounds
+        ├── DataError         a data file's line lacks a field or holds a wrong value
+        └── MediaError        a picture cannot be read
+
+A new class is added only when somebody catches it. Messages say what was wrong, what was found, what was
+expected, and the command that mends it.
+"""
+
+
+class XReasonerError(Exception):
+    """The work failed; the message is for a person."""
+
+    exit_code = 1
+
+
+class CheckpointError(XReasonerError):
+    """A checkpoint is missing, damaged, or not of the expected kind."""
+
+
+class TrainingError(XReasonerError):
+    """Training cannot go on; what was saved stays as it is."""
+
+
+class UserError(XReasonerError, ValueError):
+    """The user's mistake: the message says what to change."""
+
+    exit_code = 2
+
+
+class RecipeError(UserError):
+    """A recipe's field is unknown, missing or out of bounds."""
+
+
+class DataError(UserError):
+    """A data file's line lacks a field or holds a wrong value."""
+
+
+class MediaError(UserError):
+    """A picture cannot be read."""

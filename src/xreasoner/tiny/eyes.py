@@ -1,0 +1,145 @@
+"""The vision tower's schooling: each cell of a picture tells the language model's own embeddings what it holds.
+
+Learning to read through the caption loss alone stays at chance (docs/log.md), so the tower comes first, by
+itself. A merged token h (192 wide) holds four answers at once, each in a rotation of its own: answer k is read by
+the logits 25 · cos(h R_k, E), E being the embeddings of the words. R_0 is the identity, so that the first answer
+looks to the language model like the word itself.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from random import Random
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from torch import Tensor
+
+from xreasoner.tiny.architecture import HIDDEN, IMAGE_MEAN, IMAGE_STD, MERGE, PATCH
+from xreasoner.tiny.drawing import CELL, Drawing, draw_scene
+from xreasoner.tiny.lessons import all_words
+from xreasoner.tiny.world import DOMAINS, shape_scene, table_scene
+
+ANSWERS = 4
+NOTHING = "<|endoftext|>"
+"""What an empty cell says, and the second answer of a cell that has only one."""
+_SHARPNESS = 25.0
+
+
+def pixels(images: Sequence[Image.Image]) -> tuple[Tensor, Tensor]:
+    """Patches [P, 3·2·14·14] and grids [N, 3], as `Qwen2VLImageProcessorPil` gives for pictures of whole cells."""
+    mean, std = np.array(IMAGE_MEAN, np.float32), np.array(IMAGE_STD, np.float32)
+    patches, grids = [], []
+    for image in images:
+        rows, columns = image.height // PATCH, image.width // PATCH
+        values = (np.asarray(image, np.float32) / 255.0 - mean) / std
+        blocks = values.reshape(rows // MERGE, MERGE, PATCH, columns // MERGE, MERGE, PATCH, 3)
+        flat = blocks.transpose(0, 3, 1, 4, 6, 2, 5)[:, :, :, :, :, None]  # …, channel, time, y, x
+        patches.append(np.repeat(flat, 2, axis=5).reshape(rows * columns, -1))
+        grids.append((1, rows, columns))
+    return torch.from_numpy(np.concatenate(patches)), torch.tensor(grids)
+
+
+def rotations(seed: int = 0) -> Tensor:
+    """The four orthogonal matrices [4, D, D]; the first is the identity."""
+    generator = torch.Generator().manual_seed(seed)
+    turns = [torch.linalg.qr(torch.randn(HIDDEN, HIDDEN, generator=generator)).Q for _ in range(ANSWERS - 1)]
+    return torch.stack([torch.eye(HIDDEN), *turns])
+
+
+class Vocabulary:
+    """The words that cells say, their token ids, and labels for drawings."""
+
+    def __init__(self, tokenizer: Any) -> None:
+        texts = [f" {word}" for word in all_words()] + [f" {d}" for d in range(10)] + [str(d) for d in range(10)]
+        self.ids = torch.tensor([tokenizer.convert_tokens_to_ids(NOTHING)] + [tokenizer.encode(t)[0] for t in texts])
+        self.index = {text: i + 1 for i, text in enumerate(texts)}
+
+    def label(self, first: str, second: str = "", before: tuple[str, str] = ("", "")) -> list[int]:
+        """The four answers of a cell as indices; 0 says nothing, -100 is not asked."""
+        spaced = [f" {word}" if word else "" for word in (first, second, *before)]
+        if first.isdigit():
+            spaced[1] = second  # a number's second digit has no space before it
+        return [self.index[w] if w else 0 for w in spaced]
+
+    def labels(self, drawing: Drawing) -> list[list[int]]:
+        """One row of answers per cell in reading order; an empty cell answers only that it is empty."""
+        rows, columns = drawing.grid
+        empty = [0, 0, -100, -100]
+        return [
+            self.label(cell.first, cell.second, cell.before) if (cell := drawing.cells.get((r, c))) else empty
+            for r in range(rows)
+            for c in range(columns)
+        ]
+
+
+def easy_labels(vocabulary: Vocabulary, colour: str, form: str, cells: int) -> list[list[int]]:
+    """easy-vqa: every cell of the picture tells its one shape."""
+    return [vocabulary.label(colour, form)] * cells
+
+
+def fit_cells(image: Image.Image) -> Image.Image:
+    """The picture resized to whole cells, as the image processor would."""
+    width, height = (max(2, round(side / CELL)) * CELL for side in image.size)
+    return image.convert("RGB").resize((width, height), Image.Resampling.BICUBIC)
+
+
+def see(model: Any, images: Sequence[Image.Image]) -> list[Tensor]:
+    """Merged tokens [cells, D] of each picture."""
+    patches, grids = pixels(images)
+    device = next(model.parameters()).device
+    merged = model.model.visual(patches.to(device), grid_thw=grids.to(device)).pooler_output
+    return list(torch.split(merged, (grids.prod(-1) // MERGE**2).tolist()))
+
+
+def school(
+    model: Any,
+    tokenizer: Any,
+    easy: Sequence[tuple[Image.Image, str, str]],
+    *,
+    seconds: float,
+    seed: int,
+    log: Callable[[dict[str, float]], None],
+    batch: int = 16,
+    lr: float = 1.5e-3,
+) -> None:
+    """Train tower and merger for so many seconds. easy: (picture, colour, form) of easy-vqa's train split."""
+    vocabulary, rng = Vocabulary(tokenizer), Random(seed)
+    device = next(model.parameters()).device
+    words = model.model.language_model.embed_tokens.weight.detach()[vocabulary.ids.to(device)]
+    words_RVD = torch.einsum("vd,ked->kve", F.normalize(words, dim=-1), rotations().to(device))
+    norm = 2.0 * float(words.norm(dim=-1).mean())
+    tower = model.model.visual
+    optimiser = torch.optim.AdamW(tower.parameters(), lr=lr, weight_decay=0.01, betas=(0.9, 0.98))
+    start, step, hits_R = time.monotonic(), 0, None
+    while (spent := time.monotonic() - start) < seconds:
+        drawings = [
+            draw_scene(rng, (table_scene if rng.random() < 0.8 else shape_scene)(rng, rng.choice(DOMAINS)))
+            for _ in range(batch)
+        ]
+        images, labels = [d.image for d in drawings], [vocabulary.labels(d) for d in drawings]
+        for picture, colour, form in rng.sample(list(easy), batch // 8):
+            images.append(fit_cells(picture))
+            labels.append(easy_labels(vocabulary, colour, form, images[-1].width * images[-1].height // CELL**2))
+        merged = torch.cat(see(model, images))
+        label_CR = torch.tensor([row for rows in labels for row in rows], device=device)
+        logits_CRV = _SHARPNESS * torch.einsum("cd,kvd->ckv", F.normalize(merged, dim=-1), words_RVD)
+        loss = F.cross_entropy(logits_CRV.flatten(0, 1), label_CR.flatten(), ignore_index=-100)
+        loss = loss + 0.1 * (merged.norm(dim=-1) / norm - 1).pow(2).mean()
+        for group in optimiser.param_groups:
+            group["lr"] = lr * min(1.0, (step + 1) / 100, max(0.02, 2.0 * (1 - spent / seconds)))
+        optimiser.zero_grad(set_to_none=True)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(tower.parameters(), 1.0)
+        optimiser.step()
+        step += 1
+        hit_CR = (logits_CRV.argmax(-1) == label_CR) | (label_CR == -100)
+        full_R = torch.cat([hit_CR, hit_CR.all(-1, keepdim=True)], dim=-1)[label_CR[:, 0] != 0].float().mean(0)
+        hits_R = full_R if hits_R is None else 0.98 * hits_R + 0.02 * full_R
+        if step % 100 == 0:
+            names = ("first", "second", "before", "before_second", "all")
+            log({"step": step, "loss": loss.item(), "seconds": spent, **dict(zip(names, hits_R.tolist(), strict=True))})
