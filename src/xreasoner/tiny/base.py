@@ -1,6 +1,6 @@
 """`make base`: pretrain the embedded base from nothing, with one seed, and stop at the gates.
 
-First the vision tower by itself (eyes.py), then the language model on lessons.py, the tower frozen. The state is
+First the vision tower by itself (eyes.py), then the language model on lessons.py while the tower goes on. The state is
 saved every minute; the same command goes on from it. The result is a plain Qwen2.5-VL folder in bfloat16.
 """
 
@@ -9,7 +9,6 @@ from __future__ import annotations
 import argparse
 import json
 import math
-import os
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -25,12 +24,17 @@ from xreasoner.models.export import export
 from xreasoner.prompts import PROMPTS
 from xreasoner.tiny import architecture, chains, eyes, gates, lessons, outside
 from xreasoner.tiny.lessons import Lesson
+from xreasoner.tiny.state import record, save_state
 from xreasoner.tiny.tokenizer import train_tokenizer
 from xreasoner.tiny.world import DOMAINS, make_scene, make_task, write_scene
 
 LEARNING_RATE = 1.5e-3
 BATCH_TOKENS = 4096
 POOL = 512
+
+
+Item = tuple[Lesson, list[int], list[bool]]
+"""A lesson, its token ids, and which of them are learnt."""
 
 
 class Scribe:
@@ -62,9 +66,9 @@ class Scribe:
                 add(self.encode(text), learn)
                 continue
             add(self.assistant if index % 2 else self.user)
-            if index == 0 and lesson.image is not None:
-                cells = lesson.image.width * lesson.image.height // 28**2
-                add([*self.vision[0], *[self.pad] * cells, *self.vision[1]])
+            if index == 0 and lesson.drawing is not None:
+                rows, columns = lesson.drawing.grid
+                add([*self.vision[0], *[self.pad] * (rows * columns), *self.vision[1]])
             add(self.encode(text), learn)
             add(self.end, learn)
             add(self.newline)
@@ -88,7 +92,7 @@ class Scribe:
         return places
 
 
-def batches(rng: Random, scribe: Scribe, world: dict[str, Any]) -> Iterator[list[tuple[Lesson, list[int], list[bool]]]]:
+def batches(rng: Random, scribe: Scribe, world: dict[str, Any]) -> Iterator[list[Item]]:
     """Endless batches of about `BATCH_TOKENS` padded tokens; lessons of like length stand together."""
     while True:
         pool = []
@@ -96,7 +100,7 @@ def batches(rng: Random, scribe: Scribe, world: dict[str, Any]) -> Iterator[list
             lesson = lessons.lesson(rng, world["words"], world["easy"], world["gym"])
             pool.append((lesson, *scribe.write(lesson)))
         pool.sort(key=lambda item: len(item[1]))
-        groups: list[list[tuple[Lesson, list[int], list[bool]]]] = [[]]
+        groups: list[list[Item]] = [[]]
         for item in pool:
             if groups[-1] and (len(groups[-1]) + 1) * len(item[1]) > BATCH_TOKENS:
                 groups.append([])
@@ -105,8 +109,11 @@ def batches(rng: Random, scribe: Scribe, world: dict[str, Any]) -> Iterator[list
         yield from groups
 
 
-def forward(model: Any, scribe: Scribe, batch: Sequence[tuple[Lesson, list[int], list[bool]]]) -> tuple[Tensor, Tensor]:
-    """Logits [M, V] and targets [M] at the M learnt positions of a batch, padded on the right."""
+def forward(model: Any, scribe: Scribe, batch: Sequence[Item], seen_CD: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Logits [M, V] and targets [M] at the M learnt positions of a batch, padded on the right.
+
+    seen_CD: the merged tokens of the batch's pictures, in order.
+    """
     device = next(model.parameters()).device
     width = max(len(ids) for _, ids, _ in batch)
     ids_BT = torch.zeros(len(batch), width, dtype=torch.long)
@@ -115,19 +122,28 @@ def forward(model: Any, scribe: Scribe, batch: Sequence[tuple[Lesson, list[int],
     for row, (lesson, ids, learnt) in enumerate(batch):
         ids_BT[row, : len(ids)] = torch.tensor(ids)
         learnt_BT[row, : len(ids)] = torch.tensor(learnt)
-        grid = (lesson.image.height // 28, lesson.image.width // 28) if lesson.image is not None else None
+        grid = lesson.drawing.grid if lesson.drawing is not None else None
         positions_BT3[row, : len(ids)] = torch.tensor(scribe.positions(ids, grid))
     ids_BT, learnt_BT, positions_BT3 = ids_BT.to(device), learnt_BT.to(device), positions_BT3.to(device)
     language = model.model.language_model
     embedded_BTD = language.embed_tokens(ids_BT)
-    images = [lesson.image for lesson, _, _ in batch if lesson.image is not None]
-    if images:
-        with torch.no_grad():
-            seen = torch.cat(eyes.see(model, images))
-        embedded_BTD = embedded_BTD.masked_scatter((ids_BT == scribe.pad).unsqueeze(-1), seen)
+    if seen_CD is not None:
+        embedded_BTD = embedded_BTD.masked_scatter((ids_BT == scribe.pad).unsqueeze(-1), seen_CD)
     hidden_BTD = language(inputs_embeds=embedded_BTD, position_ids=positions_BT3.permute(2, 0, 1), use_cache=False)[0]
     target = learnt_BT[:, 1:]
     return model.lm_head(hidden_BTD[:, :-1][target]), ids_BT[:, 1:][target]
+
+
+def losses(model: Any, scribe: Scribe, vocabulary: eyes.Vocabulary, batch: Sequence[Item]) -> tuple[Tensor, Tensor, Tensor]:
+    """The language loss, the cells' loss (the tower goes on learning), and the share of cells read right."""
+    drawings = [lesson.drawing for lesson, _, _ in batch if lesson.drawing is not None]
+    seen_CD = torch.cat(eyes.see(model, [drawing.image for drawing in drawings])) if drawings else None
+    logits, targets = forward(model, scribe, batch, seen_CD)
+    language = F.cross_entropy(logits.float(), targets)
+    if seen_CD is None:
+        return language, torch.zeros(()), torch.ones(())
+    cells, hit_RK = vocabulary.loss(seen_CD, drawings, model.model.language_model.embed_tokens.weight)
+    return language, cells, hit_RK[:, -1].float().mean()
 
 
 def learning_rate(progress: float) -> float:
@@ -139,59 +155,55 @@ def optimiser_for(model: Any) -> torch.optim.AdamW:
     language = model.model.language_model
     embedding = [language.embed_tokens.weight]
     rest = [p for name, p in language.named_parameters() if not name.startswith("embed_tokens")]
-    groups = [{"params": rest, "scale": 1.0}, {"params": embedding, "scale": 0.2}]
+    tower = list(model.model.visual.parameters())
+    groups = [
+        {"params": rest, "scale": 1.0},
+        {"params": embedding, "scale": 0.2},
+        {"params": tower, "scale": 0.4},
+    ]
     return torch.optim.AdamW(groups, lr=LEARNING_RATE, betas=(0.9, 0.98), weight_decay=0.01)
 
 
 def teach(model: Any, tokenizer: Any, world: dict[str, Any], out: Path, *, seconds: float, seed: int) -> None:
     """Train the language model for so many seconds of work, saving every minute and resuming what is there."""
-    scribe, optimiser = Scribe(tokenizer), optimiser_for(model)
+    scribe, vocabulary, optimiser = Scribe(tokenizer), eyes.Vocabulary(tokenizer), optimiser_for(model)
     state_file, step, spent = out / "language.pt", 0, 0.0
     if state_file.exists():
         state = torch.load(state_file, weights_only=False)
         model.load_state_dict(state["model"])
         optimiser.load_state_dict(state["optimiser"])
         step, spent = state["step"], state["spent"]
-    model.model.visual.requires_grad_(False)
     stream = batches(Random(seed * 1_000_003 + step), scribe, world)
     parameters = [p for group in optimiser.param_groups for p in group["params"]]
-    start, saved, tokens, average = time.monotonic() - spent, time.monotonic(), 0, math.log(len(tokenizer))
+    start, saved, tokens, average, read = time.monotonic() - spent, time.monotonic(), 0, math.log(len(tokenizer)), 0.0
     mark = time.monotonic()
     while (spent := time.monotonic() - start) < seconds:
         batch = next(stream)
-        logits, targets = forward(model, scribe, batch)
-        loss = F.cross_entropy(logits.float(), targets)
+        language, cells, hits = losses(model, scribe, vocabulary, batch)
         for group in optimiser.param_groups:
             group["lr"] = group["scale"] * learning_rate(spent / seconds)
         optimiser.zero_grad(set_to_none=True)
-        loss.backward()
+        (language + cells).backward()
         torch.nn.utils.clip_grad_norm_(parameters, 1.0)
         optimiser.step()
         step += 1
         tokens += sum(len(ids) for _, ids, _ in batch)
-        average = 0.98 * average + 0.02 * loss.item()
+        average = 0.98 * average + 0.02 * language.item()
+        read = 0.98 * read + 0.02 * hits.item()
         if step % 50 == 0:
             now = time.monotonic()
-            record(out, {"phase": "language", "step": step, "loss": average, "seconds": spent, "tokens_per_s": tokens / (now - mark)})
+            speed = tokens / (now - mark)
+            row = {"phase": "language", "step": step, "loss": average, "cells": read, "seconds": spent}
+            record(out, {**row, "tokens_per_s": speed})
             tokens, mark = 0, now
         if time.monotonic() - saved > 60:
-            save_state(state_file, {"model": model.state_dict(), "optimiser": optimiser.state_dict(), "step": step, "spent": spent})
+            save_state(state_file, snapshot(model, optimiser, step, spent))
             saved = time.monotonic()
-    save_state(state_file, {"model": model.state_dict(), "optimiser": optimiser.state_dict(), "step": step, "spent": spent})
+    save_state(state_file, snapshot(model, optimiser, step, seconds))
 
 
-def save_state(path: Path, state: dict[str, Any]) -> None:
-    """Write aside, then rename."""
-    aside = path.with_suffix(".tmp")
-    torch.save(state, aside)
-    os.replace(aside, path)
-
-
-def record(out: Path, row: dict[str, Any]) -> None:
-    """One line in the log and on the screen."""
-    with (out / "metrics.jsonl").open("a") as file:
-        file.write(json.dumps(row) + "\n")
-    print("  ".join(f"{k} {v:.4g}" if isinstance(v, float) else f"{k} {v}" for k, v in row.items()), flush=True)
+def snapshot(model: Any, optimiser: torch.optim.Optimizer, step: int, spent: float) -> dict[str, Any]:
+    return {"model": model.state_dict(), "optimiser": optimiser.state_dict(), "step": step, "spent": spent}
 
 
 def corpus(rng: Random, world: dict[str, Any]) -> list[str]:
@@ -211,25 +223,10 @@ def corpus(rng: Random, world: dict[str, Any]) -> list[str]:
 
 def outside_world(seed: int) -> dict[str, Any]:
     """What lessons.lesson draws from besides the generator."""
-    asked, known = outside.easy_train()
+    easy = outside.easy_train()
+    drawings = list({id(drawing): drawing for drawing, _, _ in easy}.values())
     gym = list(outside.gym_direct(1500, seed + 1))
-    return {"words": lessons.all_words(), "easy": asked, "easy_known": known, "gym": gym}
-
-
-def see_first(model: Any, tokenizer: Any, world: dict[str, Any], out: Path, *, seconds: float, seed: int) -> None:
-    """The tower's phase, done once: its result is kept."""
-    done = out / "eyes.pt"
-    if not done.exists():
-        eyes.school(
-            model,
-            tokenizer,
-            world["easy_known"],
-            seconds=seconds,
-            seed=seed,
-            log=lambda row: record(out, {"phase": "eyes", **row}),
-        )
-        save_state(done, model.state_dict())
-    model.load_state_dict(torch.load(done))
+    return {"words": lessons.all_words(), "easy": easy, "drawings": drawings, "gym": gym}
 
 
 def make(out: Path, *, eyes_seconds: float, language_seconds: float, seed: int) -> Path:
@@ -238,7 +235,15 @@ def make(out: Path, *, eyes_seconds: float, language_seconds: float, seed: int) 
     world = outside_world(seed)
     tokenizer = train_tokenizer(corpus(Random(seed), world), world["words"])
     model = architecture.build(tokenizer, seed).to("cuda" if torch.cuda.is_available() else "cpu")
-    see_first(model, tokenizer, world, out, seconds=eyes_seconds, seed=seed)
+    eyes.school(
+        model,
+        tokenizer,
+        world["drawings"],
+        state_file=out / "eyes.pt",
+        seconds=eyes_seconds,
+        seed=seed,
+        log=lambda row: record(out, {"phase": "eyes", **row}),
+    )
     teach(model, tokenizer, world, out, seconds=language_seconds, seed=seed)
     folder = export(model, tokenizer, architecture.image_processor(), out / "export", dtype=torch.bfloat16)
     measured = gates.measure(folder, n=300, seed=seed)

@@ -24,8 +24,6 @@ FONTS = (
     "DejaVuSansMono.ttf",
     "DejaVuSerif.ttf",
     "DejaVuSerif-Bold.ttf",
-    "STIXGeneral.ttf",
-    "cmss10.ttf",
 )
 RGB = {
     "red": (214, 40, 40),
@@ -88,14 +86,21 @@ def _ink(rng: Random, paper: tuple[int, int, int]) -> tuple[int, int, int]:
 
 
 def _write(
-    draw: ImageDraw.ImageDraw, rng: Random, text: str, centre: tuple[int, int], font: str, size: int, ink: tuple[int, int, int]
+    draw: ImageDraw.ImageDraw,
+    rng: Random,
+    text: str,
+    centre: tuple[int, int],
+    font: str,
+    size: int,
+    ink: tuple[int, int, int],
+    shift: int,
 ) -> None:
-    """Text around a centre, shrunk until it is at most 54 pixels wide."""
+    """Text around a centre, give or take a shift in pixels, shrunk until it is at most 54 pixels wide."""
     face = _font(font, size)
     while draw.textlength(text, font=face) > 54:
         size -= 1
         face = _font(font, size)
-    x, y = centre[0] + rng.randint(-4, 4), centre[1] + rng.randint(-4, 4)
+    x, y = centre[0] + rng.randint(-shift, shift), centre[1] + rng.randint(-shift, shift)
     draw.text((x, y), text, fill=ink, font=face, anchor="mm")
 
 
@@ -120,23 +125,24 @@ def _slots(rng: Random, size: int, domain: Domain) -> tuple[int, int, list[tuple
     return rows, 4, [((top + i, name), (top + i, number)) for i in range(size)]
 
 
-def _draw_table(rng: Random, scene: Scene) -> Drawing:
+def _draw_table(rng: Random, scene: Scene, variety: float) -> Drawing:
     rows, columns, places = _slots(rng, len(scene.entries), scene.domain)
     paper = rng.choice(_PAPER[scene.domain])
     image = Image.new("RGB", (columns * CELL, rows * CELL), paper)
     draw = ImageDraw.Draw(image)
-    ink, font, size = _ink(rng, paper), rng.choice(FONTS), rng.randint(12, 17)
+    ink, font = _ink(rng, paper), rng.choice(FONTS[: 1 + round(variety * (len(FONTS) - 1))])
+    size, shift = rng.randint(14 - round(variety), 14 + round(2 * variety)), round(3 * variety)
     if columns == 4 and rng.random() < 0.4:
         line = tuple((3 * p + i) // 4 for p, i in zip(paper, ink, strict=True))
         for row in range(1, rows):
             draw.line((0, row * CELL, columns * CELL, row * CELL), fill=line)
     if columns == 4 and rows > len(scene.entries):
         assert scene.theme is not None
-        _write(draw, rng, scene.theme.title, (2 * CELL, CELL // 2), font, 13, ink)
+        _write(draw, rng, scene.theme.title, (2 * CELL, CELL // 2), font, 13, ink, shift)
     cells, before = {}, ""
     for (name, value), (name_cell, value_cell) in zip(scene.entries, places, strict=True):
         for text, (row, column) in ((name, name_cell), (value, value_cell)):
-            _write(draw, rng, text, (column * CELL + CELL // 2, row * CELL + CELL // 2), font, size, ink)
+            _write(draw, rng, text, (column * CELL + CELL // 2, row * CELL + CELL // 2), font, size, ink, shift)
         cells[name_cell] = Cell(name, "", (before, ""))
         cells[value_cell] = Cell(value[0], value[1:], (name, ""))
         before = name
@@ -184,6 +190,6 @@ def _draw_shapes(rng: Random, scene: Scene) -> Drawing:
     return Drawing(_noise(rng, image), cells)
 
 
-def draw_scene(rng: Random, scene: Scene) -> Drawing:
-    """A fresh picture of the scene."""
-    return _draw_shapes(rng, scene) if scene.theme is None else _draw_table(rng, scene)
+def draw_scene(rng: Random, scene: Scene, variety: float = 1.0) -> Drawing:
+    """A fresh picture of the scene. variety from 0 (one font and size, no shift) to 1 is the tower's curriculum."""
+    return _draw_shapes(rng, scene) if scene.theme is None else _draw_table(rng, scene, variety)

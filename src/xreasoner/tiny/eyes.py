@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from random import Random
 from typing import Any
 
@@ -22,6 +23,7 @@ from torch import Tensor
 from xreasoner.tiny.architecture import HIDDEN, IMAGE_MEAN, IMAGE_STD, MERGE, PATCH
 from xreasoner.tiny.drawing import CELL, Drawing, draw_scene
 from xreasoner.tiny.lessons import all_words
+from xreasoner.tiny.state import save_state
 from xreasoner.tiny.world import DOMAINS, shape_scene, table_scene
 
 ANSWERS = 4
@@ -58,6 +60,7 @@ class Vocabulary:
         texts = [f" {word}" for word in all_words()] + [f" {d}" for d in range(10)] + [str(d) for d in range(10)]
         self.ids = torch.tensor([tokenizer.convert_tokens_to_ids(NOTHING)] + [tokenizer.encode(t)[0] for t in texts])
         self.index = {text: i + 1 for i, text in enumerate(texts)}
+        self.rotations = rotations()
 
     def label(self, first: str, second: str = "", before: tuple[str, str] = ("", "")) -> list[int]:
         """The four answers of a cell as indices; 0 says nothing, -100 is not asked."""
@@ -77,15 +80,22 @@ class Vocabulary:
         ]
 
 
-def easy_labels(vocabulary: Vocabulary, colour: str, form: str, cells: int) -> list[list[int]]:
-    """easy-vqa: every cell of the picture tells its one shape."""
-    return [vocabulary.label(colour, form)] * cells
+    def loss(self, merged_CD: Tensor, drawings: Sequence[Drawing], embeddings_VD: Tensor) -> tuple[Tensor, Tensor]:
+        """The cells' loss, and which answers are right [R, 5] (the last: all four) in cells that hold something.
 
-
-def fit_cells(image: Image.Image) -> Image.Image:
-    """The picture resized to whole cells, as the image processor would."""
-    width, height = (max(2, round(side / CELL)) * CELL for side in image.size)
-    return image.convert("RGB").resize((width, height), Image.Resampling.BICUBIC)
+        embeddings_VD: the language model's, which stay as they are.
+        """
+        device = merged_CD.device
+        label_CK = torch.tensor([row for drawing in drawings for row in self.labels(drawing)], device=device)
+        words_WD = embeddings_VD.detach()[self.ids.to(device)]
+        words_KWD = torch.einsum("wd,ked->kwe", F.normalize(words_WD, dim=-1), self.rotations.to(device))
+        logits_CKW = _SHARPNESS * torch.einsum("cd,kwd->ckw", F.normalize(merged_CD, dim=-1), words_KWD)
+        loss = F.cross_entropy(logits_CKW.flatten(0, 1), label_CK.flatten(), ignore_index=-100)
+        norm = 2.0 * words_WD.norm(dim=-1).mean()
+        loss = loss + 0.1 * (merged_CD.norm(dim=-1) / norm - 1).pow(2).mean()
+        hit_CK = (logits_CKW.argmax(-1) == label_CK) | (label_CK == -100)
+        hit_CK = torch.cat([hit_CK, hit_CK.all(-1, keepdim=True)], dim=-1)
+        return loss, hit_CK[label_CK[:, 0] != 0]
 
 
 def see(model: Any, images: Sequence[Image.Image]) -> list[Tensor]:
@@ -99,37 +109,37 @@ def see(model: Any, images: Sequence[Image.Image]) -> list[Tensor]:
 def school(
     model: Any,
     tokenizer: Any,
-    easy: Sequence[tuple[Image.Image, str, str]],
+    easy: Sequence[Drawing],
     *,
+    state_file: Path,
     seconds: float,
     seed: int,
     log: Callable[[dict[str, float]], None],
     batch: int = 16,
     lr: float = 1.5e-3,
 ) -> None:
-    """Train tower and merger for so many seconds. easy: (picture, colour, form) of easy-vqa's train split."""
-    vocabulary, rng = Vocabulary(tokenizer), Random(seed)
-    device = next(model.parameters()).device
-    words = model.model.language_model.embed_tokens.weight.detach()[vocabulary.ids.to(device)]
-    words_RVD = torch.einsum("vd,ked->kve", F.normalize(words, dim=-1), rotations().to(device))
-    norm = 2.0 * float(words.norm(dim=-1).mean())
+    """Train tower and merger for so many seconds of work, saving every minute and resuming what is there.
+
+    easy: easy-vqa's train pictures, each cell of which tells the one shape.
+    """
+    vocabulary = Vocabulary(tokenizer)
     tower = model.model.visual
     optimiser = torch.optim.AdamW(tower.parameters(), lr=lr, weight_decay=0.01, betas=(0.9, 0.98))
-    start, step, hits_R = time.monotonic(), 0, None
+    step, spent, hits_R = 0, 0.0, None
+    if state_file.exists():
+        state = torch.load(state_file, weights_only=False)
+        tower.load_state_dict(state["model"])
+        optimiser.load_state_dict(state["optimiser"])
+        step, spent = state["step"], state["spent"]
+    rng, start, saved = Random(seed * 1_000_003 + step), time.monotonic() - spent, time.monotonic()
     while (spent := time.monotonic() - start) < seconds:
-        drawings = [
-            draw_scene(rng, (table_scene if rng.random() < 0.8 else shape_scene)(rng, rng.choice(DOMAINS)))
-            for _ in range(batch)
-        ]
-        images, labels = [d.image for d in drawings], [vocabulary.labels(d) for d in drawings]
-        for picture, colour, form in rng.sample(list(easy), batch // 8):
-            images.append(fit_cells(picture))
-            labels.append(easy_labels(vocabulary, colour, form, images[-1].width * images[-1].height // CELL**2))
-        merged = torch.cat(see(model, images))
-        label_CR = torch.tensor([row for rows in labels for row in rows], device=device)
-        logits_CRV = _SHARPNESS * torch.einsum("cd,kvd->ckv", F.normalize(merged, dim=-1), words_RVD)
-        loss = F.cross_entropy(logits_CRV.flatten(0, 1), label_CR.flatten(), ignore_index=-100)
-        loss = loss + 0.1 * (merged.norm(dim=-1) / norm - 1).pow(2).mean()
+        # from one font at one place to all the variety of evaluation, over the first half of the time
+        variety = min(1.0, 2.0 * spent / seconds)
+        scenes = [(table_scene if rng.random() < 0.85 else shape_scene)(rng, rng.choice(DOMAINS)) for _ in range(batch)]
+        drawings = [draw_scene(rng, scene, rng.uniform(0.5, 1.0) * variety if variety < 1 else 1.0) for scene in scenes]
+        drawings += rng.sample(list(easy), batch // 8)
+        merged_CD = torch.cat(see(model, [drawing.image for drawing in drawings]))
+        loss, hit_RK = vocabulary.loss(merged_CD, drawings, model.model.language_model.embed_tokens.weight)
         for group in optimiser.param_groups:
             group["lr"] = lr * min(1.0, (step + 1) / 100, max(0.02, 2.0 * (1 - spent / seconds)))
         optimiser.zero_grad(set_to_none=True)
@@ -137,9 +147,12 @@ def school(
         torch.nn.utils.clip_grad_norm_(tower.parameters(), 1.0)
         optimiser.step()
         step += 1
-        hit_CR = (logits_CRV.argmax(-1) == label_CR) | (label_CR == -100)
-        full_R = torch.cat([hit_CR, hit_CR.all(-1, keepdim=True)], dim=-1)[label_CR[:, 0] != 0].float().mean(0)
+        full_R = hit_RK.float().mean(0)
         hits_R = full_R if hits_R is None else 0.98 * hits_R + 0.02 * full_R
+        if time.monotonic() - saved > 60:
+            save_state(state_file, {"model": tower.state_dict(), "optimiser": optimiser.state_dict(), "step": step, "spent": spent})
+            saved = time.monotonic()
         if step % 100 == 0:
             names = ("first", "second", "before", "before_second", "all")
             log({"step": step, "loss": loss.item(), "seconds": spent, **dict(zip(names, hits_R.tolist(), strict=True))})
+    save_state(state_file, {"model": tower.state_dict(), "optimiser": optimiser.state_dict(), "step": step, "spent": seconds})

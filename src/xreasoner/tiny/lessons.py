@@ -10,11 +10,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from random import Random
 
-from PIL import Image
-
 from xreasoner.problem import LABELS
 from xreasoner.tiny.chains import direct, facts_line, plan_line
-from xreasoner.tiny.drawing import draw_scene
+from xreasoner.tiny.drawing import Drawing, draw_scene
 from xreasoner.tiny.world import COLOURS, DOMAINS, FORMS, THEMES, Domain, Scene, Task, make_scene, make_task, write_scene
 
 READ_PROMPTS = ("List the facts.", "What are the facts?", "Read it out.")
@@ -28,7 +26,7 @@ class Lesson:
 
     pieces: tuple[tuple[str, bool], ...]
     chat: bool
-    image: Image.Image | None = None
+    drawing: Drawing | None = None
 
 
 def all_words() -> list[str]:
@@ -101,12 +99,12 @@ def scene_lesson(rng: Random, domain: Domain, image: bool, turns: int) -> Lesson
         if turn == 0 and not image:
             question = f"{write_scene(rng, scene)}\n{question}"
         pieces += [(question, False), (answer, True)]
-    return Lesson(tuple(pieces), True, draw_scene(rng, scene).image if image else None)
+    return Lesson(tuple(pieces), True, draw_scene(rng, scene) if image else None)
 
 
 def recall_lesson(rng: Random, words: Sequence[str]) -> Lesson:
     """Plain key–value lists of any words, asked several times over, or repeated as they are."""
-    keys = rng.sample(list(words), rng.randint(4, 8))
+    keys = rng.sample(list(words), rng.randint(2, 7))
     joint = rng.choice((" ", ": ", " = ", " is "))
     values = {key: str(rng.randint(1, 40)) for key in keys}
     shown = ", ".join(f"{key}{joint}{value}" for key, value in values.items())
@@ -147,7 +145,7 @@ def arithmetic_lesson(rng: Random) -> Lesson:
     return Lesson(tuple(piece for q, a in facts for piece in ((q, False), (a, True))), False)
 
 
-def lesson(rng: Random, words: Sequence[str], easy: Sequence[tuple[Image.Image, str, str]], gym: Sequence[tuple[str, str]]) -> Lesson:
+def lesson(rng: Random, words: Sequence[str], easy: Sequence[tuple[Drawing, str, str]], gym: Sequence[tuple[str, str]]) -> Lesson:
     """One document of the mix. easy: (picture, question, answer) of easy-vqa's train split; gym: (question, answer)."""
     draw = rng.random()
     if draw < 0.20:

@@ -13,6 +13,7 @@ import reasoning_gym
 from PIL import Image
 
 from xreasoner.tiny.chains import CHECK_LEADS, PLAN_LEADS, with_slips
+from xreasoner.tiny.drawing import CELL, Cell, Drawing
 
 # Small numbers: the embedded model's arithmetic ends below 100.
 TRAIN_FAMILIES: dict[str, dict[str, Any]] = {
@@ -97,25 +98,31 @@ def gym_chain(rng: Random, entry: dict[str, Any], slip_rate: float = 0.06) -> st
     return f"<think> {' '.join(parts)} </think> <answer>{entry['answer']}</answer>"
 
 
+def fit_cells(image: Image.Image) -> Image.Image:
+    """The picture resized to whole cells, as the image processor would."""
+    width, height = (max(2, round(side / CELL)) * CELL for side in image.size)
+    return image.convert("RGB").resize((width, height), Image.Resampling.BICUBIC)
+
+
 @lru_cache(maxsize=1)
-def easy_train() -> tuple[list[tuple[Image.Image, str, str]], list[tuple[Image.Image, str, str]]]:
-    """easy-vqa's train split: (picture, question, answer) of each question, (picture, colour, form) of each picture."""
-    paths = easy_vqa.get_train_image_paths()
-    pictures = {}
-    for index, path in paths.items():
-        with Image.open(path) as image:
-            pictures[index] = image.convert("RGB")
+def easy_train() -> list[tuple[Drawing, str, str]]:
+    """easy-vqa's train split: (picture, question, answer); every cell of a picture tells its one shape."""
     questions, answers, ids = easy_vqa.get_train_questions()
-    asked = [(pictures[i], q, a) for q, a, i in zip(questions, answers, ids, strict=True)]
-    forms = {"circle", "rectangle", "triangle"}
     colour, form = {}, {}
-    for q, a, i in zip(questions, answers, ids, strict=True):
-        if a in forms:
-            form[i] = a
-        elif a not in ("yes", "no"):
-            colour[i] = a
-    known = [(pictures[i], colour[i], form[i]) for i in pictures if i in colour and i in form]
-    return asked, known
+    for answer, i in zip(answers, ids, strict=True):
+        if answer in ("circle", "rectangle", "triangle"):
+            form[i] = answer
+        elif answer not in ("yes", "no"):
+            colour[i] = answer
+    drawings = {}
+    for i, path in easy_vqa.get_train_image_paths().items():
+        if i in colour and i in form:
+            with Image.open(path) as image:
+                picture = fit_cells(image)
+            rows, columns = picture.height // CELL, picture.width // CELL
+            cells = {(r, c): Cell(colour[i], form[i]) for r in range(rows) for c in range(columns)}
+            drawings[i] = Drawing(picture, cells)
+    return [(drawings[i], q, a) for q, a, i in zip(questions, answers, ids, strict=True) if i in drawings]
 
 
 def gym_direct(n: int, seed: int) -> Sequence[tuple[str, str]]:

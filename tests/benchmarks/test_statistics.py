@@ -1,0 +1,120 @@
+"""Intervals and tests against hand-computed values and against what must hold for any data."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from xreasoner.benchmarks import statistics
+
+bits = st.lists(st.integers(0, 1), min_size=1, max_size=40)
+
+
+def test_wilson_agrees_with_the_textbook() -> None:
+    p, low, high = statistics.wilson(81, 263)  # Newcombe (1998), table I: 0.3080, 0.2553 to 0.3662
+    assert (round(p, 4), round(low, 4), round(high, 4)) == (0.3080, 0.2553, 0.3662)
+    assert statistics.wilson(0, 20).low == 0
+    assert statistics.wilson(0, 20).high == pytest.approx(0.1611, abs=1e-4)
+    with pytest.raises(ValueError, match="n >= 1"):
+        statistics.wilson(0, 0)
+
+
+@given(st.integers(1, 2000).flatmap(lambda n: st.tuples(st.integers(0, n), st.just(n))))
+def test_wilson_holds_the_share_and_narrows(case: tuple[int, int]) -> None:
+    correct, n = case
+    p, low, high = statistics.wilson(correct, n)
+    assert 0 <= low <= p <= high <= 1
+    wider = statistics.wilson(correct, n, level=0.99)
+    assert wider.low <= low
+    assert high <= wider.high
+
+
+def test_accuracy_clusters_several_samples_of_an_item() -> None:
+    correct = [1] * 50 + [0] * 50
+    alone = statistics.accuracy(correct, list(range(100)))
+    assert alone == statistics.wilson(50, 100)
+    ten_items = statistics.accuracy(correct, [i // 10 for i in range(100)])
+    assert ten_items.value == 0.5
+    assert ten_items.high - ten_items.low > 2 * (alone.high - alone.low)
+
+
+def test_paired_difference_is_near_the_normal_interval() -> None:
+    rng = np.random.default_rng(1)
+    before = rng.random(800) < 0.3
+    after = before | (rng.random(800) < 0.4)
+    found = statistics.paired_difference(after, before, list(range(800)))
+    d = after.astype(float) - before
+    half = 1.96 * d.std() / math.sqrt(800)
+    assert found.value == pytest.approx(d.mean())
+    assert found.low == pytest.approx(d.mean() - half, abs=0.006)
+    assert found.high == pytest.approx(d.mean() + half, abs=0.006)
+
+
+@settings(deadline=None, max_examples=40)
+@given(bits, st.integers(0, 3))
+def test_paired_difference_of_equal_results_is_nothing(results: list[int], seed: int) -> None:
+    assert statistics.paired_difference(results, results, range(len(results)), resamples=50, seed=seed) == (0, 0, 0)
+    flipped = [1 - r for r in results]
+    there = statistics.paired_difference(results, flipped, range(len(results)), resamples=50, seed=seed)
+    back = statistics.paired_difference(flipped, results, range(len(results)), resamples=50, seed=seed)
+    assert there.value == -back.value
+    assert there.low == pytest.approx(-back.high)
+
+
+def test_mcnemar_by_hand() -> None:
+    def pairs(gained: int, lost: int, same: int = 5) -> float:
+        after = [1] * gained + [0] * lost + [1] * same
+        before = [0] * gained + [1] * lost + [1] * same
+        return statistics.mcnemar(after, before)
+
+    assert pairs(0, 0) == 1
+    assert pairs(5, 0) == pytest.approx(2 / 2**5)
+    assert pairs(8, 2) == pytest.approx(2 * (1 + 10 + 45) / 2**10)
+    assert pairs(2, 8) == pairs(8, 2)
+    assert pairs(3, 3) == 1
+    assert 0 < pairs(900, 300) < 1e-60
+
+
+def test_gain_ratio_of_scaled_gains() -> None:
+    rng = np.random.default_rng(2)
+    text = (rng.random(600) < 0.6).astype(float)
+    image = text * (rng.random(600) < 0.75)
+    found = statistics.gain_ratio(image, range(600), text, range(600))
+    assert found.value == pytest.approx(image.sum() / text.sum())
+    assert found.low < 0.75 < found.high
+    apart = statistics.gain_ratio(image, range(600), text, range(1000, 1600))
+    assert apart.value == found.value
+    assert apart.high - apart.low > found.high - found.low  # items in common make the ratio surer
+
+
+def test_gain_ratio_says_nothing_where_text_gained_nothing() -> None:
+    text = [1, -1] * 50
+    found = statistics.gain_ratio([1.0] * 100, range(100), text, range(100))
+    assert math.isnan(found.value)
+    assert (found.low, found.high) == (-math.inf, math.inf)
+
+
+def test_detectable_difference_is_detected_about_as_often_as_it_says() -> None:
+    n, discordant = 500, 0.3
+    smallest = statistics.detectable_paired(n, discordant)
+    assert smallest == pytest.approx(2.8016 * math.sqrt(0.3 / 500), abs=1e-4)
+    rng, hits = np.random.default_rng(3), 0
+    for _ in range(300):
+        u = rng.random(n)
+        after = u < (discordant + smallest) / 2
+        before = (u >= (discordant + smallest) / 2) & (u < discordant)
+        hits += statistics.mcnemar(after, before) < 0.05
+    assert 0.70 < hits / 300 < 0.90
+
+
+def test_wrong_inputs_are_refused() -> None:
+    with pytest.raises(ValueError, match="pairs"):
+        statistics.paired_difference([1, 0], [1], ["a", "b"])
+    with pytest.raises(ValueError, match="as many as items"):
+        statistics.accuracy([1, 0], ["a"])
+    with pytest.raises(ValueError, match="level"):
+        statistics.wilson(1, 2, level=95)
