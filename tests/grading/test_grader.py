@@ -119,6 +119,9 @@ def test_a_trace_that_ends_early_is_truncated() -> None:
 def test_what_follows_a_leaked_turn_is_not_the_model_s() -> None:
     assert mc("<answer>A</answer>") == "wrong"
     assert mc("The answer is A.\nUser: And now?\nThe answer is B.") == "wrong"
+    assert mc("<answer>A</answer>\nUser: And now?\n<think> x </think> <answer>B</answer>") == "wrong"
+    assert mc("<think> x\nQuestion: which? </think> <answer>B</answer>") == "correct"
+    assert mc("x\nQuestion: which? </think> <answer>B</answer>") == "correct"  # the prompt opened the thought
     assert mc("The answer is A.<|im_end|>\nThe answer is B.") == "wrong"
 
 

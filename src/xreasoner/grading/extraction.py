@@ -18,9 +18,8 @@ _CUE = re.compile(
     r"(?:[:：=]|\b(?:is|was|must\s+be|should\s+be|would\s+be|ist|est|es)\b)[\s:：]*",
     re.IGNORECASE,
 )
-_OPEN_THOUGHT = re.compile(r"\s*<\s*think\s*>", re.IGNORECASE)
-_OPEN_ANSWER = re.compile(r"<\s*answer\s*>", re.IGNORECASE)
-_CLOSED_ANSWER = re.compile(r"<\s*/\s*answer\s*>", re.IGNORECASE)
+_TAG = re.compile(r"<\s*(/?)\s*(think|answer)\s*>", re.IGNORECASE)
+_ANSWER_AT_END = re.compile(r"<answer>((?:(?!<answer>).)*)</answer>\s*$", re.DOTALL)
 _DENIAL = re.compile(
     r"\b(?:not|never|cannot|neither|nor|incorrect|wrong|if|unless|whether|suppose|assume|instead\s+of|rather\s+than)\b"
     r"|n['’]t\b",
@@ -61,10 +60,12 @@ def normalise(text: str) -> str:
 
 
 def own_words(text: str) -> str:
-    """The text up to a leaked chat turn or an invented next question."""
+    """The text up to a leaked chat turn or an invented next question; what looks so inside a thought stays."""
     for match in _LEAKED_TURN.finditer(text):
-        if text[: match.start()].strip():
-            return text[: match.start()]
+        head, tail = text[: match.start()], text[match.end() :].partition(trace.OPEN)[0]
+        thinking = trace.CLOSE not in head and (trace.OPEN in head or trace.CLOSE in tail)
+        if head.strip() and not thinking:
+            return head
     return text
 
 
@@ -113,11 +114,13 @@ def refuses(text: str) -> bool:
 def read_reply(text: str, cut: bool) -> Reply:
     """Split a reply (`trace.split`) and clean the part that may answer.
 
-    cut: the completion was stopped from outside; what it holds counts only where a closed <answer> stands.
+    cut: the completion was stopped from outside; what it holds counts only where a closed <answer> stands. So it
+    is with a thought that never ends: only a closed <answer> at the very end counts.
     """
+    text = own_words(_TAG.sub(lambda match: f"<{match[1]}{match[2].lower()}>", text))
     split = trace.split(text)
-    closed_answer = split.answer != "" and _CLOSED_ANSWER.search(text) is not None
-    unclosed = not split.closed and _OPEN_THOUGHT.match(text) is not None
-    tagged = _OPEN_ANSWER.search(text) is not None
-    reached = closed_answer or not (cut or unclosed)
-    return Reply(clean(split.answer), tagged, reached)
+    if not split.closed:
+        ending = _ANSWER_AT_END.search(text)
+        return Reply(clean(ending[1]), True, True) if ending else Reply("", False, False)
+    finished = split.tagged and trace.ANSWER_CLOSE in text.rpartition(trace.ANSWER_OPEN)[2]
+    return Reply(clean(split.answer), split.tagged, finished or not cut)

@@ -1,0 +1,40 @@
+"""Freezing the vision tower, and proving that it stayed frozen."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+VISION = "visual."
+"""Part of every name in Qwen2.5-VL's vision tower and merger."""
+
+
+def vision_tensors(model: Any) -> list[tuple[str, Tensor]]:
+    """The named tensors of the tower and the merger, in a fixed order."""
+    return sorted((name, tensor) for name, tensor in model.state_dict().items() if VISION in name)
+
+
+def freeze(model: Any, lower_layers: int = 0) -> list[tuple[str, Tensor]]:
+    """Take tower and merger (and so many lower layers of the language model) out of training; name what is frozen."""
+    low = tuple(f"language_model.layers.{index}." for index in range(lower_layers))
+    frozen = []
+    for name, parameter in model.named_parameters():
+        still = VISION in name or any(part in name for part in low)
+        parameter.requires_grad_(not still)
+        if still:
+            frozen.append((name, parameter))
+    return sorted(frozen)
+
+
+def fingerprint(tensors: Iterable[tuple[str, Tensor]]) -> str:
+    """sha256 over names, types, shapes and bytes."""
+    digest = hashlib.sha256()
+    for name, tensor in tensors:
+        data = tensor.detach().cpu().contiguous()
+        digest.update(f"{name} {data.dtype} {tuple(data.shape)}\n".encode())
+        digest.update(data.flatten().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
