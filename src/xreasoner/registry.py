@@ -18,6 +18,7 @@ MODELS: dict[str, str] = {
 SOURCES: dict[str, str] = {
     "tiny": "xreasoner.tiny.sources:world",
     "gym": "xreasoner.tiny.sources:gym",
+    "jsonl": "xreasoner.data.jsonl:jsonl",
 }
 """name → "module:function"; the function takes the data entry's `options` and returns a `data.sources.Source`."""
 

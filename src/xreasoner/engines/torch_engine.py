@@ -259,10 +259,14 @@ class TorchEngine:
         logits_BV = logits_BV.float()
         logits_BV[:, self.banned] = -torch.inf
         token_B = logits_BV.argmax(dim=-1)
-        sampled = [k for k, row in enumerate(rows) if row.sampling.temperature > 0 and not row.queue and row.ended is None]
+        sampled = [
+            k for k, row in enumerate(rows) if row.sampling.temperature > 0 and not row.queue and row.ended is None
+        ]
         if sampled:
             uniform = torch.tensor([rows[k].noise[len(rows[k].tokens)] for k in sampled], dtype=torch.float64)
-            token_B[sampled] = sample(logits_BV[sampled], [rows[k].sampling for k in sampled], uniform.to(logits_BV.device))
+            token_B[sampled] = sample(
+                logits_BV[sampled], [rows[k].sampling for k in sampled], uniform.to(logits_BV.device)
+            )
         forced = [bool(row.queue) for row in rows]
         for k, row in enumerate(rows):
             if row.queue:

@@ -39,7 +39,10 @@ def _write_old_form(folder: Path) -> None:
     config = json.loads(path.read_text())
     rope = config["text_config"].get("rope_parameters")
     if rope and "mrope_section" in rope:
-        old = {"rope_scaling": {"type": "mrope", "mrope_section": rope["mrope_section"]}, "rope_theta": rope["rope_theta"]}
+        old = {
+            "rope_scaling": {"type": "mrope", "mrope_section": rope["mrope_section"]},
+            "rope_theta": rope["rope_theta"],
+        }
         config["text_config"].update(old)
         config.update(old)
     path.write_text(json.dumps(config, indent=2) + "\n")

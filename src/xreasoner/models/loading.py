@@ -51,7 +51,9 @@ def find(name: str) -> str:
     folder = resolve(MODELS, "model", name)() if name in MODELS else Path(name)
     if not folder.is_dir():
         if name in MODELS:
-            raise CheckpointError(f"model {name!r}: its folder is missing from this installation; make it with `make base`")
+            raise CheckpointError(
+                f"model {name!r}: its folder is missing from this installation; make it with `make base`"
+            )
         if name.count("/") == 1 and not name.startswith((".", "/")) and not folder.exists():
             return name  # a hub id
         known = ", ".join(sorted(MODELS))
@@ -73,7 +75,9 @@ def load(name: str, device: str | None = None, dtype: torch.dtype | None = None)
         image_processor = Qwen2VLImageProcessorPil.from_pretrained(where)
     except (SafetensorError, json.JSONDecodeError, RuntimeError, OSError, EOFError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise CheckpointError(f"model {name!r} cannot be read from {where}: {reason}; export or copy it again") from error
+        raise CheckpointError(
+            f"model {name!r} cannot be read from {where}: {reason}; export or copy it again"
+        ) from error
     model.eval()
     return Loaded(model, tokenizer, image_processor, where, name)
 

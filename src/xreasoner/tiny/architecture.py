@@ -6,6 +6,7 @@ import math
 from typing import Any
 
 import torch
+from torch import Tensor
 from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
@@ -86,27 +87,62 @@ def image_processor() -> Qwen2VLImageProcessorPil:
 
 @torch.no_grad()
 def initialise(model: Qwen2_5_VLForConditionalGeneration) -> None:
-    """Heads that look back by position in the first layer, heads that match content above.
+    """Start from heads that look back by position, heads that find what follows a match, and heads that copy.
+
+    Without this, recall stays at chance for millions of tokens (docs/log.md).
+    """
+    language = model.model.language_model
+    language.embed_tokens.weight.normal_(0.0, 0.05)
+    # 192 orthogonal directions, 32 for what each first-layer head brings along
+    brought_HDE = torch.linalg.qr(torch.randn(HIDDEN, HIDDEN)).Q.view(HIDDEN, HEADS, HEAD_DIM).permute(1, 2, 0)
+    read_KDE = torch.linalg.qr(torch.randn(HIDDEN, HIDDEN)).Q.view(HIDDEN, HEADS, HEAD_DIM).permute(1, 2, 0)[:KEY_HEADS]
+    _look_back(language.layers[0].self_attn, brought_HDE, read_KDE)
+    for layer in language.layers[1:]:
+        _match_and_copy(layer.self_attn)
+    _induce(language.layers[1].self_attn, brought_HDE, read_KDE)
+
+
+def _look_back(attention: Any, brought_HDE: Tensor, read_KDE: Tensor) -> None:
+    """Head h attends to the token h + 1 places back and writes what stands there into directions of its own.
 
     In the rotate-half layout a constant key bias (a … a | 0 … 0) and a query bias
-    (a·cos(o·f_i) | −a·sin(o·f_i)) give the score a²·Σ cos((q − p − o)·f_i), whose peak is the token o places
-    back. Above, a head's queries start as its keys, so that it attends to equal content. Without this, recall
-    stays at chance for millions of tokens (docs/log.md).
+    (a·cos(o·f_i) | −a·sin(o·f_i)) give the score a²·Σ cos((q − p − o)·f_i), whose peak is the token o places back.
     """
-    layers = model.model.language_model.layers
     frequencies = ROPE_BASE ** (-torch.arange(0, HEAD_DIM, 2) / HEAD_DIM)
     a, half = 2.0, HEAD_DIM // 2
-    first = layers[0].self_attn
-    first.q_proj.weight.mul_(0.3)
-    first.k_proj.weight.mul_(0.3)
-    first.k_proj.bias.copy_(torch.cat([torch.full((half,), a), torch.zeros(half)]).repeat(KEY_HEADS))
-    bias = first.q_proj.bias.view(HEADS, HEAD_DIM)
-    for head in range(HEADS):
+    attention.q_proj.weight.mul_(0.3)
+    attention.k_proj.weight.mul_(0.3)
+    attention.k_proj.bias.copy_(torch.cat([torch.full((half,), a), torch.zeros(half)]).repeat(KEY_HEADS))
+    for head, bias in enumerate(attention.q_proj.bias.view(HEADS, HEAD_DIM)):
         angle = (head + 1) * frequencies
-        bias[head] = torch.cat([a * angle.cos(), -a * angle.sin()])
-    for layer in layers[1:]:
-        keys = torch.randn(KEY_HEADS, HEAD_DIM, HIDDEN) * (0.7 / math.sqrt(HIDDEN))
-        layer.self_attn.k_proj.weight.copy_(keys.view(-1, HIDDEN))
-        queries = keys.repeat_interleave(HEADS // KEY_HEADS, dim=0)
-        layer.self_attn.q_proj.weight.copy_(queries.view(-1, HIDDEN))
-    model.model.language_model.embed_tokens.weight.normal_(0.0, 0.05)
+        bias.copy_(torch.cat([a * angle.cos(), -a * angle.sin()]))
+    attention.v_proj.weight.copy_(read_KDE.reshape(-1, HIDDEN))
+    loud = torch.tensor([0.12, 0.12, 0.05, 0.05, 0.05, 0.05])[:, None, None]
+    attention.o_proj.weight.copy_((loud * brought_HDE).reshape(-1, HIDDEN).T)
+
+
+def _match_and_copy(attention: Any) -> None:
+    """Queries start as keys, so that a head attends to equal content; outputs start as the values' transpose."""
+    keys_KDE = torch.randn(KEY_HEADS, HEAD_DIM, HIDDEN) * (0.7 / math.sqrt(HIDDEN))
+    attention.k_proj.weight.copy_(keys_KDE.reshape(-1, HIDDEN))
+    attention.q_proj.weight.copy_(keys_KDE.repeat_interleave(HEADS // KEY_HEADS, dim=0).reshape(-1, HIDDEN))
+    values_KDE = (
+        torch.linalg.qr(torch.randn(HIDDEN, HIDDEN)).Q.view(HIDDEN, HEADS, HEAD_DIM).permute(1, 2, 0)[:KEY_HEADS]
+    )
+    attention.v_proj.weight.copy_(values_KDE.reshape(-1, HIDDEN))
+    attention.o_proj.weight.copy_(0.1 * values_KDE.repeat_interleave(HEADS // KEY_HEADS, dim=0).reshape(-1, HIDDEN).T)
+
+
+def _induce(attention: Any, brought_HDE: Tensor, read_KDE: Tensor) -> None:
+    """Second layer: the keys of two groups are what stood one and two places before; queries are this token, or
+    the one before it. So a head finds what followed the last time."""
+    strength = 1.5
+    keys, queries = (
+        attention.k_proj.weight.view(KEY_HEADS, HEAD_DIM, HIDDEN),
+        attention.q_proj.weight.view(HEADS, HEAD_DIM, HIDDEN),
+    )
+    for group in (0, 1):
+        keys[group] = strength * brought_HDE[group]
+        # the values that heads 0 and 1 of the first layer bring along are read by their shared group 0
+        queries[2 * group] = strength * read_KDE[0]
+        queries[2 * group + 1] = strength * brought_HDE[0]

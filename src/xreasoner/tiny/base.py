@@ -134,7 +134,9 @@ def forward(model: Any, scribe: Scribe, batch: Sequence[Item], seen_CD: Tensor |
     return model.lm_head(hidden_BTD[:, :-1][target]), ids_BT[:, 1:][target]
 
 
-def losses(model: Any, scribe: Scribe, vocabulary: eyes.Vocabulary, batch: Sequence[Item]) -> tuple[Tensor, Tensor, Tensor]:
+def losses(
+    model: Any, scribe: Scribe, vocabulary: eyes.Vocabulary, batch: Sequence[Item]
+) -> tuple[Tensor, Tensor, Tensor]:
     """The language loss, the cells' loss (the tower goes on learning), and the share of cells read right."""
     drawings = [lesson.drawing for lesson, _, _ in batch if lesson.drawing is not None]
     seen_CD = torch.cat(eyes.see(model, [drawing.image for drawing in drawings])) if drawings else None
@@ -261,7 +263,14 @@ def main() -> None:
     parser.add_argument("--language-seconds", type=float, default=2700.0)
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
-    print(make(arguments.out, eyes_seconds=arguments.eyes_seconds, language_seconds=arguments.language_seconds, seed=arguments.seed))
+    print(
+        make(
+            arguments.out,
+            eyes_seconds=arguments.eyes_seconds,
+            language_seconds=arguments.language_seconds,
+            seed=arguments.seed,
+        )
+    )
 
 
 if __name__ == "__main__":

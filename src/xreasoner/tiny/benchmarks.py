@@ -164,5 +164,3 @@ def gym_train(n: int, seed: int) -> list[Problem]:
 def gym_held_out(n: int, seed: int) -> list[Problem]:
     """Families that nothing here was ever trained on."""
     return _gym(outside.HELD_OUT_FAMILIES, n, seed)
-
-

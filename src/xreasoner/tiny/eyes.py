@@ -21,7 +21,7 @@ from PIL import Image
 from torch import Tensor
 
 from xreasoner.tiny.architecture import HIDDEN, IMAGE_MEAN, IMAGE_STD, MERGE, PATCH
-from xreasoner.tiny.drawing import CELL, Drawing, draw_scene
+from xreasoner.tiny.drawing import Drawing, draw_scene
 from xreasoner.tiny.lessons import all_words
 from xreasoner.tiny.state import save_state
 from xreasoner.tiny.world import DOMAINS, shape_scene, table_scene
@@ -78,7 +78,6 @@ class Vocabulary:
             for r in range(rows)
             for c in range(columns)
         ]
-
 
     def loss(self, merged_CD: Tensor, drawings: Sequence[Drawing], embeddings_VD: Tensor) -> tuple[Tensor, Tensor]:
         """The cells' loss, and which answers are right [R, 5] (the last: all four) in cells that hold something.
@@ -150,9 +149,14 @@ def school(
         full_R = hit_RK.float().mean(0)
         hits_R = full_R if hits_R is None else 0.98 * hits_R + 0.02 * full_R
         if time.monotonic() - saved > 60:
-            save_state(state_file, {"model": tower.state_dict(), "optimiser": optimiser.state_dict(), "step": step, "spent": spent})
+            save_state(
+                state_file,
+                {"model": tower.state_dict(), "optimiser": optimiser.state_dict(), "step": step, "spent": spent},
+            )
             saved = time.monotonic()
         if step % 100 == 0:
             names = ("first", "second", "before", "before_second", "all")
             log({"step": step, "loss": loss.item(), "seconds": spent, **dict(zip(names, hits_R.tolist(), strict=True))})
-    save_state(state_file, {"model": tower.state_dict(), "optimiser": optimiser.state_dict(), "step": step, "spent": seconds})
+    save_state(
+        state_file, {"model": tower.state_dict(), "optimiser": optimiser.state_dict(), "step": step, "spent": seconds}
+    )

@@ -39,7 +39,7 @@ def accuracy(engine: TorchEngine, problems: list[Problem], prompt: str = "brief-
     families: dict[str, list[bool]] = {}
     for problem, correct in zip(problems, right, strict=True):
         families.setdefault(problem.family, []).append(correct)
-    low, high = wilson(sum(right), len(right))
+    _, low, high = wilson(sum(right), len(right))
     return {
         "accuracy": sum(right) / len(right),
         "n": len(right),

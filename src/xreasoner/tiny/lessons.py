@@ -13,7 +13,18 @@ from random import Random
 from xreasoner.problem import LABELS
 from xreasoner.tiny.chains import direct, facts_line, plan_line
 from xreasoner.tiny.drawing import Drawing, draw_scene
-from xreasoner.tiny.world import COLOURS, DOMAINS, FORMS, THEMES, Domain, Scene, Task, make_scene, make_task, write_scene
+from xreasoner.tiny.world import (
+    COLOURS,
+    DOMAINS,
+    FORMS,
+    THEMES,
+    Domain,
+    Scene,
+    Task,
+    make_scene,
+    make_task,
+    write_scene,
+)
 
 READ_PROMPTS = ("List the facts.", "What are the facts?", "Read it out.")
 PLAN_PROMPT = "Facts and plan."
@@ -69,7 +80,9 @@ def recall_turn(rng: Random, scene: Scene) -> tuple[str, str]:
 
 def recall_question(rng: Random, scene: Scene, name: str) -> str:
     assert scene.theme is not None
-    return rng.choice((f"What is the {scene.theme.value} of {name}?", f"{name}?", f"Give the {scene.theme.value} of {name}."))
+    return rng.choice(
+        (f"What is the {scene.theme.value} of {name}?", f"{name}?", f"Give the {scene.theme.value} of {name}.")
+    )
 
 
 def scene_turn(rng: Random, scene: Scene) -> tuple[str, str]:
@@ -145,7 +158,9 @@ def arithmetic_lesson(rng: Random) -> Lesson:
     return Lesson(tuple(piece for q, a in facts for piece in ((q, False), (a, True))), False)
 
 
-def lesson(rng: Random, words: Sequence[str], easy: Sequence[tuple[Drawing, str, str]], gym: Sequence[tuple[str, str]]) -> Lesson:
+def lesson(
+    rng: Random, words: Sequence[str], easy: Sequence[tuple[Drawing, str, str]], gym: Sequence[tuple[str, str]]
+) -> Lesson:
     """One document of the mix. easy: (picture, question, answer) of easy-vqa's train split; gym: (question, answer)."""
     draw = rng.random()
     if draw < 0.20:

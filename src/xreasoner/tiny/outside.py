@@ -127,6 +127,4 @@ def easy_train() -> list[tuple[Drawing, str, str]]:
 
 def gym_direct(n: int, seed: int) -> Sequence[tuple[str, str]]:
     """(question, answer) of the training families, for the base, which answers them at once."""
-    return [
-        (entry["question"], entry["answer"]) for family in TRAIN_FAMILIES for entry in gym_entries(family, n, seed)
-    ]
+    return [(entry["question"], entry["answer"]) for family in TRAIN_FAMILIES for entry in gym_entries(family, n, seed)]

@@ -35,8 +35,15 @@ THEMES: dict[Domain, tuple[Theme, ...]] = {
         Theme("Farm", "animal", "number", ("goat", "horse", "duck", "sheep", "cow", "hen", "pig", "dog")),
     ),
     "clinical": (
-        Theme("Doses", "drug", "dose", ("aspirin", "heparin", "insulin", "digoxin", "codeine", "statin", "iron", "zinc")),
-        Theme("Readings", "test", "reading", ("pulse", "sugar", "sodium", "oxygen", "urea", "lactate", "calcium", "weight")),
+        Theme(
+            "Doses", "drug", "dose", ("aspirin", "heparin", "insulin", "digoxin", "codeine", "statin", "iron", "zinc")
+        ),
+        Theme(
+            "Readings",
+            "test",
+            "reading",
+            ("pulse", "sugar", "sodium", "oxygen", "urea", "lactate", "calcium", "weight"),
+        ),
         Theme("Wards", "ward", "occupancy", ("North", "South", "Cedar", "Maple", "Elm", "Birch", "Rose", "Lily")),
         Theme("Patients", "patient", "level", ("Lee", "Kim", "Shah", "Cruz", "Diaz", "Park", "Wong", "Bell")),
     ),
@@ -223,7 +230,9 @@ def count(rng: Random, scene: Scene) -> Task:
         steps.append(f"{name} {value} {'yes' if hit else 'no'} {number}.")
     plan = rng.choice((f"count {word} {threshold}.", f"those {word} {threshold}."))
     others = [value for value in range(len(scene.entries) + 1) if value != number]
-    return Task("count", question, plan, tuple(steps), f"{number} {word} {threshold}.", str(number), _near(rng, number, others))
+    return Task(
+        "count", question, plan, tuple(steps), f"{number} {word} {threshold}.", str(number), _near(rng, number, others)
+    )
 
 
 def _count_shapes(rng: Random, scene: Scene) -> Task:
@@ -264,7 +273,9 @@ def shape_sum(rng: Random, scene: Scene) -> Task:
         steps.append(f"{entry[0]} {entry[1]} {'yes' if hit else 'no'} {number}.")
     others = [value for value in range(len(scene.entries) + 1) if value != number]
     plan = rng.choice((f"count {one} or {two}.", f"those {one} or {two}."))
-    return Task("sum", question, plan, tuple(steps), f"{number} {one} or {two}.", str(number), _near(rng, number, others))
+    return Task(
+        "sum", question, plan, tuple(steps), f"{number} {one} or {two}.", str(number), _near(rng, number, others)
+    )
 
 
 def two_step(rng: Random, scene: Scene) -> Task:
@@ -278,7 +289,10 @@ def two_step(rng: Random, scene: Scene) -> Task:
             rng,
             scene,
             (f"What is {k} times {a} plus {b}?", f"Take {a} {k} times and add {b}. What is the {{value}}?"),
-            (f"Give {k} times the {{value}} of {a} with that of {b} added.", f"{a} is given {k} times and {b} once. What {{value}} is that?"),
+            (
+                f"Give {k} times the {{value}} of {a} with that of {b} added.",
+                f"{a} is given {k} times and {b} once. What {{value}} is that?",
+            ),
         )
         plan = f"{k} x {a} + {b}."
         steps = (f"{k} x {x} = {first}.", f"{first} + {y} = {answer}.")
@@ -292,7 +306,10 @@ def two_step(rng: Random, scene: Scene) -> Task:
             rng,
             scene,
             (f"What is {a} plus {b} minus {c}?", f"Add {a} and {b}, then take away {c}. What is the {{value}}?"),
-            (f"Give the {{value}} of {a} with {b}, less that of {c}.", f"Combine {a} and {b}, then withdraw {c}. What {{value}} remains?"),
+            (
+                f"Give the {{value}} of {a} with {b}, less that of {c}.",
+                f"Combine {a} and {b}, then withdraw {c}. What {{value}} remains?",
+            ),
         )
         plan = f"{a} + {b} - {c}."
         steps = (f"{x} + {y} = {first}.", f"{first} - {z} = {answer}.")
@@ -313,7 +330,10 @@ def closest(rng: Random, scene: Scene) -> Task:
         rng,
         scene,
         (f"Which {{entity}} has the {{value}} closest to {target}?", f"Which {{entity}} comes nearest to {target}?"),
-        (f"Name the {{entity}} whose {{value}} lies nearest {target}.", f"Which {{entity}} is least far from {target}?"),
+        (
+            f"Name the {{entity}} whose {{value}} lies nearest {target}.",
+            f"Which {{entity}} is least far from {target}?",
+        ),
     )
     steps = [
         f"{entry} {max(int(value), target)} - {min(int(value), target)} = {gap}."
@@ -346,7 +366,9 @@ def write_scene(rng: Random, scene: Scene) -> str:
         general = ("Shapes: {list}.", "There is a {list}.", "The picture shows a {list}.", "{lines}")
         clinical = ("Tray: {list}.", "On the tray: {list}.", "Dispensed: {list}.", "{lines}")
         text = rng.choice(general if scene.domain == "general" else clinical)
-        return text.format(list=rng.choice((", ", "; ", ", a ")).join(shapes), lines="\n".join(f"- {s}" for s in shapes))
+        return text.format(
+            list=rng.choice((", ", "; ", ", a ")).join(shapes), lines="\n".join(f"- {s}" for s in shapes)
+        )
     theme = scene.theme
     styles: tuple[tuple[str, str, str], ...]
     if scene.domain == "general":

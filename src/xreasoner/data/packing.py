@@ -1,0 +1,156 @@
+"""Examples as token ids with a loss mask, in batches with little padding.
+
+Rows are padded on the right: under causal attention no real token can see a pad, so nothing leaks, and on a CPU
+rows of like length cost less than packed ones. `alone_equals_batched` proves it at the start of every run.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from random import Random
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from xreasoner.data.sources import Example
+from xreasoner.errors import TrainingError
+from xreasoner.models.loading import Loaded, encode
+from xreasoner.prompts import chat_messages
+from xreasoner.trace import CLOSE, OPEN
+
+
+@dataclass(frozen=True, slots=True)
+class Tokens:
+    """One example: ids [T], and how many of them are the prompt (the rest is learnt)."""
+
+    ids: tuple[int, ...]
+    prompt: int
+
+
+@dataclass(slots=True)
+class Lengths:
+    """What the length limit did."""
+
+    total: int = 0
+    dropped: int = 0
+    closed: int = 0
+    cut: int = 0
+    longest: int = 0
+
+
+def tokenise(
+    loaded: Loaded,
+    examples: Sequence[Example],
+    prompt: str,
+    max_length: int,
+    longer: Literal["drop", "close", "cut"],
+    exit_text: str,
+) -> tuple[list[Tokens], Lengths]:
+    """Ids by the chat template, the reply ended by the tokenizer's end of turn; the policy for longer ones applied."""
+    lengths, found = Lengths(), []
+    tokenizer = loaded.tokenizer
+    for example in examples:
+        start = encode(loaded, chat_messages(example.problem, prompt)).input_ids.tolist()
+        reply = tokenizer.encode(example.response, add_special_tokens=False) + [tokenizer.eos_token_id]
+        lengths.total += 1
+        lengths.longest = max(lengths.longest, len(start) + len(reply))
+        if len(start) + len(reply) > max_length:
+            kept = _shorten(tokenizer, example.response, max_length - len(start), longer, exit_text)
+            if kept is None:
+                lengths.dropped += 1
+                continue
+            lengths.closed += longer == "close"
+            lengths.cut += longer == "cut"
+            reply = kept
+        found.append(Tokens(tuple(start + reply), len(start)))
+    return found, lengths
+
+
+def _shorten(tokenizer: Any, response: str, room: int, longer: str, exit_text: str) -> list[int] | None:
+    """The reply in at most `room` tokens by the policy, or None to drop it."""
+    if longer == "cut" and room > 0:
+        cut: list[int] = tokenizer.encode(response, add_special_tokens=False)[:room]
+        return cut
+    thought, tag, answer = response.partition(CLOSE)
+    if longer == "close" and tag and thought.startswith(OPEN):
+        end = tokenizer.encode(exit_text + answer.lstrip(), add_special_tokens=False) + [tokenizer.eos_token_id]
+        left = room - len(end)
+        if left > 0:
+            closed: list[int] = tokenizer.encode(thought, add_special_tokens=False)[:left] + end
+            return closed
+    return None
+
+
+def digest(items: Sequence[Tokens]) -> str:
+    """sha256 of the training data as the model sees it."""
+    found = hashlib.sha256()
+    for item in items:
+        found.update(repr((item.ids, item.prompt)).encode())
+    return found.hexdigest()
+
+
+def schedule(lengths: Sequence[int], batch: int, epochs: float, seed: int) -> list[list[int]]:
+    """Indices of each step's batch: shuffled, then neighbours in length within a window of eight batches."""
+    steps = max(1, round(epochs * len(lengths) / batch))
+    rng, batches = Random(seed), []
+    while len(batches) < steps:
+        order = list(range(len(lengths)))
+        rng.shuffle(order)
+        for begin in range(0, len(order) - batch + 1, 8 * batch):
+            window = sorted(order[begin : begin + 8 * batch], key=lambda i: lengths[i])
+            parts = [window[k : k + batch] for k in range(0, len(window) - batch + 1, batch)]
+            rng.shuffle(parts)
+            batches += parts
+        if not batches:
+            batches.append(order)
+    return batches[:steps]
+
+
+def chunks(items: Sequence[int], lengths: Sequence[int], most_tokens: int) -> Iterator[list[int]]:
+    """Parts of a batch in order of length, each of at most `most_tokens` padded tokens."""
+    part: list[int] = []
+    for i in sorted(items, key=lambda i: lengths[i]):
+        if part and (len(part) + 1) * lengths[i] > most_tokens:
+            yield part
+            part = []
+        part.append(i)
+    if part:
+        yield part
+
+
+def pad(rows: Sequence[Sequence[int]], device: torch.device) -> Tensor:
+    """Ids [B, T], padded on the right with 0."""
+    width = max(map(len, rows))
+    return torch.tensor([[*row, *[0] * (width - len(row))] for row in rows], device=device)
+
+
+def hidden_states(model: Any, ids_BT: Tensor) -> Tensor:
+    """The language model's last hidden states [B, T, D] for text; the vision tower is not called."""
+    hidden: Tensor = model.model.language_model(input_ids=ids_BT, use_cache=False).last_hidden_state
+    return hidden
+
+
+@torch.no_grad()
+def alone_equals_batched(loaded: Loaded, items: Sequence[Tokens], tolerance: float = 1e-4) -> float:
+    """The largest difference between an example's logits alone and in a padded batch, as a share of their scale.
+
+    Raises `TrainingError` above the tolerance: documents would see each other (pitfalls: transformers' packed
+    masks, TRL #3131 and its kin).
+    """
+    rows = sorted(items[:64], key=lambda item: len(item.ids))
+    rows = [rows[0], rows[len(rows) // 2], rows[-1]]
+    model, worst = loaded.model, 0.0
+    batched = model.lm_head(hidden_states(model, pad([row.ids for row in rows], loaded.device)))
+    for k, row in enumerate(rows):
+        alone = model.lm_head(hidden_states(model, pad([row.ids], loaded.device)))[0]
+        gap = (batched[k, : len(row.ids)] - alone).abs().max() / alone.abs().max()
+        worst = max(worst, gap.item())
+    if worst > tolerance:
+        raise TrainingError(
+            f"batched examples do not equal the same ones alone: relative difference {worst:.2g}, expected below "
+            f"{tolerance}; check the attention implementation ({model.config._attn_implementation})"
+        )
+    return worst

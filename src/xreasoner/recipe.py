@@ -1,0 +1,265 @@
+"""`Recipe`: everything that determines a run, typed; unknown keys are refused with the nearest name."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Sequence
+from importlib.resources import files
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from xreasoner.errors import RecipeError
+from xreasoner.prompts import PROMPTS
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True, populate_by_name=True)
+
+
+class DataEntry(_Part):
+    """One source of training text."""
+
+    source: str
+    """A registered source's name (`tiny`, `gym`, `jsonl`)."""
+    n: int = Field(gt=0)
+    """How many problems to draw."""
+    options: dict[str, Any] = {}
+    """What the source itself takes."""
+
+
+class AdamW(_Part):
+    """The optimiser's settings."""
+
+    lr: float = Field(gt=0, lt=1)
+    """Peak learning rate."""
+    schedule: Literal["constant", "linear", "cosine", "epoch-decay"] = "linear"
+    """After the warm-up: constant; linear or cosine to 0; or × 0.8 after each epoch (paper, section 3)."""
+    warmup: float = Field(0.05, ge=0, lt=1)
+    """Share of the steps over which the rate rises from 0."""
+    weight_decay: float = Field(0.0, ge=0)
+    """Decoupled weight decay."""
+    betas: tuple[float, float] = (0.9, 0.999)
+    """Decay of the first and second moments."""
+    clip: float = Field(1.0, gt=0)
+    """Largest gradient norm."""
+
+
+class _Stage(_Part):
+    name: str = Field(pattern=r"^[a-z0-9][a-z0-9+-]*$")
+    """The stage's name, which is its folder's too."""
+    from_: str | None = Field(None, alias="from")
+    """The stage that it goes on from, or `base`; the one before it when left out."""
+    data: tuple[DataEntry, ...] = Field(min_length=1)
+    """Where its text comes from."""
+    allowed_domains: tuple[str, ...] = ("general",)
+    """A problem of any other domain, or with a picture, stops the run."""
+    prompt: str
+    """The prompt's name (prompts.py)."""
+    optimiser: AdamW
+    """The optimiser."""
+    lower_layers_frozen: int = Field(0, ge=0)
+    """So many of the language model's first layers stay as they are; the vision tower and merger always do."""
+    checkpoint_seconds: float = Field(60.0, gt=0)
+    """How often the state is saved."""
+
+    @model_validator(mode="after")
+    def _known_prompt(self) -> _Stage:
+        if self.prompt not in PROMPTS:
+            raise ValueError(f"unknown prompt {self.prompt!r}; {_nearest(self.prompt, list(PROMPTS))}")
+        return self
+
+
+class SFTStage(_Stage):
+    """Supervised fine-tuning on worked responses."""
+
+    kind: Literal["sft"]
+    """The kind of stage."""
+    style: Literal["chain", "direct"] = "chain"
+    """Learn whole chains of thought, or the answers alone (a control)."""
+    epochs: float = Field(1.0, gt=0)
+    """Passes over the data."""
+    batch_examples: int = Field(32, gt=0)
+    """Examples in an optimiser step."""
+    max_length: int = Field(4096, gt=0)
+    """Longest example in tokens, prompt included."""
+    longer: Literal["drop", "close", "cut"] = "drop"
+    """A longer one is dropped, has its thought closed early, or is cut (as the paper did); counted in the manifest."""
+    exit_text: str = " </think> "
+    """What closes a thought early."""
+
+
+class RLStage(_Stage):
+    """Reinforcement learning with verifiable rewards: GRPO as the recipe's fields say."""
+
+    kind: Literal["rl"]
+    """The kind of stage."""
+    steps: int = Field(gt=0)
+    """Rollout steps."""
+    prompts_per_step: int = Field(32, gt=0)
+    """Problems in a step."""
+    group_size: int = Field(8, gt=1)
+    """Rollouts of each problem."""
+    minibatches: int = Field(1, gt=0)
+    """Optimiser steps on one step's rollouts."""
+    epsilon_low: float = Field(0.2, gt=0, lt=1)
+    """Clipping below 1."""
+    epsilon_high: float = Field(0.28, gt=0)
+    """Clipping above 1 (clip-higher)."""
+    normalise_std: bool = True
+    """Divide the advantage by the group's standard deviation."""
+    aggregation: Literal["token", "sequence", "constant"] = "token"
+    """Mean over all tokens (DAPO), over sequences of token means (GRPO), or sum over a constant (Dr.GRPO)."""
+    kl: float = Field(0.0, ge=0)
+    """Weight of the KL term (k3) against the stage's start."""
+    temperature: float = Field(1.0, gt=0)
+    """Of the rollouts."""
+    thinking_budget: int = Field(4096, gt=0)
+    """Tokens until the thought is closed for the model."""
+    answer_budget: int = Field(64, gt=0)
+    """Tokens after the thought."""
+    exit_text: str = " </think> <answer>"
+    """What closes it; these tokens stay out of the loss."""
+    drop_zero_variance: bool = True
+    """Leave out the groups whose rewards are all alike."""
+    format_reward: float = Field(0.0, ge=0, le=1)
+    """Added for a well-formed reply; 0 in the paper."""
+
+
+Stage = Annotated[SFTStage | RLStage, Field(discriminator="kind")]
+
+
+class Evaluation(_Part):
+    """What each stage is measured on."""
+
+    benches: tuple[str, ...] = ()
+    """The cells: benchmarks that are asked with the stage's own prompt."""
+    reading: tuple[str, ...] = ()
+    """Perception: benchmarks asked with `base_prompt` at every stage."""
+    others: tuple[str, ...] = ()
+    """Further benchmarks, with the stage's own prompt."""
+    base_prompt: str = "brief-direct"
+    """The prompt under which the base, and reading, is asked."""
+    n: int = Field(500, gt=0)
+    """Items of each benchmark."""
+    seed: int = 0
+    """Which items."""
+    thinking_budget: int = Field(4096, gt=0)
+    """Tokens until the thought is closed."""
+    answer_budget: int = Field(64, gt=0)
+    """Tokens after it."""
+
+
+class Recipe(_Part):
+    """Everything that determines a run."""
+
+    name: str
+    """The recipe's name."""
+    model: str
+    """The base: a registered name, a folder or a hub id."""
+    seed: int = 0
+    """Of data order, sampling and initial states."""
+    stages: tuple[Stage, ...] = Field(min_length=1)
+    """In order."""
+    evaluation: Evaluation = Evaluation()
+    """What is measured before and after each stage."""
+
+    @model_validator(mode="after")
+    def _stages_follow(self) -> Recipe:
+        known = ["base"]
+        for stage in self.stages:
+            if stage.name in known:
+                raise ValueError(f"stages: two stages are named {stage.name!r}")
+            if stage.from_ is not None and stage.from_ not in known:
+                raise ValueError(
+                    f"stages.{stage.name}.from: unknown stage {stage.from_!r}; {_nearest(stage.from_, known)}"
+                )
+            known.append(stage.name)
+        return self
+
+    def parent(self, stage: SFTStage | RLStage) -> str:
+        """The name of the stage that this one goes on from."""
+        names = ["base", *(s.name for s in self.stages)]
+        return stage.from_ or names[names.index(stage.name) - 1]
+
+
+def _nearest(name: str, known: Sequence[str]) -> str:
+    close = difflib.get_close_matches(name, known, n=1)
+    return (f"did you mean {close[0]!r}? " if close else "") + "known: " + ", ".join(sorted(known))
+
+
+def shipped() -> dict[str, Path]:
+    """The recipes that come with the package, by name."""
+    inside = Path(str(files("xreasoner"))) / "recipes"
+    folder = inside if inside.is_dir() else Path(__file__).parents[2] / "recipes"
+    return {path.stem: path for path in sorted(folder.glob("*.yaml"))}
+
+
+def load_recipe(name: str, overrides: Sequence[str] = ()) -> Recipe:
+    """Read a recipe by name or path, with `key.sub=value` overrides. Raises `RecipeError` that names the field."""
+    recipes = shipped()
+    path = recipes.get(name, Path(name))
+    if not path.is_file():
+        raise RecipeError(f"recipe {name!r}: no such file, nor a shipped recipe; {_nearest(name, list(recipes))}")
+    try:
+        raw = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise RecipeError(f"recipe {path}: not YAML: {error}") from error
+    if not isinstance(raw, dict):
+        raise RecipeError(f"recipe {path}: found {type(raw).__name__}, expected a mapping of fields")
+    for override in overrides:
+        _override(raw, override)
+    try:
+        return Recipe.model_validate(raw)
+    except ValidationError as error:
+        raise RecipeError(f"recipe {path}: {_first(error)}") from None
+
+
+def _override(raw: Any, override: str) -> None:
+    """Set `stages.sft.optimiser.lr=1e-4`: list items are named by their position or their `name`."""
+    key, sign, value = override.partition("=")
+    if not sign:
+        raise RecipeError(f"--set {override!r}: expected key=value, such as seed=1 or stages.sft.epochs=2")
+    *parents, last = key.split(".")
+    for part in parents:
+        raw = _child(raw, part, key)
+    parsed = yaml.safe_load(value)
+    if isinstance(parsed, str):
+        try:
+            parsed = float(parsed)  # YAML 1.1 takes 1e-4 for a string
+        except ValueError:
+            pass
+    if not isinstance(raw, dict):
+        raise RecipeError(f"--set {key}: {last!r} is inside a list; name one of its items' fields")
+    raw[last] = parsed
+
+
+def _child(raw: Any, part: str, key: str) -> Any:
+    if isinstance(raw, list):
+        found = [
+            item for i, item in enumerate(raw) if str(i) == part or (isinstance(item, dict) and item.get("name") == part)
+        ]
+        if found:
+            return found[0]
+        raise RecipeError(f"--set {key}: no item {part!r}")
+    if isinstance(raw, dict):
+        return raw.setdefault(part, {})
+    raise RecipeError(f"--set {key}: {part!r} is not a mapping")
+
+
+def _fields() -> list[str]:
+    parts = (Recipe, SFTStage, RLStage, Evaluation, AdamW, DataEntry)
+    return sorted({field.alias or name for part in parts for name, field in part.model_fields.items()})
+
+
+def _first(error: ValidationError) -> str:
+    """The first complaint, in words: field, what was found, what was expected."""
+    complaint = error.errors()[0]
+    where = ".".join(str(part) for part in complaint["loc"]) or "recipe"
+    if complaint["type"] == "extra_forbidden":
+        return f"{where}: unknown field; {_nearest(str(complaint['loc'][-1]), _fields()).split(' known:')[0]}"
+    if complaint["type"] == "missing":
+        return f"{where}: is missing"
+    return f"{where}: {complaint['msg'].removeprefix('Value error, ')}; found {complaint['input']!r}"[:400]

@@ -1,0 +1,225 @@
+"""What the numbers allow to be said: gains, the headline, the protocol. All of it is computed from the summary."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from xreasoner.benchmarks.running import REASONERS, group_of
+from xreasoner.benchmarks.store import Row
+from xreasoner.reporting.reading import Run
+from xreasoner.reporting.svg import percent
+
+Gain = Mapping[str, Any]
+
+SPLITS = {
+    "easy-vqa": "easy-vqa's own test split",
+    "gym-train": "families that post-training learns from; fresh items",
+    "gym-held-out": "families that post-training never sees",
+}
+"""Where a benchmark's items come from, for those that are no cell."""
+
+
+def signed(share: float) -> str:
+    """0.539 → "+53.9" (points), with a true minus sign."""
+    return f"{100 * share:+.1f}".replace("-", "−")
+
+
+def interval(low: float, high: float) -> str:
+    """The ends of an interval of differences, in points."""
+    return f"{signed(low)} to {signed(high)}"
+
+
+def doubt(gain: Gain) -> str:
+    """Why a difference is not distinguishable from none, or "" where it is."""
+    if gain["low"] <= 0 <= gain["high"]:
+        return "the interval covers 0"
+    detectable = gain.get("detectable")
+    if detectable is not None and abs(gain["difference"]) < detectable:
+        return f"below ±{percent(detectable)}, the smallest difference these items can show"
+    return ""
+
+
+def of_kind(gains: Sequence[Gain], kind: str) -> list[Gain]:
+    return [gain for gain in gains if gain.get("kind") == kind]
+
+
+def final_stage(gains: Sequence[Gain]) -> str | None:
+    """The last reasoner whose cells were compared with the base's."""
+    found = [gain["after"] for gain in of_kind(gains, "cell") if gain["before"] not in REASONERS]
+    return max(found, key=lambda name: REASONERS.index(name) if name in REASONERS else -1, default=None)
+
+
+def over_base(gains: Sequence[Gain], kind: str, after: str | None) -> dict[str, Gain]:
+    """By cell, the gains of one stage over the better base."""
+    found = [gain for gain in of_kind(gains, kind) if gain["after"] == after and gain["before"] not in REASONERS]
+    return {gain["cell"]: gain for gain in found}
+
+
+def headline(gains: Sequence[Gain]) -> str:
+    """One sentence: what text-only post-training did to pictures, beside what it did to text."""
+    after = final_stage(gains)
+    cells = over_base(gains, "cell", after)
+    image = {cell.split("/")[1]: gain for cell, gain in cells.items() if cell.startswith("image/")}
+    text = {cell.split("/")[1]: gain for cell, gain in cells.items() if cell.startswith("text/")}
+    if not image and not text:
+        return "No reasoner has been evaluated beside the base yet, so nothing can be said of post-training."
+    how = "SFT, then RL" if after == "sft+rl" else "SFT" if after == "sft" else str(after)
+    opening = f"Post-training on text alone ({how})"
+    if not image:
+        return f"{opening} moved accuracy on text by {_points(text)}; no picture has been evaluated yet."
+    clauses = " and ".join(_clause(domain, gain) for domain, gain in _general_first(image))
+    beside = f"; on the same problems as text the change was {_points(text)}" if text else ""
+    return f"{opening} {_verb(list(image.values()))} accuracy on pictures: {clauses}{beside}."
+
+
+def _general_first(found: Mapping[str, Gain]) -> list[tuple[str, Gain]]:
+    return sorted(found.items(), key=lambda pair: (pair[0] != "general", pair[0]))
+
+
+def _verb(gains: Sequence[Gain]) -> str:
+    """The weakest verb that holds for all of them."""
+    kinds = {0 if doubt(gain) else 1 if gain["difference"] > 0 else -1 for gain in gains}
+    if kinds == {1}:
+        return "raised"
+    if kinds == {-1}:
+        return "lowered"
+    return "made no distinguishable difference to" if kinds == {0} else "did not move alike"
+
+
+def _clause(domain: str, gain: Gain) -> str:
+    """One domain's numbers, with what weakens them."""
+    inside = f"{signed(gain['difference'])} points, 95 % interval {interval(gain['low'], gain['high'])}"
+    above = gain.get("above_blind")
+    if doubt(gain):
+        inside += ", not distinguishable"
+    elif above is not None and above <= 0:
+        inside += ", but no better than without the picture"
+    elif above is not None and above < gain["difference"] - 0.0005:
+        inside += f", {signed(above)} of them above the blind floor"
+    return f"{domain} from {percent(gain['accuracy_before'])} to {percent(gain['accuracy_after'])} % ({inside})"
+
+
+def _points(text: Mapping[str, Gain]) -> str:
+    """ "+66.0 (general) and +55.1 points (clinical)"."""
+    parts = [
+        f"{signed(gain['difference'])} points ({domain}{', not distinguishable' if doubt(gain) else ''})"
+        for domain, gain in _general_first(text)
+    ]
+    return " and ".join(parts)
+
+
+def tiles(gains: Sequence[Gain]) -> list[dict[str, str]]:
+    """The four numbers to remember: label, value, and a note with the interval."""
+    after = final_stage(gains)
+    found = []
+    for domain, gain in over_base(gains, "cell", after).items():
+        if domain.startswith("image/"):
+            found.append(_tile(f"Pictures, {domain.split('/')[1]}", gain))
+    found.sort(key=lambda tile: not tile["label"].endswith("general"))
+    for gain in of_kind(gains, "ratio"):
+        if gain["after"] == after and gain["domain"] == "general":
+            found.append({"label": "Image gain ÷ text gain, general", **ratio(gain)})
+    for cell, gain in over_base(gains, "perception", after).items():
+        if cell == "image/general":
+            found.append(_tile("Reading of pictures, general", gain))
+    return found
+
+
+def _tile(label: str, gain: Gain) -> dict[str, str]:
+    unsure = doubt(gain)
+    note = f"{percent(gain['accuracy_before'])} → {percent(gain['accuracy_after'])} %; 95 %: "
+    note += interval(gain["low"], gain["high"])
+    return {"label": label, "value": signed(gain["difference"]), "note": note, "unsure": unsure}
+
+
+def ratio(gain: Gain) -> dict[str, str]:
+    """A ratio of gains in words; an unbounded one says why."""
+    if gain["ratio"] is None:
+        return {"value": "—", "note": "the text gain is 0, so there is no ratio", "unsure": "undefined"}
+    if gain["low"] is None or gain["high"] is None:
+        return {"value": f"{gain['ratio']:.2f}", "note": "unbounded: the text gain may be 0", "unsure": "unbounded"}
+    return {"value": f"{gain['ratio']:.2f}", "note": f"95 %: {gain['low']:.2f} to {gain['high']:.2f}", "unsure": ""}
+
+
+def protocol(run: Run) -> list[dict[str, Any]]:
+    """One line for each number of the summary: where its items come from and how they were asked."""
+    lines = []
+    for group in ("cells", "perception", "benchmarks"):
+        for stage in run.stages:
+            for name, entry in (run.summary.get(group, {}).get(stage) or {}).items():
+                rows = [row for row in run.rows.get(stage, []) if group_of(row["bench"]) == (group, name)]
+                lines.append({"group": group, "name": name, "stage": stage, "entry": entry, **_asked(rows)})
+    return lines
+
+
+def _asked(rows: Sequence[Row]) -> dict[str, Any]:
+    """What the results themselves say of how they came about."""
+    seen = [row for row in rows if not row["blind"]]
+    if not seen:
+        blank = dict.fromkeys(("bench", "split", "prompt", "seed", "samples", "model", "sampling", "interval"), "")
+        return {**blank, "items": "results not in this folder"}
+    bench, samples = seen[0]["bench"], 1 + max(row.get("sample", 0) for row in seen)
+    fresh = "fresh items and drawings from the evaluation's seed"
+    return {
+        "bench": bench,
+        "split": SPLITS.get(bench, "" if group_of(bench)[0] == "benchmarks" else fresh),
+        "items": f"{seen[0]['id']} … {seen[-1]['id']}",
+        "prompt": _distinct(seen, "prompt"),
+        "seed": _distinct(seen, "seed"),
+        "samples": samples,
+        "model": _distinct(seen, "model", 12),
+        "sampling": _distinct(seen, "sampling", 12),
+        "interval": "Wilson" if samples == 1 else "bootstrap by item",
+    }
+
+
+def _distinct(rows: Sequence[Row], name: str, most: int = 80) -> str:
+    return ", ".join(dict.fromkeys(str(row[name])[:most] for row in rows if name in row))
+
+
+def frozen(run: Run) -> list[dict[str, Any]]:
+    """For each trained stage: the hashes of the frozen tensors before and after, and what text it learnt from."""
+    lines = []
+    for stage, manifest in run.manifests.items():
+        proof = manifest.get("frozen")
+        if not proof:
+            continue
+        before, after = proof.get("before"), proof.get("after")
+        state = "unfinished" if not (before and after) else "equal" if before == after else "differs"
+        lines.append(
+            {
+                "stage": stage,
+                "tensors": proof.get("tensors"),
+                "before": before or "—",
+                "after": after or "—",
+                "state": state,
+                "pictures": manifest.get("pictures"),
+                "domains": ", ".join(map(str, manifest.get("domains") or [])) or "—",
+                "problems": sum((manifest.get("problems") or {}).values()) or None,
+            }
+        )
+    return lines
+
+
+def learnt_from(lines: Sequence[Mapping[str, Any]]) -> str:
+    """The domains of the text that all stages learnt from, or "" unless every manifest says that no picture was in it."""
+    if not lines or any(line["pictures"] != 0 for line in lines):
+        return ""
+    return " and ".join(dict.fromkeys(line["domains"] for line in lines))
+
+
+def flat(value: Any, prefix: str = "") -> list[tuple[str, str]]:
+    """A nested mapping as lines of (path, value)."""
+    if isinstance(value, Mapping):
+        return [
+            line for key, inner in value.items() for line in flat(inner, f"{prefix} · {key}" if prefix else str(key))
+        ]
+    if isinstance(value, list) and any(isinstance(inner, Mapping) for inner in value):
+        named = [(inner.get("name", i) if isinstance(inner, Mapping) else i, inner) for i, inner in enumerate(value)]
+        return [line for name, inner in named for line in flat(inner, f"{prefix} · {name}")]
+    if isinstance(value, list):
+        return [(prefix, ", ".join(map(str, value)) or "—")]
+    if isinstance(value, float) and not isinstance(value, bool):
+        return [(prefix, f"{value:.6g}")]
+    return [(prefix, "—" if value is None else str(value))]

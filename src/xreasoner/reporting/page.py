@@ -1,0 +1,240 @@
+"""Putting the page together: numbers and pictures into one template, one file out."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import os
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
+
+from xreasoner.benchmarks.running import REASONERS
+from xreasoner.benchmarks.store import Row
+from xreasoner.errors import XReasonerError
+from xreasoner.reporting import findings, svg, traces
+from xreasoner.reporting.reading import Run, read_run
+
+STAGE_NOTES = {
+    "base": "answers directly",
+    "base-direct": "after SFT on the bare answers to the same problems: a control",
+    "sft": "after SFT on chains of thought",
+    "sft+rl": "after SFT, then RL with verifiable rewards",
+}
+CELLS = ("text/general", "text/clinical", "image/general", "image/clinical")
+EXIT_TONES = {"natural": 2, "forced": 4, "truncated": 3}
+_CURVES = (
+    ("Loss", (("loss", "loss", None),)),
+    ("Reward", (("reward", "reward", None),)),
+    ("Solved by at least one of the group", (("pass_at_k", "pass@k", None),)),
+    ("Length in tokens", (("length", "length", None),)),
+    ("Entropy in nats", (("entropy", "entropy", None),)),
+    ("Clipped share", (("clip_low", "low", 2), ("clip_high", "high", 3))),
+    ("Gap of log-probabilities, engine and trainer", (("logprob_gap", "gap", None),)),
+    ("Groups without variance", (("zero_variance", "share", None),)),
+    ("Gradient norm", (("grad_norm", "norm", None),)),
+    ("Learning rate", (("lr", "rate", None),)),
+    ("Padding share", (("padding_share", "padding", None),)),
+    ("Tokens a second", (("tokens_per_s", "tokens/s", None),)),
+)
+"""Title, and the metrics in it: key, name, tone (None: the stage's own)."""
+
+
+def write_report(run: Path, out: Path | None = None) -> Path:
+    """Write the report of a run's folder as one HTML page (default: RUN/report.html) and return its path.
+
+    Stages that are not there yet are left out. The page asks for nothing from outside and is the same for the
+    same folder. Raises `UserError` without a summary, `DataError` for a damaged file, `XReasonerError` where the
+    disk refuses.
+    """
+    path = out or run / "report.html"
+    data = render(read_run(run)).encode("utf-8", "replace")
+    aside = path.with_name(f"{path.name}.{os.getpid()}.part")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        aside.write_bytes(data)
+        aside.replace(path)
+    except OSError as error:
+        raise XReasonerError(f"cannot write {path}: {error.strerror}; make room and run the command again") from error
+    return path
+
+
+def render(run: Run) -> str:
+    """The page's HTML. Everything that is not `Markup` from svg.py is escaped by the template."""
+    environment = Environment(
+        loader=PackageLoader("xreasoner", "reporting"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.globals["hash"] = _hash
+    environment.filters |= {"percent": svg.percent, "signed": findings.signed, "clip": traces.clip}
+    return environment.get_template("page.html.j2").render(_context(run))
+
+
+def _hash(script: str) -> str:
+    """What the page's own policy allows to run: this script and no other."""
+    return "sha256-" + base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+
+
+def _context(run: Run) -> dict[str, Any]:
+    gains, tone = run.summary.get("gains") or [], tones(run.stages)
+    places = traces.gather(run)
+    shown, proof = traces.pick(run, places), findings.frozen(run)
+    recipe = run.manifest.get("recipe") or next((m["recipe"] for m in run.manifests.values() if "recipe" in m), {})
+    recipe = recipe if isinstance(recipe, Mapping) else {"name": recipe}
+    return {
+        "recipe": recipe,
+        "stages": run.stages,
+        "notes": {stage: STAGE_NOTES.get(stage, "") for stage in run.stages},
+        "tones": tone,
+        "headline": findings.headline(gains),
+        "tiles": findings.tiles(gains),
+        "cells": table(run, "cells"),
+        "matrix": panels(run, "cells", tone),
+        "perception": table(run, "perception"),
+        "perception_panels": panels(run, "perception", tone),
+        "benchmarks": table(run, "benchmarks"),
+        "benchmark_panels": panels(run, "benchmarks", tone),
+        "gains": {kind: strips(findings.of_kind(gains, kind), tone) for kind in ("cell", "perception", "benchmark")},
+        "ratios": [{**gain, **findings.ratio(gain)} for gain in findings.of_kind(gains, "ratio")],
+        "curves": [learning(run, stage, tone[stage]) for stage in run.metrics],
+        "frozen": proof,
+        "pure": findings.learnt_from(proof),
+        "protocol": findings.protocol(run),
+        "evaluation": findings.flat(recipe.get("evaluation") or run.manifest.get("evaluation") or {}),
+        "timings": findings.flat(run.summary.get("timings") or {}),
+        "facts": findings.flat({"seed": recipe.get("seed", run.manifest.get("seed")), "model": recipe.get("model")}),
+        "versions": findings.flat(run.manifest.get("versions") or _first(run, "versions")),
+        "recipe_lines": findings.flat(recipe),
+        "items": shown,
+        "labels": list(dict.fromkeys(item.label for item, _ in shown)),
+        "outcomes": sorted({row["outcome"] for item, _ in shown for row in item.rows.values()}),
+        "stories": traces.STORIES,
+        "counts": counts(places, shown),
+    }
+
+
+def _first(run: Run, name: str) -> Any:
+    return next((manifest[name] for manifest in run.manifests.values() if manifest.get(name)), {})
+
+
+def tones(stages: Sequence[str]) -> dict[str, int]:
+    """A colour for each stage: 0 and 1 for the bases, 2 for SFT, 3 for RL, then 4, 5, 6 in turn for others."""
+    fixed = {name: index for index, name in enumerate(STAGE_NOTES)}
+    others = [stage for stage in stages if stage not in fixed]
+    return {stage: fixed[stage] if stage in fixed else 4 + others.index(stage) % 3 for stage in stages}
+
+
+def table(run: Run, group: str) -> dict[str, Any]:
+    """One group of the summary as a table: its columns (the cells in their order, then others) and lines by stage."""
+    entries = run.summary.get(group) or {}
+    names = list(dict.fromkeys(name for stage in entries.values() for name in stage))
+    columns = [name for name in CELLS if name in names] + sorted(name for name in names if name not in CELLS)
+    lines = {stage: entries[stage] for stage in run.stages if entries.get(stage)}
+    families = {
+        name: sorted({f for entry in lines.values() for f in entry.get(name, {}).get("families", {})})
+        for name in columns
+    }
+    return {"columns": columns, "lines": lines, "families": families}
+
+
+def panels(run: Run, group: str, tone: Mapping[str, int]) -> list[tuple[str, Markup]]:
+    """A picture of bars for each column of a group."""
+    shape = table(run, group)
+    found = []
+    for name in shape["columns"]:
+        entries = [
+            svg.Bar(stage, cell["accuracy"], cell["low"], cell["high"], cell.get("blind"), tone[stage])
+            for stage, line in shape["lines"].items()
+            if (cell := line.get(name))
+        ]
+        found.append((name, svg.bars(name, entries)))
+    return found
+
+
+def strips(gains: Sequence[findings.Gain], tone: Mapping[str, int]) -> dict[str, Any]:
+    """Dots with whiskers on one common axis, a line for each gain; stages over the base first, then RL over SFT."""
+    if not gains:
+        return {"lines": [], "axis": ""}
+    low, high = min(0.0, *(g["low"] for g in gains)), max(0.0, *(g["high"] for g in gains))
+    margin = 0.04 * (high - low) or 0.05
+    span = (low - margin, high + margin)
+    rank = {cell: index for index, cell in enumerate(CELLS)}
+    ordered = sorted(gains, key=lambda g: (g["before"] in REASONERS, rank.get(g["cell"], 9), g["cell"], g["after"]))
+    lines = []
+    for gain in ordered:
+        doubt = findings.doubt(gain)
+        colour = tone.get(gain["after"], 0)
+        picture = svg.strip(gain["low"], gain["difference"], gain["high"], span, not doubt, colour)
+        lines.append({**gain, "doubt": doubt, "picture": picture})
+    return {"lines": lines, "axis": svg.strip_axis(span, 100)}
+
+
+def learning(run: Run, stage: str, tone: int) -> dict[str, Any]:
+    """One stage's learning curves: those whose metrics were written."""
+    rows = run.metrics[stage]
+    found = []
+    for title, series in _CURVES:
+        lines = [svg.Line(name, tone if own is None else own, _points(rows, key)) for key, name, own in series]
+        kept = [line for line in lines if line.points]
+        if kept:
+            legend = [(line.name, line.tone) for line in kept] if len(kept) > 1 else []
+            found.append({"title": title, "legend": legend, "picture": svg.curves(title, kept)})
+    found += _exits(rows)
+    kind = "RL" if any("reward" in row for row in rows) else "SFT"
+    return {"stage": stage, "kind": kind, "steps": len(rows), "seconds": sum(_points_y(rows)), "charts": found}
+
+
+def _points(rows: Sequence[Row], key: str) -> list[tuple[float, float]]:
+    return [(row["step"], row[key]) for row in rows if isinstance(row.get(key), int | float)]
+
+
+def _points_y(rows: Sequence[Row]) -> list[float]:
+    return [y for _, y in _points(rows, "seconds")]
+
+
+def _exits(rows: Sequence[Row]) -> list[dict[str, Any]]:
+    """How rollouts ended, stacked, and their length by that."""
+    ended = [row for row in rows if isinstance(row.get("exits"), dict)]
+    if not ended:
+        return []
+    shares = [
+        svg.Line(name, tone, [(row["step"], row["exits"].get(name, 0.0)) for row in ended])
+        for name, tone in EXIT_TONES.items()
+    ]
+    lengths = [
+        svg.Line(
+            name, tone, [(r["step"], r["length_by_exit"][name]) for r in ended if name in r.get("length_by_exit", {})]
+        )
+        for name, tone in EXIT_TONES.items()
+    ]
+    legend = list(EXIT_TONES.items())
+    charts = [{"title": "How rollouts ended (share)", "legend": legend, "picture": svg.stacked("Exits", shares)}]
+    if any(line.points for line in lengths):
+        kept = [line for line in lengths if line.points]
+        picture = svg.curves("Length by exit", kept)
+        charts.append({"title": "Length by exit", "legend": [(n.name, n.tone) for n in kept], "picture": picture})
+    return charts
+
+
+def counts(
+    places: Mapping[tuple[str, str], Sequence[traces.Item]], shown: Sequence[tuple[traces.Item, str | None]]
+) -> list[dict[str, Any]]:
+    """For each place: how many items the run has, how many the page shows, and how many each story holds for."""
+    visible = Counter(item.place for item, _ in shown)
+    return [
+        {
+            "label": items[0].label,
+            "items": len(items),
+            "shown": visible[place],
+            "stories": Counter(story for item in items for story in item.stories),
+        }
+        for place, items in places.items()
+        if items
+    ]

@@ -1,0 +1,187 @@
+"""Running a recipe: its stages in order, each in a folder of its own, resumable."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import os
+import platform
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from xreasoner.data import packing
+from xreasoner.data.sources import Example, Source
+from xreasoner.engines.torch_engine import TorchEngine
+from xreasoner.errors import RecipeError, TrainingError, UserError
+from xreasoner.models.export import export
+from xreasoner.models.freezing import fingerprint, freeze
+from xreasoner.models.loading import Loaded, load
+from xreasoner.problem import Problem
+from xreasoner.recipe import DataEntry, Recipe, RLStage, SFTStage
+from xreasoner.registry import SOURCES, resolve
+from xreasoner.training import checkpoints
+from xreasoner.training.common import Progress
+from xreasoner.training.rl import train_rl
+from xreasoner.training.sft import train_sft
+
+
+def quiet(stage: str, step: int, total: int, metrics: dict[str, Any]) -> None:
+    """A `Progress` that shows nothing."""
+
+
+def run_recipe(recipe: Recipe, out: Path, progress: Progress = quiet) -> None:
+    """Run every stage that is not done yet."""
+    for stage in recipe.stages:
+        run_stage(recipe, stage, out, progress)
+
+
+def run_stage(recipe: Recipe, stage: SFTStage | RLStage, out: Path, progress: Progress = quiet) -> Path:
+    """Run one stage, or go on with it, and export its model; returns the exported folder.
+
+    The manifest holds the hashes of every frozen tensor before and after, and of the data. Raises
+    `TrainingError` when a frozen tensor moved, `UserError` when the folder belongs to another recipe.
+    """
+    folder = out / stage.name
+    exported = folder / "export"
+    wanted = {"recipe": json.loads(recipe.model_dump_json(by_alias=True, exclude={"evaluation"})), "stage": stage.name}
+    manifest = read_json(folder / "manifest.json")
+    if manifest and {key: manifest[key] for key in wanted} != wanted:
+        raise UserError(f"{folder} belongs to another recipe or seed; choose another --out, or remove it")
+    if manifest and manifest.get("done"):
+        return exported
+    folder.mkdir(parents=True, exist_ok=True)
+    parent = recipe.parent(stage)
+    loaded = load(recipe.model if parent == "base" else str(out / parent / "export"), dtype=torch.float32)
+    torch.manual_seed(recipe.seed)
+    frozen = freeze(loaded.model, stage.lower_layers_frozen)
+    before = fingerprint(frozen)
+    manifest = {**wanted, "versions": versions(), "frozen": {"tensors": len(frozen), "before": before}}
+    if isinstance(stage, SFTStage):
+        tokens, facts = sft_data(stage, loaded, recipe.seed)
+        write_json(folder / "manifest.json", manifest := {**manifest, **facts})
+        train_sft(stage, loaded, tokens, folder, recipe.seed, progress)
+    else:
+        problems, facts = rl_data(stage, recipe.seed)
+        write_json(folder / "manifest.json", manifest := {**manifest, **facts})
+        engine = TorchEngine(loaded)
+        train_rl(stage, loaded, engine, engine.banned, problems, folder, recipe.seed, progress)
+    after = fingerprint(frozen)
+    manifest["frozen"]["after"] = after
+    write_json(folder / "manifest.json", manifest)
+    if after != before:
+        raise TrainingError(f"stage {stage.name}: a frozen tensor moved ({before[:12]} → {after[:12]})")
+    export(loaded.model, loaded.tokenizer, loaded.image_processor, exported)
+    write_json(folder / "manifest.json", {**manifest, "done": True})
+    checkpoints.clear(folder / "checkpoints")
+    return exported
+
+
+def source(entry: DataEntry) -> Source:
+    found: Source = resolve(SOURCES, "data source", entry.source)(entry.options)
+    return found
+
+
+def check(stage: SFTStage | RLStage, problems: Sequence[Problem]) -> None:
+    """No picture and no foreign domain enters post-training. Raises `RecipeError` that names the problem."""
+    for problem in problems:
+        if problem.images or problem.modality != "text":
+            raise RecipeError(f"stage {stage.name}: problem {problem.id!r} has a picture; post-training is text only")
+        if problem.domain not in stage.allowed_domains:
+            allowed = ", ".join(stage.allowed_domains)
+            raise RecipeError(f"stage {stage.name}: problem {problem.id!r} is {problem.domain}; allowed: {allowed}")
+
+
+def sft_examples(stage: SFTStage, seed: int) -> list[Example]:
+    examples = [e for entry in stage.data for e in source(entry).examples(entry.n, seed, stage.style)]
+    check(stage, [example.problem for example in examples])
+    return examples
+
+
+def sft_data(stage: SFTStage, loaded: Loaded, seed: int) -> tuple[list[packing.Tokens], dict[str, Any]]:
+    """Tokenised examples, and the manifest's facts of them."""
+    examples = sft_examples(stage, seed)
+    tokens, lengths = packing.tokenise(loaded, examples, stage.prompt, stage.max_length, stage.longer, stage.exit_text)
+    if not tokens:
+        raise RecipeError(f"stage {stage.name}: no example is left under max_length {stage.max_length}")
+    gap = packing.alone_equals_batched(loaded, tokens)
+    facts = _facts(stage, [example.problem for example in examples])
+    return tokens, {**facts, "data_sha256": packing.digest(tokens), "lengths": asdict(lengths), "alone_gap": gap}
+
+
+def rl_data(stage: RLStage, seed: int) -> tuple[list[Problem], dict[str, Any]]:
+    """Problems, and the manifest's facts of them. Their seed differs from SFT's: RL sees fresh ones."""
+    problems = [p for entry in stage.data for p in source(entry).problems(entry.n, seed + 500_009)]
+    check(stage, problems)
+    return problems, _facts(stage, problems)
+
+
+def _facts(stage: SFTStage | RLStage, problems: Sequence[Problem]) -> dict[str, Any]:
+    counts = Counter(f"{problem.source}/{problem.family}" for problem in problems)
+    pictures = sum(len(problem.images) for problem in problems)
+    domains = sorted({problem.domain for problem in problems})
+    return {"problems": dict(sorted(counts.items())), "pictures": pictures, "domains": domains, "prompt": stage.prompt}
+
+
+def dry_run(recipe: Recipe) -> str:
+    """What each stage would learn from: the first example's text and ids with the learnt part marked, the lengths."""
+    loaded = load(recipe.model, dtype=torch.float32)
+    lines = []
+    for stage in recipe.stages:
+        lines.append(f"== {stage.name} ({stage.kind}), from {recipe.parent(stage)}")
+        if isinstance(stage, RLStage):
+            problems, facts = rl_data(stage, recipe.seed)
+            lines += [f"{problems[0].question}\ngold: {problems[0].gold}", json.dumps(facts, indent=1)]
+            continue
+        tokens, facts = sft_data(stage, loaded, recipe.seed)
+        first = tokens[0]
+        lines.append(
+            loaded.tokenizer.decode(first.ids[: first.prompt])
+            + "⟦"
+            + loaded.tokenizer.decode(first.ids[first.prompt :])
+            + "⟧"
+        )
+        lines.append(f"ids: {list(first.ids[: first.prompt])} ⟦{list(first.ids[first.prompt :])}⟧ (⟦learnt⟧)")
+        lines += [histogram([len(item.ids) for item in tokens]), json.dumps(facts, indent=1)]
+    return "\n".join(lines)
+
+
+def histogram(lengths: Sequence[int], bins: int = 8) -> str:
+    """Example lengths in tokens as bars of text."""
+    width = max(1, -(-(max(lengths) + 1) // bins))
+    counts = Counter(length // width for length in lengths)
+    most = max(counts.values())
+    return "\n".join(
+        f"{b * width:>6}–{(b + 1) * width - 1:<6} {counts[b]:>7} {'█' * round(40 * counts[b] / most)}"
+        for b in range(max(counts) + 1)
+    )
+
+
+def versions() -> dict[str, str]:
+    """The versions that a run depends on."""
+    names = ("xreasoner", "torch", "transformers", "tokenizers", "reasoning-gym", "easy-vqa", "pillow", "numpy")
+    found = {"python": platform.python_version()}
+    for name in names:
+        try:
+            found[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            found[name] = "not installed as a package"
+    return found
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON file's mapping, or {} when there is none."""
+    found: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
+    return found
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write aside, then rename."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    aside = path.with_name(path.name + ".partial")
+    aside.write_text(json.dumps(value, indent=1, ensure_ascii=False) + "\n")
+    os.replace(aside, path)
