@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 from collections.abc import Sequence
 from importlib.resources import files
@@ -163,7 +164,7 @@ class Recipe(_Part):
     """Of data order, sampling and initial states."""
     stages: tuple[Stage, ...] = Field(min_length=1)
     """In order."""
-    evaluation: Evaluation = Evaluation()
+    evaluation: Evaluation = Field(default_factory=lambda: Evaluation.model_validate({}))
     """What is measured before and after each stage."""
 
     @model_validator(mode="after")
@@ -227,10 +228,8 @@ def _override(raw: Any, override: str) -> None:
         raw = _child(raw, part, key)
     parsed = yaml.safe_load(value)
     if isinstance(parsed, str):
-        try:
+        with contextlib.suppress(ValueError):
             parsed = float(parsed)  # YAML 1.1 takes 1e-4 for a string
-        except ValueError:
-            pass
     if not isinstance(raw, dict):
         raise RecipeError(f"--set {key}: {last!r} is inside a list; name one of its items' fields")
     raw[last] = parsed
@@ -239,7 +238,9 @@ def _override(raw: Any, override: str) -> None:
 def _child(raw: Any, part: str, key: str) -> Any:
     if isinstance(raw, list):
         found = [
-            item for i, item in enumerate(raw) if str(i) == part or (isinstance(item, dict) and item.get("name") == part)
+            item
+            for i, item in enumerate(raw)
+            if str(i) == part or (isinstance(item, dict) and item.get("name") == part)
         ]
         if found:
             return found[0]

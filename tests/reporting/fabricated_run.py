@@ -76,7 +76,8 @@ def _row(problem: dict[str, Any], stage: str, bench: str, right: bool, blind: bo
     exit_ = "natural" if right or not reasons else rng.choice(["natural"] * 5 + ["forced", "truncated"])
     outcome = "correct" if right else "truncated" if exit_ == "truncated" else rng.choice(["wrong"] * 8 + ["unparsed"])
     said = problem["gold"] if right else "" if outcome == "truncated" else rng.choice(["7", "12", "perhaps"])
-    thought = f"I see: {problem['facts']}. Plan: go through the list, step by step. So it is {said or '…'}." if reasons else ""
+    chain = f"I see: {problem['facts']}. Plan: go through the list, step by step. So it is {said or '…'}."
+    thought = chain if reasons else ""
     return {
         "key": f"{stage}/{bench}/{problem['id']}/{blind}",
         "stage": stage,
@@ -115,7 +116,8 @@ def _results(stage: str, n: int, out: Path) -> list[dict[str, Any]]:
             rows.append(_row(problem, stage, f"tiny-{dashed}", right))
             if cell.startswith("image"):
                 rows.append(_row(problem, stage, f"tiny-{dashed}", luck < 0.08, blind=True))
-            read = {**problem, "id": f"read-{problem['id']}", "gold": problem["facts"], "answer_type": "text", "options": []}
+            read = {**problem, "id": f"read-{problem['id']}", "gold": problem["facts"], "answer_type": "text"}
+            read["options"] = []
             rows.append(_row(read, stage, f"tiny-read-{dashed}", luck < SKILL["read"][level]))
     for bench in ("easy-vqa", "gym-held-out"):
         for index in range(n // 2):
@@ -130,15 +132,16 @@ def _metrics(stage: str, steps: int) -> list[dict[str, Any]]:
     rng, lines = Random(stage), []
     for step in range(1, steps + 1):
         done, noise = step / steps, rng.gauss(0, 0.03)
-        line = {"step": step, "lr": 4e-4 * (1 - done), "grad_norm": 0.8 + 5 * noise * noise, "tokens_per_s": 6500 + 900 * noise}
-        line |= {"seconds": 1.2, "loss": 2.5 * math.exp(-5 * done) + 0.2 + noise}
+        line = {"step": step, "lr": 4e-4 * (1 - done), "grad_norm": 0.8 + 5 * noise * noise}
+        line |= {"tokens_per_s": 6500 + 900 * noise, "seconds": 1.2, "loss": 2.5 * math.exp(-5 * done) + 0.2 + noise}
         if stage == "sft+rl":
             forced = 0.12 * (1 - done) + 0.01
             line |= {"loss": noise / 10, "reward": 0.6 + 0.12 * done + noise, "entropy": 0.35 - 0.1 * done + noise / 3}
             line |= {"clip_low": 0.002 + 0.001 * noise, "clip_high": 0.004 * done, "length": 74 - 9 * done + 30 * noise}
             line |= {"exits": {"natural": 1 - 1.5 * forced, "forced": forced, "truncated": forced / 2}}
-            line |= {"length_by_exit": {"natural": 66.0 - 4 * done, "forced": 128.0}, "outcomes": {"correct": 0.7, "wrong": 0.3}}
-            line |= {"pass_at_k": 0.85 + noise, "zero_variance": 0.3 + 0.2 * done, "logprob_gap": 1e-6, "ratio_max": 1.3}
+            line |= {"length_by_exit": {"natural": 66.0 - 4 * done, "forced": 128.0}}
+            line |= {"outcomes": {"correct": 0.7, "wrong": 0.3}, "pass_at_k": 0.85 + noise}
+            line |= {"zero_variance": 0.3 + 0.2 * done, "logprob_gap": 1e-6, "ratio_max": 1.3}
         else:
             line |= {"tokens": 4000, "padding_share": 0.03 + abs(noise) / 10}
         lines.append(line)
@@ -170,7 +173,7 @@ def fabricate(out: Path, n: int = 60, stages: Sequence[str] = STAGES) -> Path:
     write_json(out / "manifest.json", {"recipe": recipe, "versions": {"torch": "2.13.0", "python": "3.11.2"}})
     for stage in stages[1:]:
         frozen = {"tensors": 41, "before": "ab12" * 16, "after": "ab12" * 16}
-        facts = {"problems": {"tiny/sum": 6000, "gym/gcd": 900}, "pictures": 0, "domains": ["general"], "prompt": "brief"}
+        facts = {"problems": {"tiny/sum": 6000, "gym/gcd": 900}, "pictures": 0, "domains": ["general"]}
         write_json(out / stage / "manifest.json", {"stage": stage, "frozen": frozen, **facts, "done": True})
         write_lines(out / stage / "metrics.jsonl", _metrics(stage, 70 if stage == "sft+rl" else 180))
     return out

@@ -54,7 +54,7 @@ def tokenise(
     tokenizer = loaded.tokenizer
     for example in examples:
         start = encode(loaded, chat_messages(example.problem, prompt)).input_ids.tolist()
-        reply = tokenizer.encode(example.response, add_special_tokens=False) + [tokenizer.eos_token_id]
+        reply = [*tokenizer.encode(example.response, add_special_tokens=False), tokenizer.eos_token_id]
         lengths.total += 1
         lengths.longest = max(lengths.longest, len(start) + len(reply))
         if len(start) + len(reply) > max_length:
@@ -76,7 +76,7 @@ def _shorten(tokenizer: Any, response: str, room: int, longer: str, exit_text: s
         return cut
     thought, tag, answer = response.partition(CLOSE)
     if longer == "close" and tag and thought.startswith(OPEN):
-        end = tokenizer.encode(exit_text + answer.lstrip(), add_special_tokens=False) + [tokenizer.eos_token_id]
+        end = [*tokenizer.encode(exit_text + answer.lstrip(), add_special_tokens=False), tokenizer.eos_token_id]
         left = room - len(end)
         if left > 0:
             closed: list[int] = tokenizer.encode(thought, add_special_tokens=False)[:left] + end
@@ -95,7 +95,8 @@ def digest(items: Sequence[Tokens]) -> str:
 def schedule(lengths: Sequence[int], batch: int, epochs: float, seed: int) -> list[list[int]]:
     """Indices of each step's batch: shuffled, then neighbours in length within a window of eight batches."""
     steps = max(1, round(epochs * len(lengths) / batch))
-    rng, batches = Random(seed), []
+    rng = Random(seed)
+    batches: list[list[int]] = []
     while len(batches) < steps:
         order = list(range(len(lengths)))
         rng.shuffle(order)

@@ -45,13 +45,14 @@ def grouped_attention(
 AttentionInterface.register("xreasoner_grouped", grouped_attention)
 
 
-class _Layer(DynamicLayer):
+class _Layer(DynamicLayer):  # type: ignore[misc]  # transformers is not checked
     """One layer's keys and values in tensors that are allocated once; `length` columns are in use."""
 
     def __init__(self, capacity: int) -> None:
         super().__init__()
         self.capacity = capacity
         self.length = 0
+        self.is_initialized = False
 
     def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
         rows, groups, steps, width = key_states.shape
@@ -214,10 +215,10 @@ class TorchEngine:
             positions_3BT[:, k, start:] = prompt.position_ids
             pad_BT[k, start:] = False
         embedded = model.get_input_embeddings()(ids_BT.to(device))
-        seen = [prompt for prompt in prompts if prompt.pixel_values is not None]
-        if seen:
-            pixels = torch.cat([p.pixel_values for p in seen]).to(device, embedded.dtype)
-            grids = torch.cat([p.image_grid_thw for p in seen]).to(device)
+        patches = [prompt.pixel_values for prompt in prompts if prompt.pixel_values is not None]
+        if patches:
+            pixels = torch.cat(patches).to(device, embedded.dtype)
+            grids = torch.cat([p.image_grid_thw for p in prompts if p.image_grid_thw is not None]).to(device)
             merged = model.model.visual(pixels, grid_thw=grids).pooler_output.to(embedded.dtype)
             places = (ids_BT == model.config.image_token_id).to(device).unsqueeze(-1)
             embedded = embedded.masked_scatter(places, merged)

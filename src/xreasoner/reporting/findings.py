@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from xreasoner.benchmarks.running import REASONERS, group_of
+from xreasoner.benchmarks.running import GROUPS, REASONERS, group_of
 from xreasoner.benchmarks.store import Row
 from xreasoner.reporting.reading import Run
 from xreasoner.reporting.svg import percent
@@ -89,24 +89,22 @@ def _verb(gains: Sequence[Gain]) -> str:
 
 def _clause(domain: str, gain: Gain) -> str:
     """One domain's numbers, with what weakens them."""
-    inside = f"{signed(gain['difference'])} points, 95 % interval {interval(gain['low'], gain['high'])}"
+    inside = f"{signed(gain['difference'])} points, 95\u00a0% interval {interval(gain['low'], gain['high'])}"
     above = gain.get("above_blind")
     if doubt(gain):
         inside += ", not distinguishable"
-    elif above is not None and above <= 0:
+    elif gain["difference"] > 0 and above is not None and above <= 0:
         inside += ", but no better than without the picture"
-    elif above is not None and above < gain["difference"] - 0.0005:
-        inside += f", {signed(above)} of them above the blind floor"
-    return f"{domain} from {percent(gain['accuracy_before'])} to {percent(gain['accuracy_after'])} % ({inside})"
+    return f"{domain} from {percent(gain['accuracy_before'])} to {percent(gain['accuracy_after'])}\u00a0% ({inside})"
 
 
 def _points(text: Mapping[str, Gain]) -> str:
-    """ "+66.0 (general) and +55.1 points (clinical)"."""
+    """The differences on text, such as +66.0 (general) and +55.1 points (clinical)."""
     parts = [
-        f"{signed(gain['difference'])} points ({domain}{', not distinguishable' if doubt(gain) else ''})"
+        f"{signed(gain['difference'])} ({domain}{', not distinguishable' if doubt(gain) else ''})"
         for domain, gain in _general_first(text)
     ]
-    return " and ".join(parts)
+    return " and ".join(parts) + " points"
 
 
 def tiles(gains: Sequence[Gain]) -> list[dict[str, str]]:
@@ -130,6 +128,8 @@ def _tile(label: str, gain: Gain) -> dict[str, str]:
     unsure = doubt(gain)
     note = f"{percent(gain['accuracy_before'])} → {percent(gain['accuracy_after'])} %; 95 %: "
     note += interval(gain["low"], gain["high"])
+    if gain.get("above_blind") is not None:
+        note += f"; {signed(gain['above_blind'])} above the blind floor"
     return {"label": label, "value": signed(gain["difference"]), "note": note, "unsure": unsure}
 
 
@@ -145,7 +145,7 @@ def ratio(gain: Gain) -> dict[str, str]:
 def protocol(run: Run) -> list[dict[str, Any]]:
     """One line for each number of the summary: where its items come from and how they were asked."""
     lines = []
-    for group in ("cells", "perception", "benchmarks"):
+    for group in GROUPS:
         for stage in run.stages:
             for name, entry in (run.summary.get(group, {}).get(stage) or {}).items():
                 rows = [row for row in run.rows.get(stage, []) if group_of(row["bench"]) == (group, name)]
@@ -172,6 +172,15 @@ def _asked(rows: Sequence[Row]) -> dict[str, Any]:
         "sampling": _distinct(seen, "sampling", 12),
         "interval": "Wilson" if samples == 1 else "bootstrap by item",
     }
+
+
+def asked(lines: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """One line for each benchmark and choice of its items, with the stages that were asked them."""
+    same = ("group", "name", "bench", "split", "items", "seed")
+    found: dict[tuple[Any, ...], list[str]] = {}
+    for line in lines:
+        found.setdefault(tuple(line[key] for key in same), []).append(line["stage"])
+    return [{**dict(zip(same, key, strict=True)), "stages": ", ".join(stages)} for key, stages in found.items()]
 
 
 def _distinct(rows: Sequence[Row], name: str, most: int = 80) -> str:
@@ -203,7 +212,7 @@ def frozen(run: Run) -> list[dict[str, Any]]:
 
 
 def learnt_from(lines: Sequence[Mapping[str, Any]]) -> str:
-    """The domains of the text that all stages learnt from, or "" unless every manifest says that no picture was in it."""
+    """The domains of the text that all stages learnt from, or "" unless every manifest says: no picture."""
     if not lines or any(line["pictures"] != 0 for line in lines):
         return ""
     return " and ".join(dict.fromkeys(line["domains"] for line in lines))

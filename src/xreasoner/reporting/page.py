@@ -17,7 +17,7 @@ from xreasoner.benchmarks.running import REASONERS
 from xreasoner.benchmarks.store import Row
 from xreasoner.errors import XReasonerError
 from xreasoner.reporting import findings, svg, traces
-from xreasoner.reporting.reading import Run, read_run
+from xreasoner.reporting.reading import CELLS, Run, read_run
 
 STAGE_NOTES = {
     "base": "answers directly",
@@ -25,23 +25,25 @@ STAGE_NOTES = {
     "sft": "after SFT on chains of thought",
     "sft+rl": "after SFT, then RL with verifiable rewards",
 }
-CELLS = ("text/general", "text/clinical", "image/general", "image/clinical")
 EXIT_TONES = {"natural": 2, "forced": 4, "truncated": 3}
-_CURVES = (
+_Chart = tuple[str, tuple[tuple[str, str, int | None], ...]]
+_CURVES: tuple[_Chart, ...] = (
     ("Loss", (("loss", "loss", None),)),
     ("Reward", (("reward", "reward", None),)),
-    ("Solved by at least one of the group", (("pass_at_k", "pass@k", None),)),
+    ("pass@k of the groups", (("pass_at_k", "pass@k", None),)),
     ("Length in tokens", (("length", "length", None),)),
     ("Entropy in nats", (("entropy", "entropy", None),)),
     ("Clipped share", (("clip_low", "low", 2), ("clip_high", "high", 3))),
-    ("Gap of log-probabilities, engine and trainer", (("logprob_gap", "gap", None),)),
+    ("Log-prob gap to the engine", (("logprob_gap", "gap", None),)),
     ("Groups without variance", (("zero_variance", "share", None),)),
+)
+_UPKEEP: tuple[_Chart, ...] = (
     ("Gradient norm", (("grad_norm", "norm", None),)),
     ("Learning rate", (("lr", "rate", None),)),
     ("Padding share", (("padding_share", "padding", None),)),
     ("Tokens a second", (("tokens_per_s", "tokens/s", None),)),
 )
-"""Title, and the metrics in it: key, name, tone (None: the stage's own)."""
+"""Title, and the metrics in it: key, name, tone (None: the stage's own). _UPKEEP is folded on the page."""
 
 
 def write_report(run: Path, out: Path | None = None) -> Path:
@@ -86,10 +88,11 @@ def _context(run: Run) -> dict[str, Any]:
     gains, tone = run.summary.get("gains") or [], tones(run.stages)
     places = traces.gather(run)
     shown, proof = traces.pick(run, places), findings.frozen(run)
-    recipe = run.manifest.get("recipe") or next((m["recipe"] for m in run.manifests.values() if "recipe" in m), {})
+    protocol = findings.protocol(run)
+    recipe = run.manifest.get("recipe") or _first(run, "recipe")
     recipe = recipe if isinstance(recipe, Mapping) else {"name": recipe}
     return {
-        "recipe": recipe,
+        "recipe": recipe.get("name") or "",
         "stages": run.stages,
         "notes": {stage: STAGE_NOTES.get(stage, "") for stage in run.stages},
         "tones": tone,
@@ -106,7 +109,8 @@ def _context(run: Run) -> dict[str, Any]:
         "curves": [learning(run, stage, tone[stage]) for stage in run.metrics],
         "frozen": proof,
         "pure": findings.learnt_from(proof),
-        "protocol": findings.protocol(run),
+        "protocol": protocol,
+        "asked": findings.asked(protocol),
         "evaluation": findings.flat(recipe.get("evaluation") or run.manifest.get("evaluation") or {}),
         "timings": findings.flat(run.summary.get("timings") or {}),
         "facts": findings.flat({"seed": recipe.get("seed", run.manifest.get("seed")), "model": recipe.get("model")}),
@@ -179,24 +183,29 @@ def strips(gains: Sequence[findings.Gain], tone: Mapping[str, int]) -> dict[str,
 def learning(run: Run, stage: str, tone: int) -> dict[str, Any]:
     """One stage's learning curves: those whose metrics were written."""
     rows = run.metrics[stage]
+    return {
+        "stage": stage,
+        "kind": "RL" if any("reward" in row for row in rows) else "SFT",
+        "steps": len(rows),
+        "seconds": sum(seconds for _, seconds in _points(rows, "seconds")),
+        "charts": _charts(rows, _CURVES, tone) + _exits(rows),
+        "upkeep": _charts(rows, _UPKEEP, tone),
+    }
+
+
+def _charts(rows: Sequence[Row], specified: Sequence[_Chart], tone: int) -> list[dict[str, Any]]:
     found = []
-    for title, series in _CURVES:
+    for title, series in specified:
         lines = [svg.Line(name, tone if own is None else own, _points(rows, key)) for key, name, own in series]
         kept = [line for line in lines if line.points]
         if kept:
             legend = [(line.name, line.tone) for line in kept] if len(kept) > 1 else []
             found.append({"title": title, "legend": legend, "picture": svg.curves(title, kept)})
-    found += _exits(rows)
-    kind = "RL" if any("reward" in row for row in rows) else "SFT"
-    return {"stage": stage, "kind": kind, "steps": len(rows), "seconds": sum(_points_y(rows)), "charts": found}
+    return found
 
 
 def _points(rows: Sequence[Row], key: str) -> list[tuple[float, float]]:
     return [(row["step"], row[key]) for row in rows if isinstance(row.get(key), int | float)]
-
-
-def _points_y(rows: Sequence[Row]) -> list[float]:
-    return [y for _, y in _points(rows, "seconds")]
 
 
 def _exits(rows: Sequence[Row]) -> list[dict[str, Any]]:

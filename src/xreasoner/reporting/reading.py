@@ -8,9 +8,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from xreasoner.benchmarks.running import BASES, REASONERS
+from xreasoner.benchmarks.running import BASES, GROUPS, REASONERS
 from xreasoner.benchmarks.store import Row, latest, read_rows
 from xreasoner.errors import DataError, UserError
+
+CELLS = ("text/general", "text/clinical", "image/general", "image/clinical")
+"""The cells of the matrix in the order in which the page shows them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +52,7 @@ def read_run(folder: Path) -> Run:
     recorded = manifest.get("stages")
     if isinstance(recorded, dict):
         manifests = {**{name: entry for name, entry in recorded.items() if isinstance(entry, dict)}, **manifests}
-    evaluated = [name for group in ("cells", "perception", "benchmarks") for name in summary.get(group) or {}]
+    evaluated = [name for group in GROUPS for name in summary.get(group) or {}]
     stages = in_order([*evaluated, *rows, *metrics, *manifests])
     return Run(
         folder,

@@ -80,7 +80,7 @@ def _bar(bar: Bar, x: float, width: float, y: Callable[[float], float], raised: 
         f'height="{max(0.5, y(0) - y(bar.value)):.1f}"/>',
         f'<path class="whisker" d="M{x:.1f} {y(bar.low):.1f}V{y(bar.high):.1f}'
         f'M{x - 4:.1f} {y(bar.low):.1f}h8M{x - 4:.1f} {y(bar.high):.1f}h8"/>',
-        _text(x, y(bar.high) - 5, percent(bar.value), kind="value"),
+        _text(x, y(max(bar.high, bar.blind or 0.0)) - 5, percent(bar.value), kind="value"),
         _text(x, y(0) + (24 if raised else 14), bar.label, kind="name"),
     ]
     if bar.blind is not None:
@@ -117,18 +117,22 @@ def ticks(low: float, high: float, wanted: int) -> list[float]:
     """Round numbers from low to high, about so many, a step of 1, 2 or 5 times a power of ten apart."""
     if not high > low:
         return [low]
-    raw = (high - low) / max(1, wanted)
-    power = 10.0 ** math.floor(math.log10(raw))
-    step = next(m * power for m in (1, 2, 5, 10) if m * power >= raw * 0.999)
+    step = _step(low, high, wanted)
     first, last = math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9)
     return [round(index * step, 12) for index in range(first, last + 1)]
+
+
+def _step(low: float, high: float, wanted: int) -> float:
+    raw = (high - low) / max(1, wanted)
+    power = 10.0 ** math.floor(math.log10(raw))
+    return next(m * power for m in (1, 2, 5, 10) if m * power >= raw * 0.999)
 
 
 def number(value: float) -> str:
     """A short number for an axis, with a true minus sign."""
     if value and (abs(value) < 1e-3 or abs(value) >= 1e5):
         return f"{value:.0e}".replace("e-0", "e-").replace("e+0", "e").replace("-", "−")
-    return f"{value:.4g}".replace("-", "−")
+    return (f"{value:.0f}" if abs(value) >= 1000 else f"{value:.4g}").replace("-", "−")
 
 
 def thin(points: Sequence[tuple[float, float]], most: int = 160) -> list[tuple[float, float]]:
@@ -173,15 +177,23 @@ class _Frame(NamedTuple):
         return body
 
 
+def _span(ys: Sequence[float]) -> tuple[float, float]:
+    """An axis that holds 0 and all values and ends at round numbers."""
+    low, high = min(0.0, *ys), max(0.0, *ys)
+    if not high > low:
+        return 0.0, 1.0
+    step = _step(low, high, 3)
+    return step * math.floor(low / step + 1e-9), step * math.ceil(high / step - 1e-9)
+
+
 def curves(title: str, lines: Sequence[Line]) -> Markup:
     """Curves over steps: the measured points faint, their running mean bold. The axis starts at 0 for what is ≥ 0."""
     kept = [Line(line.name, line.tone, thin(line.points)) for line in lines]
     every = [point for line in kept for point in line.points]
     if not every:
         return Markup("")
-    ys = [y for _, y in every]
-    low, high = min(0.0, *ys), max(0.0, *ys)
-    frame = _Frame(min(x for x, _ in every), max(x for x, _ in every), low, high if high > low else low + 1)
+    steps = [x for line in lines for x, _ in line.points]
+    frame = _Frame(min(steps), max(steps), *_span([y for _, y in every]))
     body = frame.axes()
     for line in kept:
         for kind, points in (("raw", line.points), ("mean", smooth(line.points))):
@@ -197,7 +209,7 @@ def stacked(title: str, lines: Sequence[Line]) -> Markup:
     if not kept or not kept[0].points:
         return Markup("")
     xs = [x for x, _ in kept[0].points]
-    frame = _Frame(xs[0], xs[-1], 0.0, 1.0)
+    frame = _Frame(lines[0].points[0][0], lines[0].points[-1][0], 0.0, 1.0)
     body, base = [], [0.0] * len(xs)
     for line in kept:
         top = [floor + y for floor, (_, y) in zip(base, line.points, strict=True)]

@@ -11,9 +11,9 @@ from pathlib import Path
 from markupsafe import escape
 from PIL import Image, UnidentifiedImageError
 
-from xreasoner.benchmarks.running import BASES, group_of
+from xreasoner.benchmarks.running import BASES, GROUPS, group_of
 from xreasoner.benchmarks.store import Row
-from xreasoner.reporting.reading import Run
+from xreasoner.reporting.reading import CELLS, Run
 
 PER_CELL, PER_OTHER = 40, 12
 PAGE_BYTES = 4_200_000
@@ -73,8 +73,8 @@ def gather(run: Run) -> dict[tuple[str, str], list[Item]]:
         for row in run.rows.get(stage, []):
             if not row["blind"] and not row.get("sample", 0):
                 found.setdefault(group_of(row["bench"]), {}).setdefault(row["id"], {})[stage] = row
-    order = ("cells", "perception", "benchmarks")
-    places = sorted(found, key=lambda place: (order.index(place[0]), place[1]))
+    rank = {cell: index for index, cell in enumerate(CELLS)}
+    places = sorted(found, key=lambda place: (GROUPS.index(place[0]), rank.get(place[1], len(CELLS)), place[1]))
     return {place: [Item(place, rows, stories(rows)) for rows in found[place].values()] for place in places}
 
 

@@ -133,9 +133,22 @@ def _match_and_copy(attention: Any) -> None:
     attention.o_proj.weight.copy_(0.1 * values_KDE.repeat_interleave(HEADS // KEY_HEADS, dim=0).reshape(-1, HIDDEN).T)
 
 
+def rotations(seed: int = 0) -> Tensor:
+    """Four orthogonal matrices [4, D, D], in which a picture's token keeps its four answers (eyes.py).
+
+    The first is the identity, so that the first answer looks to the language model like the word itself.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    turns = [torch.linalg.qr(torch.randn(HIDDEN, HIDDEN, generator=generator)).Q for _ in range(3)]
+    return torch.stack([torch.eye(HIDDEN), *turns])
+
+
 def _induce(attention: Any, brought_HDE: Tensor, read_KDE: Tensor) -> None:
-    """Second layer: the keys of two groups are what stood one and two places before; queries are this token, or
-    the one before it. So a head finds what followed the last time."""
+    """Second layer: heads that find what followed the last time, in text and in a picture.
+
+    Keys of two groups are what stood one and two places before; of the third, what a picture's cell says stands
+    before it. Queries are this token, or the one before it.
+    """
     strength = 1.5
     keys, queries = (
         attention.k_proj.weight.view(KEY_HEADS, HEAD_DIM, HIDDEN),
@@ -146,3 +159,10 @@ def _induce(attention: Any, brought_HDE: Tensor, read_KDE: Tensor) -> None:
         # the values that heads 0 and 1 of the first layer bring along are read by their shared group 0
         queries[2 * group] = strength * read_KDE[0]
         queries[2 * group + 1] = strength * brought_HDE[0]
+    seen = rotations()
+    keys[2] = strength * read_KDE[0] @ seen[2].T
+    queries[4] = strength * read_KDE[0]
+    queries[5] = strength * brought_HDE[0]
+    # this token's cell gives its first answer, the cell of the token before its second
+    outputs = attention.o_proj.weight.view(HIDDEN, HEADS, HEAD_DIM)
+    outputs[:, 5] = seen[1].T @ outputs[:, 5]

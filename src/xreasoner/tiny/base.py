@@ -41,7 +41,7 @@ class Scribe:
     """Turns lessons into token ids, loss masks and positions by the chat template."""
 
     def __init__(self, tokenizer: Any) -> None:
-        self.encode = lambda text: tokenizer.encode(text, add_special_tokens=False)
+        self.tokenizer = tokenizer
         self.pad = tokenizer.convert_tokens_to_ids("<|image_pad|>")
         self.system = self.encode("<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n")
         self.user = self.encode("<|im_start|>user\n")
@@ -49,6 +49,10 @@ class Scribe:
         self.end = self.encode("<|im_end|>")
         self.newline = self.encode("\n")
         self.vision = self.encode("<|vision_start|>"), self.encode("<|vision_end|>")
+
+    def encode(self, text: str) -> list[int]:
+        ids: list[int] = self.tokenizer.encode(text, add_special_tokens=False)
+        return ids
 
     def write(self, lesson: Lesson) -> tuple[list[int], list[bool]]:
         """Token ids and which of them are learnt, both of length T."""
@@ -185,7 +189,7 @@ def teach(model: Any, tokenizer: Any, world: dict[str, Any], out: Path, *, secon
         for group in optimiser.param_groups:
             group["lr"] = group["scale"] * learning_rate(spent / seconds)
         optimiser.zero_grad(set_to_none=True)
-        (language + cells).backward()
+        (language + cells).backward()  # type: ignore[no-untyped-call]
         torch.nn.utils.clip_grad_norm_(parameters, 1.0)
         optimiser.step()
         step += 1

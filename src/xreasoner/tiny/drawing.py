@@ -75,8 +75,9 @@ class Drawing:
 @lru_cache(maxsize=256)
 def _font(name: str, size: int) -> ImageFont.FreeTypeFont:
     spec = find_spec("matplotlib")
-    assert spec is not None and spec.origin is not None, "matplotlib brings the fonts"
-    return ImageFont.truetype(Path(spec.origin).parent / "mpl-data/fonts/ttf" / name, size)
+    origin = spec and spec.origin
+    assert origin, "matplotlib brings the fonts"
+    return ImageFont.truetype(Path(origin).parent / "mpl-data/fonts/ttf" / name, size)
 
 
 def _ink(rng: Random, paper: tuple[int, int, int]) -> tuple[int, int, int]:

@@ -20,13 +20,12 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
-from xreasoner.tiny.architecture import HIDDEN, IMAGE_MEAN, IMAGE_STD, MERGE, PATCH
+from xreasoner.tiny.architecture import IMAGE_MEAN, IMAGE_STD, MERGE, PATCH, rotations
 from xreasoner.tiny.drawing import Drawing, draw_scene
 from xreasoner.tiny.lessons import all_words
 from xreasoner.tiny.state import save_state
 from xreasoner.tiny.world import DOMAINS, shape_scene, table_scene
 
-ANSWERS = 4
 NOTHING = "<|endoftext|>"
 """What an empty cell says, and the second answer of a cell that has only one."""
 _SHARPNESS = 25.0
@@ -44,13 +43,6 @@ def pixels(images: Sequence[Image.Image]) -> tuple[Tensor, Tensor]:
         patches.append(np.repeat(flat, 2, axis=5).reshape(rows * columns, -1))
         grids.append((1, rows, columns))
     return torch.from_numpy(np.concatenate(patches)), torch.tensor(grids)
-
-
-def rotations(seed: int = 0) -> Tensor:
-    """The four orthogonal matrices [4, D, D]; the first is the identity."""
-    generator = torch.Generator().manual_seed(seed)
-    turns = [torch.linalg.qr(torch.randn(HIDDEN, HIDDEN, generator=generator)).Q for _ in range(ANSWERS - 1)]
-    return torch.stack([torch.eye(HIDDEN), *turns])
 
 
 class Vocabulary:
@@ -142,7 +134,7 @@ def school(
         for group in optimiser.param_groups:
             group["lr"] = lr * min(1.0, (step + 1) / 100, max(0.02, 2.0 * (1 - spent / seconds)))
         optimiser.zero_grad(set_to_none=True)
-        loss.backward()
+        loss.backward()  # type: ignore[no-untyped-call]
         torch.nn.utils.clip_grad_norm_(tower.parameters(), 1.0)
         optimiser.step()
         step += 1

@@ -147,8 +147,8 @@ def arithmetic_fact(rng: Random) -> tuple[str, str]:
 
 
 def arithmetic_lesson(rng: Random) -> Lesson:
-    """Eight facts in a row, or in a chat."""
-    facts = [arithmetic_fact(rng) for _ in range(8)]
+    """A dozen facts in a row, or some in a chat."""
+    facts = [arithmetic_fact(rng) for _ in range(12)]
     if rng.random() < 0.25:
         turns = [((q.strip() + f"\n{ANSWER_PROMPT}", False), (direct(a.strip(" ."), ()), True)) for q, a in facts[:4]]
         return Lesson(tuple(piece for turn in turns for piece in turn), True)
@@ -163,7 +163,7 @@ def lesson(
 ) -> Lesson:
     """One document of the mix. easy: (picture, question, answer) of easy-vqa's train split; gym: (question, answer)."""
     draw = rng.random()
-    if draw < 0.20:
+    if draw < 0.12:
         return recall_lesson(rng, words)
     if draw < 0.32:
         return arithmetic_lesson(rng)

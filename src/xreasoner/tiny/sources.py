@@ -78,7 +78,8 @@ def world(options: dict[str, Any]) -> World:
     """The source `tiny`. options: {"domain": "general"}; no other domain may enter post-training."""
     if options.get("domain", "general") != "general":
         raise RecipeError(
-            f"data.options.domain: found {options['domain']!r}, expected 'general': the clinical half is kept for evaluation"
+            f"data.options.domain: found {options['domain']!r}, expected 'general'; "
+            "the clinical half is kept for evaluation"
         )
     return World()
 

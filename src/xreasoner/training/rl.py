@@ -180,7 +180,7 @@ def _minibatch(
             loss_BT = loss_BT + stage.kl * losses.kl_k3(logprob_BT, reference_BT)
         loss = losses.aggregate(loss_BT, mask_BT, stage.aggregation, normaliser)
         stop_on_nan(loss, out, batch)
-        loss.backward()
+        loss.backward()  # type: ignore[no-untyped-call]
         count = mask_BT.sum().item()
         low, high = losses.clip_shares(ratio_BT, advantage, mask_BT, stage.epsilon_low, stage.epsilon_high)
         gap = ((logprob_BT - old_BT).abs() * mask_BT).sum().item()

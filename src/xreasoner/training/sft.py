@@ -58,7 +58,7 @@ def _accumulate(
         ids_BT = pad([data[i].ids for i in part], loaded.device)
         loss = summed_loss(loaded.model, ids_BT, [data[i] for i in part]) / learnt
         stop_on_nan(loss, out, ids_BT)
-        loss.backward()
+        loss.backward()  # type: ignore[no-untyped-call]
         total += loss.item()
         padded += ids_BT.numel()
     return total, 1 - sum(lengths[i] for i in batch) / padded

@@ -1,0 +1,75 @@
+"""One question to one model, as the card shows it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from io import BytesIO
+from pathlib import Path
+
+from PIL import Image, UnidentifiedImageError
+
+from xreasoner.completion import Completion
+from xreasoner.engines.base import Request, Sampling
+from xreasoner.engines.torch_engine import TorchEngine
+from xreasoner.errors import MediaError, UserError
+from xreasoner.models.loading import load
+from xreasoner.problem import LABELS, Problem
+from xreasoner.prompts import PROMPTS, chat_messages
+from xreasoner.registry import nearest
+
+FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP")
+"""The picture formats that are opened; others are nobody's need and somebody's hole."""
+
+
+def read_picture(path: Path) -> Image.Image:
+    """An RGB picture from a file. Raises `MediaError` that says what was found."""
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise MediaError(f"picture {path}: {error.strerror}; expected a file, one of {', '.join(FORMATS)}") from None
+    try:
+        with Image.open(BytesIO(data), formats=FORMATS) as image:
+            return image.convert("RGB")
+    except UnidentifiedImageError:
+        raise MediaError(f"picture {path}: not a picture; expected one of {', '.join(FORMATS)}") from None
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
+        raise MediaError(f"picture {path}: damaged or too large; expected a whole {', '.join(FORMATS)}") from None
+
+
+def default_prompt(model: str, options: Sequence[str]) -> str:
+    """The embedded model's brief prompt; for any other the card's, or the paper's where there are no options."""
+    if model.startswith("tiny"):
+        return "brief-direct" if model == "tiny-base" else "brief"
+    return "card-mc-vllm" if options else "paper-train"
+
+
+def ask(
+    model: str,
+    question: str,
+    pictures: Sequence[Path] = (),
+    options: Sequence[str] = (),
+    *,
+    prompt: str | None = None,
+    temperature: float = 0.0,
+    seed: int = 0,
+    thinking_budget: int = 4000,
+    answer_budget: int = 256,
+) -> Completion:
+    """Put a question to a model. Raises `UserError` for an empty question or an unknown prompt."""
+    if not question.strip():
+        raise UserError('the question is empty; expected some text, as in: xreasoner ask tiny "What is 3 + 4?"')
+    if len(options) > len(LABELS):
+        raise UserError(f"{len(options)} options were given, at most {len(LABELS)} have a label")
+    images = tuple(read_picture(path) for path in pictures)
+    chosen = prompt or default_prompt(model, options)
+    if chosen not in PROMPTS:
+        raise UserError(f"unknown prompt {chosen!r}; {nearest(chosen, PROMPTS)}")
+    problem = Problem("question", question, "", "text", tuple(options), images)
+    sampling = Sampling(
+        temperature=temperature, thinking_budget=thinking_budget, answer_budget=answer_budget, seed=seed
+    )
+    loaded = load(model)
+    room = getattr(loaded.model.config.text_config, "max_position_embeddings", 32768) // 2
+    if thinking_budget > room:
+        sampling = Sampling(temperature, thinking_budget=room, answer_budget=answer_budget, seed=seed)
+    return TorchEngine(loaded).generate([Request(chat_messages(problem, chosen), images, sampling=sampling)])[0][0]

@@ -1,0 +1,131 @@
+"""The whole of it in one call: measure the base, post-train on text, measure each stage, write the report.
+
+It is nothing but `train`, `eval` and `report` with one recipe, and goes on from whatever is on disk.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Protocol
+
+from xreasoner.benchmarks.running import evaluate, gains, summarise
+from xreasoner.benchmarks.store import latest, read_rows
+from xreasoner.engines.base import Sampling
+from xreasoner.engines.torch_engine import TorchEngine
+from xreasoner.errors import UserError
+from xreasoner.models.freezing import fingerprint
+from xreasoner.models.loading import load
+from xreasoner.recipe import Evaluation, Recipe
+from xreasoner.reporting import write_report
+from xreasoner.training.run import read_json, run_stage, versions, write_json
+
+
+class Show(Protocol):
+    """Where progress goes: show(task, done, total, note)."""
+
+    def __call__(self, task: str, done: int, total: int, note: str = "") -> None: ...
+
+
+def silent(task: str, done: int, total: int, note: str = "") -> None:
+    """A `Show` that shows nothing."""
+
+
+def run_demo(recipe: Recipe, out: Path, show: Show = silent) -> dict[str, Any]:
+    """Run what is missing of the recipe in a folder; returns the summary.
+
+    Raises `UserError` when the folder belongs to another recipe or seed.
+    """
+    claim(recipe, out)
+    evaluate_stage(recipe.model, "base", recipe.evaluation.base_prompt, recipe.evaluation, out, show)
+    for stage in recipe.stages:
+        with clock(out, f"train {stage.name}"):
+            exported = run_stage(recipe, stage, out, training_note(show))
+        evaluate_stage(str(exported), stage.name, stage.prompt, recipe.evaluation, out, show)
+    summary = summarise_run(recipe, out)
+    write_report(out)
+    return summary
+
+
+def claim(recipe: Recipe, out: Path) -> None:
+    """Write the run's manifest, or check that the one there is this recipe's."""
+    wanted = recipe.model_dump(mode="json", by_alias=True)
+    manifest = read_json(out / "manifest.json")
+    if manifest and manifest.get("recipe") != wanted:
+        raise UserError(f"{out} holds a run of another recipe or seed; choose another --out, or remove it")
+    write_json(out / "manifest.json", {"recipe": wanted, "seed": recipe.seed, "versions": versions()})
+
+
+def evaluate_stage(model: str, stage: str, prompt: str, settings: Evaluation, out: Path, show: Show) -> None:
+    """Everything that a stage is measured on; done once."""
+    marker = out / "eval" / stage / "done.json"
+    if marker.exists():
+        return
+    with clock(out, f"eval {stage}"):
+        loaded = load(model)
+        model_hash = fingerprint(sorted(loaded.model.state_dict().items()))[:16]
+        engine = TorchEngine(loaded)
+        sampling = Sampling(thinking_budget=settings.thinking_budget, answer_budget=settings.answer_budget)
+        parts = [
+            ("cells", settings.benches, prompt, False),
+            ("blind", settings.benches, prompt, True),
+            ("reading", settings.reading, settings.base_prompt, False),
+            ("others", settings.others, prompt, False),
+        ]
+        for name, benches, asked, blind in parts:
+            evaluate(
+                engine,
+                list(benches),
+                out,
+                stage=stage,
+                model_hash=model_hash,
+                prompt=asked,
+                n=settings.n,
+                seed=settings.seed,
+                sampling=sampling,
+                blind=blind,
+                progress=_evaluating(show, f"measure {stage}: {name}"),
+            )
+    write_json(marker, {"model": model_hash})
+
+
+def _evaluating(show: Show, task: str) -> Callable[[int, int], None]:
+    return lambda done, total: show(task, done, total)
+
+
+def training_note(show: Show) -> Callable[[str, int, int, dict[str, Any]], None]:
+    """Training's progress as one line: the loss, or the reward."""
+
+    def progress(stage: str, step: int, total: int, metrics: dict[str, Any]) -> None:
+        name = "reward" if "reward" in metrics else "loss"
+        show(f"train {stage}", step, total, f"{name} {metrics[name]:.3f}")
+
+    return progress
+
+
+@contextmanager
+def clock(out: Path, task: str) -> Any:
+    """Add the seconds of a task, over all restarts, to OUT/timings.json."""
+    start = time.monotonic()
+    try:
+        yield
+    finally:
+        timings = read_json(out / "timings.json")
+        timings[task] = timings.get(task, 0.0) + time.monotonic() - start
+        write_json(out / "timings.json", timings)
+
+
+def summarise_run(recipe: Recipe, out: Path) -> dict[str, Any]:
+    """Write summary.json from the results on disk; returns it."""
+    stages = ["base", *(stage.name for stage in recipe.stages)]
+    rows = {stage: latest(read_rows(out / "eval" / stage / "results.jsonl")) for stage in stages}
+    summary: dict[str, Any] = {"cells": {}, "perception": {}, "benchmarks": {}}
+    for stage in stages:
+        for group, found in summarise(rows[stage]).items():
+            summary[group][stage] = found
+    summary["gains"] = gains(rows)
+    summary["timings"] = read_json(out / "timings.json")
+    write_json(out / "summary.json", summary)
+    return summary
