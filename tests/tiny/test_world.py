@@ -1,0 +1,121 @@
+"""The embedded world: deterministic, solvable, the same in text and picture, and split between the domains."""
+
+from __future__ import annotations
+
+import re
+from random import Random
+
+import numpy as np
+import pytest
+
+from xreasoner.errors import RecipeError
+from xreasoner.grading import judge
+from xreasoner.tiny import architecture, benchmarks, chains, eyes, lessons, outside, sources, world
+from xreasoner.tiny.drawing import CELL, draw_scene
+
+EQUATION = re.compile(r"(\d+) ([-+x]) (\d+) = (\d+)\.")
+
+
+def _value(a: str, sign: str, b: str) -> int:
+    return {"+": int(a) + int(b), "-": int(a) - int(b), "x": int(a) * int(b)}[sign]
+
+
+@pytest.mark.parametrize("domain", world.DOMAINS)
+def test_problems_are_deterministic_and_share_golds_across_modalities(domain: world.Domain) -> None:
+    text, again = benchmarks.cell(domain, "text", 60, 3), benchmarks.cell(domain, "text", 60, 3)
+    image = benchmarks.cell(domain, "image", 60, 3)
+    assert [p.question for p in text] == [p.question for p in again]
+    assert [(p.id, p.gold, p.options, p.family) for p in text] == [(p.id, p.gold, p.options, p.family) for p in image]
+    assert all(not p.images for p in text)
+    assert all(len(p.images) == 1 for p in image)
+    assert {p.family for p in text} == {"lookup", "sum", "difference", "count", "two-step", "compare"}
+
+
+@pytest.mark.parametrize("domain", world.DOMAINS)
+def test_every_chain_is_right_step_by_step_and_judged_correct(domain: world.Domain) -> None:
+    rng = Random(1)
+    for i in range(300):
+        scene = world.make_scene(rng, domain)
+        task = world.make_task(rng, scene)
+        options = lessons.options_for(rng, task)
+        assert task.answer not in task.distractors
+        for a, sign, b, c in EQUATION.findall(" ".join(task.steps)):
+            assert _value(a, sign, b) == int(c)
+        reply = chains.chain(rng, scene, task, options, slip_rate=0.0)
+        problem = benchmarks.task_problem(Random(i), domain, "text", "x")
+        gold = chains.final_answer(task.answer, options)
+        assert reply.endswith(f"<answer>{gold}</answer>")
+        assert scene.facts in reply
+        assert judge(problem, f"<think> x </think> <answer>{problem.gold}</answer>").correct
+
+
+def test_sums_and_differences_agree_with_the_facts() -> None:
+    rng = Random(2)
+    for _ in range(200):
+        scene = world.table_scene(rng, "general")
+        values = [int(v) for _, v in scene.entries]
+        assert world.difference(rng, scene).answer == str(max(values) - min(values))
+        task = world.total(rng, scene)
+        named = [scene.number(n) for n, _ in scene.entries if re.search(rf"\b{n}\b", task.question)] or values
+        assert task.answer == str(sum(named))
+        task = world.closest(rng, scene)
+        target = int(re.findall(r"\d+", task.question)[0])
+        assert task.answer == min(scene.entries, key=lambda e: abs(int(e[1]) - target))[0]
+
+
+def test_slips_are_mended() -> None:
+    rng = Random(3)
+    steps = chains.with_slips(rng, ("3 + 4 = 7.",), 1.0)
+    assert re.fullmatch(r"3 \+ 4 = (\d+)\. Wait, 3 \+ 4 = 7\.", steps[0])
+    assert "= 7. Wait" not in steps[0]
+
+
+def test_post_training_text_has_no_picture_and_no_clinical_word() -> None:
+    clinical = {name for theme in world.THEMES["clinical"] for name in theme.names}
+    clinical |= {theme.entity for theme in world.THEMES["clinical"]} | {*world.COLOURS["clinical"], *world.FORMS["clinical"]}
+    for source in (sources.world({"domain": "general"}), sources.gym({})):
+        for style in ("chain", "direct"):
+            for example in source.examples(400, 5, style):
+                assert not example.problem.images
+                assert example.problem.modality == "text"
+                words = set(re.findall(r"\w+", example.problem.question + " " + example.response))
+                assert not words & clinical
+    with pytest.raises(RecipeError, match="clinical"):
+        sources.world({"domain": "clinical"})
+
+
+def test_evaluation_items_are_not_training_items() -> None:
+    trained = {p.question for p in sources.world({}).problems(3000, 0)}
+    fresh = benchmarks.cell("general", "text", 500, 0)
+    assert sum(p.question in trained for p in fresh) == 0
+
+
+def test_gym_chains_are_judged_correct_by_the_package() -> None:
+    source = sources.gym({})
+    for example in source.examples(120, 4, "chain"):
+        assert judge(example.problem, example.response).correct, example
+    assert {p.family for p in benchmarks.gym_held_out(30, 0)} == set(outside.HELD_OUT_FAMILIES)
+    assert not set(outside.HELD_OUT_FAMILIES) & set(outside.TRAIN_FAMILIES)
+    with pytest.raises(RecipeError, match="chain_sum"):
+        sources.gym({"families": ["chain_sums"]})
+
+
+def test_pictures_are_whole_cells_differ_every_time_and_match_the_processor() -> None:
+    rng = Random(4)
+    scene = world.table_scene(rng, "general")
+    one, two = draw_scene(rng, scene), draw_scene(rng, scene)
+    assert one.image.tobytes() != two.image.tobytes()
+    images = [draw_scene(rng, world.make_scene(rng, domain)).image for domain in world.DOMAINS for _ in range(8)]
+    assert all(image.width % CELL == 0 and image.height % CELL == 0 for image in images)
+    patches, grids = eyes.pixels(images)
+    official = architecture.image_processor()(images, return_tensors="pt")
+    assert (official["image_grid_thw"] == grids).all()
+    np.testing.assert_allclose(official["pixel_values"].numpy(), patches.numpy(), atol=1e-6)
+
+
+def test_the_base_is_never_taught_a_chain() -> None:
+    rng, gym = Random(5), list(outside.gym_direct(5, 1))
+    easy = outside.easy_train()[:20]
+    for _ in range(400):
+        lesson = lessons.lesson(rng, lessons.all_words(), easy, gym)
+        assert "<think>" not in "".join(text for text, _ in lesson.pieces)
