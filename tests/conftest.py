@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from random import Random
 
@@ -14,7 +15,7 @@ from xreasoner.tiny import architecture, chains, lessons
 from xreasoner.tiny.tokenizer import train_tokenizer
 from xreasoner.tiny.world import make_scene, make_task, write_scene
 
-torch.set_num_threads(2)
+torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "2")))
 
 
 @pytest.fixture(scope="session")

@@ -17,7 +17,9 @@ from xreasoner.prompts import PROMPTS
 
 
 class _Part(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True, populate_by_name=True)
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, use_attribute_docstrings=True, populate_by_name=True, allow_inf_nan=False
+    )
 
 
 class DataEntry(_Part):
@@ -90,6 +92,8 @@ class SFTStage(_Stage):
     """A longer one is dropped, has its thought closed early, or is cut (as the paper did); counted in the manifest."""
     exit_text: str = " </think> "
     """What closes a thought early."""
+    kl_to_base: float = Field(0.0, ge=0)
+    """Weight of KL(start ‖ model) on the learnt tokens, with the stage's start as the reference."""
 
 
 class RLStage(_Stage):
@@ -173,6 +177,8 @@ class Recipe(_Part):
         for stage in self.stages:
             if stage.name in known:
                 raise ValueError(f"stages: two stages are named {stage.name!r}")
+            if stage.name in ("eval", "images"):
+                raise ValueError(f"stages: the name {stage.name!r} is taken by a folder of the run; choose another")
             if stage.from_ is not None and stage.from_ not in known:
                 raise ValueError(
                     f"stages.{stage.name}.from: unknown stage {stage.from_!r}; {_nearest(stage.from_, known)}"
@@ -210,12 +216,20 @@ def load_recipe(name: str, overrides: Sequence[str] = ()) -> Recipe:
         raise RecipeError(f"recipe {path}: not YAML: {error}") from error
     if not isinstance(raw, dict):
         raise RecipeError(f"recipe {path}: found {type(raw).__name__}, expected a mapping of fields")
+    raw = _unshared(raw)
     for override in overrides:
         _override(raw, override)
     try:
         return Recipe.model_validate(raw)
     except ValidationError as error:
         raise RecipeError(f"recipe {path}: {_first(error)}") from None
+
+
+def _unshared(raw: Any) -> Any:
+    """A copy in which YAML's `&anchor` and `*alias` are two things, so that an override of one leaves the other."""
+    if isinstance(raw, dict):
+        return {key: _unshared(value) for key, value in raw.items()}
+    return [_unshared(value) for value in raw] if isinstance(raw, list) else raw
 
 
 def _override(raw: Any, override: str) -> None:
@@ -226,7 +240,10 @@ def _override(raw: Any, override: str) -> None:
     *parents, last = key.split(".")
     for part in parents:
         raw = _child(raw, part, key)
-    parsed = yaml.safe_load(value)
+    try:
+        parsed = yaml.safe_load(value)
+    except yaml.YAMLError:
+        raise RecipeError(f"--set {key}: found {value!r}, expected a YAML value") from None
     if isinstance(parsed, str):
         with contextlib.suppress(ValueError):
             parsed = float(parsed)  # YAML 1.1 takes 1e-4 for a string
@@ -250,9 +267,27 @@ def _child(raw: Any, part: str, key: str) -> Any:
     raise RecipeError(f"--set {key}: {part!r} is not a mapping")
 
 
-def _fields() -> list[str]:
-    parts = (Recipe, SFTStage, RLStage, Evaluation, AdamW, DataEntry)
-    return sorted({field.alias or name for part in parts for name, field in part.model_fields.items()})
+_PARTS: dict[str, type[_Part]] = {
+    "sft": SFTStage,
+    "rl": RLStage,
+    "data": DataEntry,
+    "optimiser": AdamW,
+    "evaluation": Evaluation,
+}
+"""What stands under a key of the recipe (for stages, under their kind)."""
+
+
+def _fields(part: type[_Part]) -> list[str]:
+    return [field.alias or name for name, field in part.model_fields.items()]
+
+
+def _unknown(field: str, path: Sequence[int | str]) -> str:
+    """A hint for an unknown field: the nearest one of its own part, or the part where it belongs."""
+    part = next((_PARTS[str(key)] for key in reversed(path) if key in _PARTS), Recipe)
+    for key, other in _PARTS.items():
+        if field in _fields(other) and key in _fields(part):
+            return f"it belongs under {key}: {key}.{field}"
+    return _nearest(field, _fields(part))
 
 
 def _first(error: ValidationError) -> str:
@@ -260,7 +295,7 @@ def _first(error: ValidationError) -> str:
     complaint = error.errors()[0]
     where = ".".join(str(part) for part in complaint["loc"]) or "recipe"
     if complaint["type"] == "extra_forbidden":
-        return f"{where}: unknown field; {_nearest(str(complaint['loc'][-1]), _fields()).split(' known:')[0]}"
+        return f"{where}: unknown field; {_unknown(str(complaint['loc'][-1]), complaint['loc'][:-1])}"
     if complaint["type"] == "missing":
         return f"{where}: is missing"
     return f"{where}: {complaint['msg'].removeprefix('Value error, ')}; found {complaint['input']!r}"[:400]

@@ -1,4 +1,8 @@
-"""Problems from a JSONL file: one object a line with `question`, `gold`, `answer_type`, and for SFT `response`."""
+"""Problems from a JSONL file: one object a line with `question`, `gold`, `answer_type`, and for SFT `response`.
+
+Also read: `id`, `options` (a list of texts), `domain` ("general" when left out). A row with `image` or `images` is
+marked as a picture problem, which post-training refuses.
+"""
 
 from __future__ import annotations
 
@@ -33,7 +37,11 @@ class JSONL:
 
     def _rows(self, n: int, seed: int) -> list[tuple[int, dict[str, Any]]]:
         rows = []
-        for number, line in enumerate(self.path.read_text(encoding="utf-8").splitlines(), 1):
+        try:
+            text = self.path.read_text(encoding="utf-8")
+        except UnicodeDecodeError as error:
+            raise DataError(f"{self.path}: not UTF-8: {error.reason} at byte {error.start}; expected JSONL") from None
+        for number, line in enumerate(text.split("\n"), 1):  # splitlines would also cut at U+2028 inside a string
             if not line.strip():
                 continue
             try:
@@ -43,6 +51,8 @@ class JSONL:
             if not isinstance(row, dict):
                 raise DataError(f"{self.path}:{number}: found {type(row).__name__}, expected an object")
             rows.append((number, row))
+        if not rows:
+            raise DataError(f"{self.path}: is empty; expected one JSON object a line")
         Random(f"jsonl/{seed}").shuffle(rows)
         return rows[:n]
 
@@ -57,13 +67,17 @@ class JSONL:
         if kind not in get_args(AnswerType):
             known = ", ".join(get_args(AnswerType))
             raise DataError(f"{self.path}:{number}: field 'answer_type': found {kind!r}, expected one of {known}")
+        options = row.get("options") or []
+        if not isinstance(options, list):
+            raise DataError(f"{self.path}:{number}: field 'options': found {options!r}, expected a list of texts")
         return Problem(
             id=str(row.get("id", f"{self.path.stem}-{number}")),
             question=self._field(number, row, "question"),
             gold=self._field(number, row, "gold"),
             answer_type=kind,
-            options=tuple(row.get("options") or ()),
+            options=tuple(map(str, options)),
             domain=str(row.get("domain", "general")),
+            modality="image" if row.get("image") or row.get("images") else "text",
             source=self.path.stem,
         )
 

@@ -49,12 +49,16 @@ def tokenise(
     longer: Literal["drop", "close", "cut"],
     exit_text: str,
 ) -> tuple[list[Tokens], Lengths]:
-    """Ids by the chat template, the reply ended by the tokenizer's end of turn; the policy for longer ones applied."""
+    """Ids by the chat template, the reply ended by the tokenizer's end of turn; the policy for longer ones applied.
+
+    Prompt and reply are encoded apart, as they are when the model is asked, so that the prompt's ids are a prefix.
+    A special token that a reply spells out (`<|im_end|>`) is text.
+    """
     lengths, found = Lengths(), []
     tokenizer = loaded.tokenizer
     for example in examples:
         start = encode(loaded, chat_messages(example.problem, prompt)).input_ids.tolist()
-        reply = [*tokenizer.encode(example.response, add_special_tokens=False), tokenizer.eos_token_id]
+        reply = [*_text_ids(tokenizer, example.response), tokenizer.eos_token_id]
         lengths.total += 1
         lengths.longest = max(lengths.longest, len(start) + len(reply))
         if len(start) + len(reply) > max_length:
@@ -69,18 +73,21 @@ def tokenise(
     return found, lengths
 
 
+def _text_ids(tokenizer: Any, text: str) -> list[int]:
+    ids: list[int] = tokenizer.encode(text, add_special_tokens=False, split_special_tokens=True)
+    return ids
+
+
 def _shorten(tokenizer: Any, response: str, room: int, longer: str, exit_text: str) -> list[int] | None:
     """The reply in at most `room` tokens by the policy, or None to drop it."""
     if longer == "cut" and room > 0:
-        cut: list[int] = tokenizer.encode(response, add_special_tokens=False)[:room]
-        return cut
+        return _text_ids(tokenizer, response)[:room]
     thought, tag, answer = response.partition(CLOSE)
     if longer == "close" and tag and thought.startswith(OPEN):
-        end = [*tokenizer.encode(exit_text + answer.lstrip(), add_special_tokens=False), tokenizer.eos_token_id]
+        end = [*_text_ids(tokenizer, exit_text + answer.lstrip()), tokenizer.eos_token_id]
         left = room - len(end)
         if left > 0:
-            closed: list[int] = tokenizer.encode(thought, add_special_tokens=False)[:left] + end
-            return closed
+            return _text_ids(tokenizer, thought)[:left] + end
     return None
 
 
@@ -93,7 +100,11 @@ def digest(items: Sequence[Tokens]) -> str:
 
 
 def schedule(lengths: Sequence[int], batch: int, epochs: float, seed: int) -> list[list[int]]:
-    """Indices of each step's batch: shuffled, then neighbours in length within a window of eight batches."""
+    """Indices of each step's batch: shuffled, then neighbours in length within a window of eight batches.
+
+    Fewer examples than a batch make one batch of all of them in each pass.
+    """
+    batch = min(batch, len(lengths))
     steps = max(1, round(epochs * len(lengths) / batch))
     rng = Random(seed)
     batches: list[list[int]] = []
@@ -105,8 +116,6 @@ def schedule(lengths: Sequence[int], batch: int, epochs: float, seed: int) -> li
             parts = [window[k : k + batch] for k in range(0, len(window) - batch + 1, batch)]
             rng.shuffle(parts)
             batches += parts
-        if not batches:
-            batches.append(order)
     return batches[:steps]
 
 

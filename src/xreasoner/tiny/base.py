@@ -29,7 +29,7 @@ from xreasoner.tiny.tokenizer import train_tokenizer
 from xreasoner.tiny.world import DOMAINS, make_scene, make_task, write_scene
 
 LEARNING_RATE = 1.5e-3
-BATCH_TOKENS = 4096
+BATCH_TOKENS = 2560
 POOL = 512
 
 
