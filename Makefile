@@ -1,13 +1,18 @@
 # Two commands on a fresh machine: `make demo` does the whole of it, `make test` passes the tests.
+# ARGS reaches the command: `make demo ARGS="--seed 1 --out runs/one"`.
 PYTHON ?= python3
+RUN ?= runs/demo
+ARGS ?=
 BIN := .venv/bin
-# matrix products on the CPU gain nothing from more threads than cores
 export TOKENIZERS_PARALLELISM = false
 
-.PHONY: demo test test-slow lint format base evidence clean
+.PHONY: demo report test test-slow lint format docs base evidence clean
 
 demo: .venv/ready
-	$(BIN)/xreasoner demo
+	$(BIN)/xreasoner demo $(ARGS)
+
+report: .venv/ready
+	$(BIN)/xreasoner report $(RUN) $(ARGS)
 
 test: .venv/ready lint
 	$(BIN)/python -m pytest -q
@@ -24,13 +29,18 @@ format: .venv/ready
 	$(BIN)/ruff format -q src tests
 	$(BIN)/ruff check --fix -q src tests
 
+# the commands' help, in docs/cli.md; a test compares
+docs: .venv/ready
+	$(BIN)/python tests/test_docs.py
+
 base: .venv/ready
 	$(BIN)/python -m xreasoner.tiny.base
 
 evidence: .venv/ready
 	$(BIN)/python -m xreasoner.tiny.evidence
 
-# torch comes first and by its exact version, so that a machine with a CPU build at hand takes that one.
+# torch comes first and by its exact version, so that a build that is there already, or that pip is pointed to, is
+# taken: PyPI's build for Linux brings CUDA, which a machine with no GPU has no use for.
 .venv/ready: pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install -q --upgrade "pip>=25.1"

@@ -9,127 +9,288 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from PIL import Image
+
+from xreasoner import cli
+from xreasoner.ask import default_prompt, read_picture
+from xreasoner.errors import CheckpointError, MediaError
 
 
-def run(*arguments: str, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "xreasoner.cli", *arguments]
-    return subprocess.run(command, capture_output=True, text=True, cwd=cwd, timeout=240, check=False)
+@dataclass(frozen=True)
+class Result:
+    code: int
+    out: str
+    err: str
 
 
-def complaint(result: subprocess.CompletedProcess[str], code: int) -> str:
-    """The one line on stderr; no traceback."""
-    assert result.returncode == code, result.stderr
-    assert "Traceback" not in result.stderr
-    lines = [line for line in result.stderr.splitlines() if line.startswith("error:")]
-    assert len(lines) == 1, result.stderr
+Run = Callable[..., Result]
+
+
+@pytest.fixture
+def run(capfd: pytest.CaptureFixture[str]) -> Run:
+    """A command in this process; every test of signals starts one of its own."""
+
+    def put(*arguments: str) -> Result:
+        capfd.readouterr()
+        code = cli.run(list(arguments))
+        return Result(code, *capfd.readouterr())
+
+    return put
+
+
+def complaint(result: Result, code: int) -> str:
+    """The one line on stderr."""
+    assert result.code == code, result.err
+    lines = result.err.splitlines()
+    assert len(lines) == 1, result.err
+    assert lines[0].startswith("error: ")
     return lines[0]
 
 
-def test_help_is_there() -> None:
-    result = run("--help")
-    assert result.returncode == 0
+def process(arguments: list[str], **more: object) -> subprocess.Popen[str]:
+    command = [sys.executable, "-m", "xreasoner.cli", *arguments]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **more)  # type: ignore[call-overload,no-any-return]
+
+
+def wait_for(path: Path, running: subprocess.Popen[str]) -> None:
+    deadline = time.monotonic() + 120
+    while not path.exists():
+        assert running.poll() is None, running.communicate()[1]
+        assert time.monotonic() < deadline, f"{path} did not come"
+        time.sleep(0.02)
+
+
+def finish(running: subprocess.Popen[str]) -> Result:
+    out, err = running.communicate(timeout=240)
+    return Result(running.returncode, out, err)
+
+
+def test_help_is_there_and_imports_no_torch() -> None:
+    program = (
+        "import sys; from xreasoner import cli; code = cli.run(['--help']); sys.exit(code or 'torch' in sys.modules)"
+    )
+    result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=False)
+    assert result.returncode == 0, result.stderr
     for command in ("demo", "train", "eval", "report", "ask"):
         assert command in result.stdout
 
 
-def test_a_text_file_is_no_picture(random_folder: Path, tmp_path: Path) -> None:
-    text = tmp_path / "note.png"
-    text.write_text("this is no picture")
-    line = complaint(run("ask", str(random_folder), "What is it?", "--image", str(text)), 2)
+def test_no_command_shows_the_help(run: Run) -> None:
+    result = run()
+    assert result.code == 2
+    assert "demo" in result.out + result.err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["demo", "--seed", "many"], ["--seed", "integer"]),
+        (["demo", "--seed", "-1"], ["--seed"]),
+        (["demoo"], ["demoo"]),
+        (["train", "demoo"], ["demoo", "did you mean 'demo'"]),
+        (["train", "demo", "--set", "stages.sft.optimiser.lr=-1"], ["lr", "-1", "greater than 0"]),
+        (["train", "demo", "--set", "stages.sft.epoch=2"], ["epoch", "did you mean 'epochs'"]),
+        (["eval", "tiny", "--bench", "easy-vq"], ["easy-vq", "did you mean 'easy-vqa'"]),
+        (["eval", "tiny", "--bench", ""], ["benchmark ''"]),
+        (["eval", "tiny", "--bench", "easy-vqa", "--temperature", "-0.5"], ["--temperature"]),
+        (["eval", "tiny", "--bench", "easy-vqa", "--prompt", "breif"], ["breif", "did you mean 'brief'"]),
+        (["eval", "no/such/folder", "--bench", "easy-vqa"], ["no/such/folder", "no such folder"]),
+        (["ask", "./nowhere", "What is 1 + 1?"], ["./nowhere", "no such folder"]),
+        (["ask", "tiny", " "], ["question is empty"]),
+        (["ask", "tiny", "What is 1 + 1?", "--prompt", "breif"], ["did you mean 'brief'"]),
+        (["ask", "tiny", "What is it?", "--image", "nowhere.png"], ["nowhere.png", "No such file", "PNG"]),
+        (["report", "."], ["summary.json"]),
+    ],
+)
+def test_a_mistake_is_one_line_that_names_it(
+    run: Run, arguments: list[str], words: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    line = complaint(run(*arguments), 2)
+    for word in words:
+        assert word in line
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("data", "found"), [(b"this is no picture", "text"), (b"", "an empty file"), (bytes(range(256)), "another kind")]
+)
+def test_what_is_no_picture_is_named(run: Run, random_folder: Path, tmp_path: Path, data: bytes, found: str) -> None:
+    path = tmp_path / "note.png"
+    path.write_bytes(data)
+    line = complaint(run("ask", str(random_folder), "What is it?", "--image", str(path)), 2)
     assert "note.png" in line
-    assert "PNG" in line
+    assert found in line
+    assert "expected one of PNG" in line
 
 
-def test_an_empty_question(random_folder: Path) -> None:
-    assert "empty" in complaint(run("ask", str(random_folder), "  "), 2)
+def test_a_picture_cut_in_half_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "half.png"
+    Image.effect_noise((64, 64), 50).save(path)
+    path.write_bytes(path.read_bytes()[:1000])
+    with pytest.raises(MediaError, match=r"half\.png: damaged"):
+        read_picture(path)
 
 
-def test_a_negative_learning_rate(tmp_path: Path) -> None:
-    result = run("train", "demo", "--set", "stages.sft.optimiser.lr=-1", "--out", str(tmp_path / "run"))
-    line = complaint(result, 2)
-    assert "lr" in line
-    assert "-1" in line
-    assert not (tmp_path / "run").exists()
-
-
-def test_an_unknown_benchmark_names_the_nearest(random_folder: Path, tmp_path: Path) -> None:
-    line = complaint(run("eval", str(random_folder), "--bench", "easy-vq", "--out", str(tmp_path)), 2)
-    assert "easy-vqa" in line
-
-
-def test_a_checkpoint_cut_in_half(random_folder: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", ["model.safetensors", "config.json", "tokenizer.json"])
+def test_a_checkpoint_cut_in_half_is_named(run: Run, random_folder: Path, tmp_path: Path, name: str) -> None:
     folder = tmp_path / "half"
     shutil.copytree(random_folder, folder)
-    weights = folder / "model.safetensors"
-    weights.write_bytes(weights.read_bytes()[:5000])
+    path = folder / name
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
     assert "half" in complaint(run("ask", str(folder), "What is 1 + 1?"), 1)
 
 
-def test_a_report_of_nothing(tmp_path: Path) -> None:
-    assert "summary.json" in complaint(run("report", str(tmp_path)), 2)
+def test_the_traceback_is_shown_when_asked_for(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(ValueError, match="demoo"):
+        run("--debug", "train", "demoo")
+    monkeypatch.setenv("XREASONER_DEBUG", "1")
+    with pytest.raises(ValueError, match="demoo"):
+        run("train", "demoo")
+    monkeypatch.setenv("XREASONER_DEBUG", "0")
+    assert "demoo" in complaint(run("train", "demoo"), 2)
 
 
-def test_ask_gives_json(random_folder: Path) -> None:
-    result = run("ask", str(random_folder), "What is 1 + 1?", "--option", "1", "--option", "2", "--json", "--prompt", "brief")
-    assert result.returncode == 0, result.stderr
-    found = json.loads(result.stdout)
+def test_a_defect_of_ours_is_not_hidden() -> None:
+    assert cli.complaint(KeyError("x")) is None
+
+
+def test_a_folder_in_use_needs_resume(run: Run, tmp_path: Path) -> None:
+    (tmp_path / "note").touch()
+    assert "--resume" in complaint(run("train", "demo", "--out", str(tmp_path)), 2)
+
+
+def test_a_file_where_a_folder_should_be(run: Run, random_folder: Path, tmp_path: Path) -> None:
+    path = tmp_path / "taken"
+    path.touch()
+    line = complaint(run("demo", "--set", f"model={random_folder}", "--out", str(path)), 1)
+    assert "taken" in line
+
+
+def test_ask_with_a_picture_gives_json(run: Run, random_folder: Path, tmp_path: Path) -> None:
+    picture = tmp_path / "picture.png"
+    Image.new("RGB", (112, 112), "white").save(picture)
+    arguments = ["ask", str(random_folder), "What is it?", "--json", "--prompt", "brief", "--budget", "8"]
+    blind = run(*arguments, "--option", "1", "--option", "2")
+    seen = run(*arguments, "--option", "1", "--option", "2", "--image", str(picture))
+    assert seen.code == 0, seen.err
+    assert not seen.err
+    found = json.loads(seen.out)
     assert found["exit"] in ("natural", "forced", "truncated")
-    assert found["prompt_tokens"] > 0
+    assert found["prompt_tokens"] > json.loads(blind.out)["prompt_tokens"] > 10
 
 
-@pytest.mark.skipif(not Path("/dev/full").exists(), reason="there is no /dev/full here")
-def test_a_full_disk_is_one_line(tmp_path: Path, random_folder: Path) -> None:
+def test_the_prompt_is_the_one_a_model_was_trained_with(random_folder: Path, tmp_path: Path) -> None:
+    assert default_prompt("tiny", []) == "brief"
+    assert default_prompt("tiny-base", []) == "brief-direct"
+    assert default_prompt(str(random_folder), ["1", "2"]) == "card-mc-vllm"
+    assert default_prompt(str(random_folder), []) == "paper-train"
+    (tmp_path / "manifest.json").write_text('{"prompt": "brief"}')
+    assert default_prompt(str(tmp_path / "export"), []) == "brief"
+    (tmp_path / "manifest.json").write_text('{"prompt": ')
+    with pytest.raises(CheckpointError, match="--prompt"):
+        default_prompt(str(tmp_path / "export"), [])
+
+
+def test_eval_prints_a_line_each_and_keeps_the_replies(run: Run, random_folder: Path, tmp_path: Path) -> None:
+    benches = "tiny-text-general,tiny-image-clinical"
+    arguments = ["eval", str(random_folder), "--bench", benches, "--limit", "3", "--budget", "8", "--prompt", "brief"]
+    result = run(*arguments, "--samples", "2", "--temperature", "1", "--out", str(tmp_path))
+    assert result.code == 0, result.err
+    assert [line.split()[0] for line in result.out.splitlines() if "n=6" in line] == benches.split(",")
+    rows = (tmp_path / "eval" / random_folder.name / "results.jsonl").read_text().splitlines()
+    assert len(rows) == 12
+
+
+SMALL = [
+    "stages.base-direct.data=[{source: tiny, n: 40}]",
+    "stages.sft.data=[{source: tiny, n: 40}]",
+    "stages.sft+rl.data=[{source: tiny, n: 40}]",
+    "stages.base-direct.batch_examples=8",
+    "stages.sft.batch_examples=8",
+    "stages.sft+rl.steps=2",
+    "stages.sft+rl.prompts_per_step=2",
+    "stages.sft+rl.thinking_budget=16",
+    "evaluation.n=4",
+    "evaluation.thinking_budget=16",
+    "evaluation.answer_budget=8",
+]
+
+
+def small(command: list[str], folder: Path, out: Path) -> list[str]:
+    """A command with the demo's recipe on a random model, small."""
+    changes = [part for change in [f"model={folder}", *SMALL] for part in ("--set", change)]
+    return [*command, "--out", str(out), *changes]
+
+
+def test_a_dry_run_writes_nothing(run: Run, random_folder: Path, tmp_path: Path) -> None:
+    result = run(*small(["train", "demo", "--dry-run"], random_folder, tmp_path / "run"))
+    assert result.code == 0, result.err
+    for stage in ("base-direct", "sft", "sft+rl"):
+        assert f"== {stage}" in result.out
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="there are no file size limits")
+def test_a_disk_that_takes_no_more_is_one_line_and_what_was_saved_stays(random_folder: Path, tmp_path: Path) -> None:
+    """A limit on the size of a file refuses writes as a full disk does, and harms nobody else."""
+
+    def narrow() -> None:
+        import resource
+
+        resource.setrlimit(resource.RLIMIT_FSIZE, (3_000_000, 3_000_000))
+
     out = tmp_path / "run"
-    out.mkdir()
-    (out / "eval").mkdir()
-    (out / "eval" / random_folder.name).mkdir()
-    (out / "eval" / random_folder.name / "results.jsonl").symlink_to("/dev/full")
-    result = run("eval", str(random_folder), "--bench", "gym-train", "--limit", "2", "--out", str(out), "--budget", "8")
-    assert "space" in complaint(result, 1).lower()
+    arguments = small(["train", "demo"], random_folder, out)
+    result = finish(process([*arguments, "--set", "stages.base-direct.checkpoint_seconds=1e-6"], preexec_fn=narrow))
+    line = complaint(result, 1)
+    assert "large" in line.lower() or "space" in line.lower(), line
+    assert json.loads((out / "base-direct" / "manifest.json").read_text())["stage"] == "base-direct"
+    assert not list(out.rglob("step-*.pt"))
 
 
-def mini_demo(folder: Path, out: Path) -> list[str]:
-    data = "[{source: tiny, n: 40}]"
-    settings = [
-        f"model={folder}",
-        "evaluation.n=4",
-        "evaluation.thinking_budget=16",
-        "evaluation.answer_budget=8",
-        f"stages.base-direct.data={data}",
-        f"stages.sft.data={data}",
-        f"stages.sft+rl.data={data}",
-        "stages.base-direct.batch_examples=8",
-        "stages.sft.batch_examples=8",
-        "stages.sft+rl.steps=2",
-        "stages.sft+rl.prompts_per_step=2",
-        "stages.sft+rl.thinking_budget=16",
-    ]
-    return ["demo", "--out", str(out), *(part for setting in settings for part in ("--set", setting))]
-
-
-def test_a_killed_demo_resumes_and_another_seed_is_refused(random_folder: Path, tmp_path: Path) -> None:
+def test_a_killed_demo_resumes_and_another_seed_is_refused(run: Run, random_folder: Path, tmp_path: Path) -> None:
     out = tmp_path / "demo"
-    arguments = mini_demo(random_folder, out)
-    for number, marker in ((signal.SIGINT, "base-direct"), (signal.SIGKILL, "sft")):
-        process = subprocess.Popen([sys.executable, "-m", "xreasoner.cli", *arguments], env={**os.environ})
-        deadline = time.monotonic() + 120
-        while not (out / marker / "manifest.json").exists() and time.monotonic() < deadline:
-            time.sleep(0.05)
-        process.send_signal(number)
-        assert process.wait(timeout=60) == (130 if number == signal.SIGINT else -signal.SIGKILL)
+    arguments = small(["demo"], random_folder, out)
+    for number, marker in ((signal.SIGTERM, "eval/base/results.jsonl"), (signal.SIGKILL, "sft/metrics.jsonl")):
+        running = process(arguments, env={**os.environ})
+        wait_for(out / marker, running)
+        running.send_signal(number)
+        stopped = finish(running)
+        if number == signal.SIGTERM:
+            assert stopped.code == 130, stopped.err
+            assert stopped.err.splitlines() == ["stopped; the same command goes on from here"]
+    kept = (out / "eval" / "base" / "results.jsonl").read_text()
     result = run(*arguments)
-    assert result.returncode == 0, result.stderr
-    assert "report.html" in result.stdout
+    assert result.code == 0, result.err
+    assert (out / "eval" / "base" / "results.jsonl").read_text() == kept
+    _check_folder(out, result)
+    assert "seed" in complaint(run(*arguments, "--seed", "5"), 2)
+
+
+def _check_folder(out: Path, result: Result) -> None:
+    """Everything that a finished demo promises."""
+    stages = ["base", "base-direct", "sft", "sft+rl"]
     summary = json.loads((out / "summary.json").read_text())
-    assert list(summary["cells"]) == ["base", "base-direct", "sft", "sft+rl"]
+    assert list(summary["cells"]) == stages
     for stage in summary["cells"].values():
         assert set(stage) == {"text/general", "text/clinical", "image/general", "image/clinical"}
         assert all(cell["n"] == 4 for cell in stage.values())
+        assert "blind" in stage["image/general"]
     rows = [json.loads(line) for line in (out / "eval" / "base" / "results.jsonl").read_text().splitlines()]
     assert len({row["key"] for row in rows}) == len(rows)
+    manifest = json.loads((out / "manifest.json").read_text())
+    assert list(manifest["evaluated"]) == stages
+    for name in stages[1:]:
+        frozen = manifest["stages"][name]["frozen"]
+        assert frozen["before"] == frozen["after"]
+        assert manifest["stages"][name]["data_sha256"]
     assert (out / "report.html").stat().st_size > 10_000
     assert (out / "sft+rl" / "export" / "model.safetensors").exists()
-    assert "another" in complaint(run(*arguments, "--seed", "5"), 2)
+    for promised in ("report.html", "sft+rl/export", "xreasoner ask", "text/general"):
+        assert promised in result.out

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from io import BytesIO
 from pathlib import Path
@@ -11,11 +12,11 @@ from PIL import Image, UnidentifiedImageError
 from xreasoner.completion import Completion
 from xreasoner.engines.base import Request, Sampling
 from xreasoner.engines.torch_engine import TorchEngine
-from xreasoner.errors import MediaError, UserError
+from xreasoner.errors import CheckpointError, MediaError, UserError
 from xreasoner.models.loading import load
 from xreasoner.problem import LABELS, Problem
 from xreasoner.prompts import PROMPTS, chat_messages
-from xreasoner.registry import nearest
+from xreasoner.registry import MODELS, nearest
 
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP")
 """The picture formats that are opened; others are nobody's need and somebody's hole."""
@@ -31,16 +32,41 @@ def read_picture(path: Path) -> Image.Image:
         with Image.open(BytesIO(data), formats=FORMATS) as image:
             return image.convert("RGB")
     except UnidentifiedImageError:
-        raise MediaError(f"picture {path}: not a picture; expected one of {', '.join(FORMATS)}") from None
+        raise MediaError(f"picture {path}: found {_kind(data)}; expected one of {', '.join(FORMATS)}") from None
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
         raise MediaError(f"picture {path}: damaged or too large; expected a whole {', '.join(FORMATS)}") from None
 
 
+def _kind(data: bytes) -> str:
+    """What a file that is no picture seems to be."""
+    if not data:
+        return "an empty file"
+    try:
+        data[:4096].decode()
+    except UnicodeDecodeError as error:
+        if error.start < min(len(data), 4096) - 3:
+            return "bytes of another kind"
+    return "text"
+
+
 def default_prompt(model: str, options: Sequence[str]) -> str:
-    """The embedded model's brief prompt; for any other the card's, or the paper's where there are no options."""
-    if model.startswith("tiny"):
-        return "brief-direct" if model == "tiny-base" else "brief"
-    return "card-mc-vllm" if options else "paper-train"
+    """What the model was trained with where that is known, else the card's (the paper's where there are no options)."""
+    if model in MODELS:
+        return "brief-direct" if model.endswith("-base") else "brief"
+    return trained_prompt(Path(model)) or ("card-mc-vllm" if options else "paper-train")
+
+
+def trained_prompt(folder: Path) -> str | None:
+    """The prompt that a checkpoint's training recorded: in its own folder, or in the stage's manifest beside it."""
+    for path in (folder / "xreasoner.json", folder.parent / "manifest.json"):
+        if path.is_file():
+            try:
+                found = json.loads(path.read_text(encoding="utf-8"))
+            except ValueError as error:
+                raise CheckpointError(f"{path}: not JSON ({error}); give --prompt, or export the model again") from None
+            if isinstance(found, dict) and found.get("prompt") in PROMPTS:
+                return str(found["prompt"])
+    return None
 
 
 def ask(
@@ -65,11 +91,7 @@ def ask(
     if chosen not in PROMPTS:
         raise UserError(f"unknown prompt {chosen!r}; {nearest(chosen, PROMPTS)}")
     problem = Problem("question", question, "", "text", tuple(options), images)
-    sampling = Sampling(
-        temperature=temperature, thinking_budget=thinking_budget, answer_budget=answer_budget, seed=seed
-    )
     loaded = load(model)
-    room = getattr(loaded.model.config.text_config, "max_position_embeddings", 32768) // 2
-    if thinking_budget > room:
-        sampling = Sampling(temperature, thinking_budget=room, answer_budget=answer_budget, seed=seed)
+    room = loaded.model.config.text_config.max_position_embeddings // 2
+    sampling = Sampling(temperature, thinking_budget=min(thinking_budget, room), answer_budget=answer_budget, seed=seed)
     return TorchEngine(loaded).generate([Request(chat_messages(problem, chosen), images, sampling=sampling)])[0][0]

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import errno
 import json
-import os
 import signal
 import sys
 from dataclasses import asdict
@@ -23,6 +23,34 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 Out = Annotated[Path, typer.Option(help="Folder of the run; the same folder goes on from where it stopped.")]
+RESUME = {
+    "demo": "the same command goes on from here",
+    "train": "the same command with --resume goes on from here",
+    "eval": "the same command goes on from here",
+}
+"""What to say to a user who stopped a command."""
+STOPPED = 130
+DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS)
+_traceback = {"shown": False}
+
+
+@app.callback()
+def options(
+    debug: Annotated[
+        bool, typer.Option("--debug", envvar="XREASONER_DEBUG", help="Show the traceback of an error.")
+    ] = False,
+) -> None:
+    _traceback["shown"] = debug
+
+
+def _quiet(model: str) -> None:
+    """Transformers' own progress bars are for downloads, not for reading a folder."""
+    from transformers.utils import logging
+
+    from xreasoner.registry import MODELS
+
+    if model in MODELS or Path(model).exists():
+        logging.disable_progress_bar()
 
 
 @app.command()
@@ -32,23 +60,16 @@ def demo(
     set_: Annotated[list[str] | None, typer.Option("--set", help="Change a field of the recipe: key=value.")] = None,
 ) -> None:
     """The whole of it on the embedded model: measure, SFT, RL, measure again, report."""
-    from xreasoner.demo import run_demo
+    from xreasoner.demo import closing, run_demo
     from xreasoner.progress import Screen, matrix
     from xreasoner.recipe import load_recipe
 
     recipe = load_recipe("demo", [f"seed={seed}", f"evaluation.seed={seed}", *(set_ or [])])
+    _quiet(recipe.model)
     with Screen() as screen:
         summary = run_demo(recipe, out, screen.show)
     screen.console.print(matrix(summary))
-    last = recipe.stages[-1].name
-    screen.console.print(f"report     {out / 'report.html'}\nreasoner   {out / last / 'export'}", soft_wrap=True)
-    screen.console.print(
-        f'try next   xreasoner ask "{out / last / "export"}" --prompt brief '
-        '"Ana has 14, Ben has 9 and Cara has 20. What is the total score of Ana and Cara?"',
-        soft_wrap=True,
-        markup=False,
-        highlight=False,
-    )
+    typer.echo(closing(out, recipe.stages[-1].name, summary["timings"]))
 
 
 @app.command()
@@ -66,6 +87,7 @@ def train(
     from xreasoner.training.run import run_recipe
 
     wanted = load_recipe(recipe, set_ or [])
+    _quiet(wanted.model)
     if dry_run:
         typer.echo(shown(wanted))
         return
@@ -93,7 +115,8 @@ def evaluate(
     from xreasoner.evaluating import evaluate_model
     from xreasoner.progress import Screen
 
-    names = [name.strip() for name in bench.split(",") if name.strip()]
+    names = [name.strip() for name in bench.split(",")]
+    _quiet(model)
     with Screen() as screen:
         found = evaluate_model(
             model,
@@ -132,12 +155,14 @@ def ask(
     image: Annotated[list[Path] | None, typer.Option(help="A picture; may be given several times.")] = None,
     option: Annotated[list[str] | None, typer.Option(help="An option; may be given several times.")] = None,
     prompt: Annotated[str | None, typer.Option(help="The prompt's name.")] = None,
+    budget: Annotated[int, typer.Option(min=1, help="Thinking budget in tokens.")] = 4000,
     as_json: Annotated[bool, typer.Option("--json", help="Print the whole completion as JSON.")] = False,
 ) -> None:
     """Ask a model one question: the thought dim, the answer bright."""
     from xreasoner.ask import ask as put
 
-    completion = put(model, question, image or [], option or [], prompt=prompt)
+    _quiet(model)
+    completion = put(model, question, image or [], option or [], prompt=prompt, thinking_budget=budget)
     if as_json:
         typer.echo(json.dumps(asdict(completion), ensure_ascii=False))
         return
@@ -152,32 +177,51 @@ def _terminated(number: int, frame: FrameType | None) -> None:
 
 def main() -> None:
     """Run a command; errors become one line and the exit code of their kind."""
-    debug = bool(os.environ.get("XREASONER_DEBUG"))
     signal.signal(signal.SIGTERM, _terminated)
+    sys.exit(run(sys.argv[1:]))
+
+
+def run(args: list[str]) -> int:
+    """Run a command with these arguments; returns the exit code (errors.py; 130 when it was stopped)."""
     try:
-        code: Any = app(standalone_mode=False)
+        code: Any = app(args, prog_name="xreasoner", standalone_mode=False)
     except typer.Exit as stop:
         code = stop.exit_code
     except (KeyboardInterrupt, typer.Abort):
-        typer.echo("stopped; the same command goes on from here", err=True)
-        code = 130
-    except XReasonerError as error:
-        if debug:
-            raise
-        typer.echo(f"error: {error}", err=True)
-        code = error.exit_code
-    except OSError as error:
-        if debug:
-            raise
-        where = f" ({error.filename})" if error.filename else ""
-        typer.echo(f"error: {error.strerror or error}{where}; nothing saved before was harmed", err=True)
-        code = 1
+        code = STOPPED
     except Exception as error:
-        if debug or not hasattr(error, "exit_code"):
+        found = None if _traceback["shown"] else complaint(error)
+        if found is None:
             raise
-        error.show()  # type: ignore[attr-defined]  # the command line's own complaints
-        code = error.exit_code
-    sys.exit(code if isinstance(code, int) else 0)
+        text, code = found
+        typer.echo(text, err=True)
+    if code == STOPPED:
+        hint = next((RESUME[word] for word in args if word in RESUME), "")
+        typer.echo(f"stopped; {hint}" if hint else "stopped", err=True)
+    return code if isinstance(code, int) else 0
+
+
+def complaint(error: Exception) -> tuple[str, int] | None:
+    """What to tell a person about an error, and the exit code; None for a defect of ours."""
+    if isinstance(error, XReasonerError):
+        return f"error: {error}", error.exit_code
+    refused = error if isinstance(error, OSError) else full_disk(error)
+    if refused is not None:
+        where = f" ({refused.filename})" if refused.filename else ""
+        return f"error: {refused.strerror or refused}{where}; what was saved before stays as it was", 1
+    message, code = getattr(error, "format_message", None), getattr(error, "exit_code", None)
+    if message and isinstance(code, int):  # the command line's own complaints
+        text = message()
+        return (text if "\n" in text else f"error: {text}"), code
+    return None
+
+
+def full_disk(error: BaseException) -> OSError | None:
+    """The disk's refusal behind an error, if that is what it was: torch.save turns it into a `RuntimeError`."""
+    behind = error.__cause__ or error.__context__
+    if isinstance(behind, OSError) and behind.errno in DISK:
+        return behind
+    return full_disk(behind) if behind is not None else None
 
 
 if __name__ == "__main__":

@@ -5,8 +5,10 @@ It is nothing but `train`, `eval` and `report` with one recipe, and goes on from
 
 from __future__ import annotations
 
+import hashlib
+import shlex
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Protocol
@@ -18,6 +20,7 @@ from xreasoner.engines.torch_engine import TorchEngine
 from xreasoner.errors import UserError
 from xreasoner.models.freezing import fingerprint
 from xreasoner.models.loading import load
+from xreasoner.prompts import PROMPTS
 from xreasoner.recipe import Evaluation, Recipe
 from xreasoner.reporting import write_report
 from xreasoner.training.run import read_json, run_stage, versions, write_json
@@ -44,6 +47,7 @@ def run_demo(recipe: Recipe, out: Path, show: Show = silent) -> dict[str, Any]:
         with clock(out, f"train {stage.name}"):
             exported = run_stage(recipe, stage, out, training_note(show))
         evaluate_stage(str(exported), stage.name, stage.prompt, recipe.evaluation, out, show)
+    gather(recipe, out)
     summary = summarise_run(recipe, out)
     write_report(out)
     return summary
@@ -54,8 +58,24 @@ def claim(recipe: Recipe, out: Path) -> None:
     wanted = recipe.model_dump(mode="json", by_alias=True)
     manifest = read_json(out / "manifest.json")
     if manifest and manifest.get("recipe") != wanted:
-        raise UserError(f"{out} holds a run of another recipe or seed; choose another --out, or remove it")
-    write_json(out / "manifest.json", {"recipe": wanted, "seed": recipe.seed, "versions": versions()})
+        differ = ", ".join(key for key in wanted if (manifest.get("recipe") or {}).get(key) != wanted[key])
+        raise UserError(
+            f"{out} holds a run of another recipe or seed ({differ} differ); choose another --out, or remove it"
+        )
+    if not manifest:
+        write_json(out / "manifest.json", {"recipe": wanted, "seed": recipe.seed, "versions": versions()})
+
+
+def gather(recipe: Recipe, out: Path) -> None:
+    """Put what each stage's training and evaluation recorded (hashes, data, versions) into the run's manifest."""
+    manifest = read_json(out / "manifest.json")
+    trained = {stage.name: read_json(out / stage.name / "manifest.json") for stage in recipe.stages}
+    manifest["stages"] = {
+        name: {key: value for key, value in found.items() if key != "recipe"} for name, found in trained.items()
+    }
+    stages = ["base", *(stage.name for stage in recipe.stages)]
+    manifest["evaluated"] = {stage: read_json(out / "eval" / stage / "done.json") for stage in stages}
+    write_json(out / "manifest.json", manifest)
 
 
 def evaluate_stage(model: str, stage: str, prompt: str, settings: Evaluation, out: Path, show: Show) -> None:
@@ -88,7 +108,15 @@ def evaluate_stage(model: str, stage: str, prompt: str, settings: Evaluation, ou
                 blind=blind,
                 progress=_evaluating(show, f"measure {stage}: {name}"),
             )
-    write_json(marker, {"model": model_hash})
+    template = f"{loaded.tokenizer.chat_template}\n{PROMPTS[prompt]}"
+    write_json(
+        marker,
+        {
+            "model_sha256": model_hash,
+            "prompt": prompt,
+            "template_sha256": hashlib.sha256(template.encode()).hexdigest()[:16],
+        },
+    )
 
 
 def _evaluating(show: Show, task: str) -> Callable[[int, int], None]:
@@ -106,7 +134,7 @@ def training_note(show: Show) -> Callable[[str, int, int, dict[str, Any]], None]
 
 
 @contextmanager
-def clock(out: Path, task: str) -> Any:
+def clock(out: Path, task: str) -> Iterator[None]:
     """Add the seconds of a task, over all restarts, to OUT/timings.json."""
     start = time.monotonic()
     try:
@@ -129,3 +157,17 @@ def summarise_run(recipe: Recipe, out: Path) -> dict[str, Any]:
     summary["timings"] = read_json(out / "timings.json")
     write_json(out / "summary.json", summary)
     return summary
+
+
+def closing(out: Path, last: str, timings: Mapping[str, float]) -> str:
+    """What the demo says at its end: where everything is, how long it took, and what to try next."""
+    exported = shlex.quote(str(out / last / "export"))
+    question = "Ana has 14, Ben has 9 and Cara has 20. What is the total score of Ana and Cara?"
+    lines = {
+        "report": out / "report.html",
+        "summary": out / "summary.json",
+        "reasoner": out / last / "export",
+        "time": f"{sum(timings.values()) / 60:.1f} minutes",
+        "try next": f'xreasoner ask {exported} "{question}"',
+    }
+    return "\n".join(f"{name:<11}{value}" for name, value in lines.items())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 OPEN, CLOSE = "<think>", "</think>"
 ANSWER_OPEN, ANSWER_CLOSE = "<answer>", "</answer>"
@@ -40,3 +41,69 @@ def _answer(text: str) -> tuple[str, bool, bool]:
     if not tag:
         return text.strip(), True, False
     return rest.partition(ANSWER_CLOSE)[0].strip(), True, True
+
+
+Label = Literal["thought", "text", "answer"]
+Piece = tuple[Label, str]
+"""A piece of a reply: inside the thought, outside all tags, or inside `<answer>` tags."""
+
+
+class Splitter:
+    """Splits a reply while it is written: chunks in, labelled pieces out, the tags left out.
+
+    However the text is cut into chunks, the pieces of one label in a row join to the same text; a tag that may still
+    be coming is held back. The stream takes the first `</think>` for the end of the thought and cannot take back
+    what it gave out, so the whole reply's `split` (see `close`) decides where a reply has several. opened: the
+    prompt has opened the thought already.
+    """
+
+    def __init__(self, opened: bool = False) -> None:
+        self._label: Label | None = "thought" if opened else None
+        self._held = ""
+        self._text = ""
+
+    def feed(self, chunk: str) -> list[Piece]:
+        """The pieces that this chunk settles."""
+        self._text += chunk
+        self._held += chunk
+        pieces: list[Piece] = []
+        if self._label is None and not self._begin():
+            return pieces
+        while (found := self._next_tag()) is not None:
+            assert self._label is not None
+            at, tag = found
+            pieces.append((self._label, self._held[:at]))
+            self._held = self._held[at + len(tag) :]
+            self._label = "answer" if tag == ANSWER_OPEN else "text"
+        kept = _possible_tag(self._held, self._tags())
+        pieces.append((self._label or "text", self._held[: len(self._held) - kept]))
+        self._held = self._held[len(self._held) - kept :]
+        return [piece for piece in pieces if piece[1]]
+
+    def close(self) -> tuple[list[Piece], Trace]:
+        """What was held back, now that nothing follows, and the whole reply's trace."""
+        left: list[Piece] = [(self._label or "text", self._held)] if self._held else []
+        self._held = ""
+        return left, split(self._text)
+
+    def _begin(self) -> bool:
+        """Is it settled whether the reply opens a thought?"""
+        start = self._held.lstrip()
+        if len(start) < len(OPEN) and OPEN.startswith(start):
+            return False
+        self._label = "thought" if start.startswith(OPEN) else "text"
+        if self._label == "thought":
+            self._held = start[len(OPEN) :]
+        return True
+
+    def _tags(self) -> tuple[str, ...]:
+        return {"thought": (CLOSE,), "answer": (ANSWER_CLOSE,)}.get(self._label or "", (CLOSE, ANSWER_OPEN))
+
+    def _next_tag(self) -> tuple[int, str] | None:
+        return min(((at, tag) for tag in self._tags() if (at := self._held.find(tag)) >= 0), default=None)
+
+
+def _possible_tag(text: str, tags: tuple[str, ...]) -> int:
+    """How many of the last characters may be the beginning of a tag."""
+    longest = min(len(text), max(map(len, tags)) - 1)
+    return next((n for n in range(longest, 0, -1) if any(tag.startswith(text[-n:]) for tag in tags)), 0)

@@ -71,8 +71,8 @@ def test_slips_are_mended() -> None:
 
 
 def test_post_training_text_has_no_picture_and_no_clinical_word() -> None:
-    clinical = {name for theme in world.THEMES["clinical"] for name in theme.names}
-    clinical |= {theme.entity for theme in world.THEMES["clinical"]} | {*world.COLOURS["clinical"], *world.FORMS["clinical"]}
+    clinical = {name for theme in world.THEMES["clinical"] for name in (*theme.names, theme.entity)}
+    clinical |= {*world.COLOURS["clinical"], *world.FORMS["clinical"]}
     for source in (sources.world({"domain": "general"}), sources.gym({})):
         for style in ("chain", "direct"):
             for example in source.examples(400, 5, style):

@@ -34,13 +34,19 @@ def test_aggregations() -> None:
     mask = torch.tensor([[True, True, True], [True, False, False]])
     assert losses.aggregate(loss, mask, "token", 4).item() == 11 / 4
     assert losses.aggregate(loss, mask, "sequence", 2).item() == (3.0 + 2.0) / 2
-    assert losses.aggregate(loss, mask, "constant", 2 * 10).item() == 11 / 20 or abs(11 / 20 - losses.aggregate(loss, mask, "constant", 20).item()) < 1e-6
+    torch.testing.assert_close(losses.aggregate(loss, mask, "constant", 2 * 10), torch.tensor(11 / 20))
 
 
 def test_kl_is_zero_for_equal_and_positive_otherwise() -> None:
     a, b = torch.tensor([-1.0, -2.0]), torch.tensor([-1.0, -3.0])
     kl = losses.kl_k3(a, b)
     torch.testing.assert_close(kl, torch.tensor([0.0, math.exp(-1) + 1 - 1]))
+
+
+def test_full_kl_is_that_of_the_reference() -> None:
+    reference, policy = torch.tensor([[0.5, 0.5], [0.9, 0.1]]).log(), torch.tensor([[0.25, 0.75], [0.9, 0.1]]).log()
+    expected = 0.5 * math.log(0.5 / 0.25) + 0.5 * math.log(0.5 / 0.75)
+    torch.testing.assert_close(losses.kl_full(reference + 3.0, policy), torch.tensor([expected, 0.0]))
 
 
 def test_entropy_ignores_banned_tokens() -> None:

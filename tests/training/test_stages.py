@@ -1,128 +1,310 @@
-"""Both stages on a random model: frozen means frozen, nothing leaks, and a killed run ends as an unbroken one."""
+"""Both stages on a random model: frozen means frozen, nothing leaks, and a stopped run ends as an unbroken one.
+
+The problem is a coin: SFT teaches the random model the form of a reply and that its answer is 1 or 2, one time in
+two each; RL is told that 1 is right. So rewards differ inside a group, and RL has something to find.
+"""
 
 from __future__ import annotations
 
 import json
+import os
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
+from random import Random
 from typing import Any
 
 import pytest
 import torch
+from PIL import Image
+from torch.optim.optimizer import register_optimizer_step_post_hook
 
-from xreasoner.data import packing
-from xreasoner.data.sources import Example
+from xreasoner.demo import evaluate_stage
+from xreasoner.engines.torch_engine import TorchEngine
 from xreasoner.errors import RecipeError, TrainingError, UserError
 from xreasoner.models.loading import Loaded, load
 from xreasoner.problem import Problem
-from xreasoner.recipe import Recipe, load_recipe
-from xreasoner.training import checkpoints
-from xreasoner.training.run import check, run_recipe, sft_data
+from xreasoner.recipe import AdamW, DataEntry, Evaluation, Recipe, RLStage, SFTStage, _Part, load_recipe
+from xreasoner.training import checkpoints, rl
+from xreasoner.training.common import make_optimiser, rate, uninterrupted
+from xreasoner.training.run import check, dry_run, rl_data, run_recipe, run_stage, sft_examples
+
+PARTS = (Recipe, SFTStage, RLStage, Evaluation, AdamW, DataEntry)
 
 
 class Killed(BaseException):
     """Stands for kill -9: nothing catches it."""
 
 
-def _recipe(folder: Path, *more: str) -> Recipe:
-    data = "[{source: tiny, n: 40}]"
-    return load_recipe(
-        "demo",
-        [
-            f"model={folder}",
-            f"stages.base-direct.data={data}",
-            f"stages.sft.data={data}",
-            "stages.sft.batch_examples=8",
-            "stages.base-direct.batch_examples=20",
-            "stages.sft.checkpoint_seconds=1e-6",
-            f"stages.sft+rl.data={data}",
-            "stages.sft+rl.steps=3",
-            "stages.sft+rl.prompts_per_step=3",
-            "stages.sft+rl.group_size=4",
-            "stages.sft+rl.thinking_budget=12",
-            "stages.sft+rl.answer_budget=6",
-            "stages.sft+rl.format_reward=0.5",
-            "stages.sft+rl.drop_zero_variance=false",
-            "stages.sft+rl.checkpoint_seconds=1e-6",
-            *more,
-        ],
+def coin(model: Path, folder: Path, *, sft: dict[str, Any] | None = None, rl: dict[str, Any] | None = None) -> Recipe:
+    """The recipe of the coin, with changes to its stages; its data lie in the folder."""
+    path = folder / "coin.jsonl"
+    rows = [(ask, side) for ask in ("it", "so") for side in (1, 2)] * 2
+    path.write_text(
+        "".join(
+            json.dumps(
+                {
+                    "question": f"Say {ask}.",
+                    "gold": "1",
+                    "answer_type": "integer",
+                    "response": f"<think> {side} </think> <answer>{side}</answer>",
+                }
+            )
+            + "\n"
+            for ask, side in rows
+        )
+    )
+    shared: dict[str, Any] = {"prompt": "brief", "data": [{"source": "jsonl", "n": 8, "options": {"path": str(path)}}]}
+    first = {"epochs": 12, "batch_examples": 5, "optimiser": {"lr": 1e-3, "schedule": "constant"}}
+    second = {
+        "steps": 4,
+        "prompts_per_step": 4,
+        "minibatches": 2,
+        "thinking_budget": 12,
+        "answer_budget": 16,
+        "optimiser": {"lr": 3e-4, "schedule": "constant"},
+    }
+    evaluation = {"benches": ["tiny-text-general"], "reading": ["tiny-read-text-general"], "n": 1}
+    budgets = {"thinking_budget": 8, "answer_budget": 8}
+    return Recipe.model_validate(
+        {
+            "name": "coin",
+            "model": str(model),
+            "stages": [
+                {**shared, "name": "sft", "kind": "sft", "checkpoint_seconds": 1e-6, **first, **(sft or {})},
+                {**shared, "name": "rl", "kind": "rl", "checkpoint_seconds": 1e-6, **second, **(rl or {})},
+            ],
+            "evaluation": {**evaluation, **budgets},
+        }
     )
 
 
+@contextmanager
+def recorded() -> Iterator[set[tuple[type, str]]]:
+    """The fields of recipes that code reads inside the block."""
+    found: set[tuple[type, str]] = set()
+
+    def get(self: Any, name: str) -> Any:
+        found.add((type(self), name))
+        return object.__getattribute__(self, name)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(_Part, "__getattribute__", get)
+        yield found
+
+
+@pytest.fixture(scope="module")
+def unbroken(random_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, set[tuple[type, str]]]:
+    """The folder of a whole run, and the recipe's fields that were read for it."""
+    out = tmp_path_factory.mktemp("unbroken")
+    recipe = coin(random_folder, out)
+    with recorded() as read:
+        recipe.model_dump_json()
+        # writing a recipe down reads nothing but what tells the stages apart
+        assert {name for kind, name in read if name in kind.model_fields} == {"kind"}
+        dry_run(recipe)
+        run_recipe(recipe, out)
+        evaluate_stage(str(out / "rl" / "export"), "rl", recipe.evaluation.base_prompt, recipe.evaluation, out, _show)
+    return out, read
+
+
+def _show(task: str, done: int, total: int, note: str = "") -> None: ...
+
+
 def _weights(folder: Path) -> dict[str, torch.Tensor]:
-    return load(str(folder)).model.state_dict()
+    found: dict[str, torch.Tensor] = load(str(folder)).model.state_dict()
+    return found
 
 
-def test_killed_runs_end_as_unbroken_ones_and_the_tower_stays(random_folder: Path, tmp_path: Path) -> None:
-    recipe = _recipe(random_folder)
-    run_recipe(recipe, tmp_path / "whole")
-    for stage, at in (("sft", 2), ("sft+rl", 1), ("sft+rl", 2)):
+def _metrics(folder: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
 
-        def kill(name: str, step: int, total: int, metrics: dict[str, Any], stage: str = stage, at: int = at) -> None:
-            if name == stage and step == at:
-                raise Killed
 
-        with pytest.raises(Killed):
-            run_recipe(recipe, tmp_path / "killed", kill)
-    run_recipe(recipe, tmp_path / "killed")
-    for stage in ("base-direct", "sft", "sft+rl"):
-        whole, killed = (_weights(tmp_path / run / stage / "export") for run in ("whole", "killed"))
-        assert all(torch.equal(whole[name], killed[name]) for name in whole), stage
-        lines = [json.loads(line) for line in (tmp_path / "killed" / stage / "metrics.jsonl").read_text().splitlines()]
-        assert [line["step"] for line in lines] == list(range(1, len(lines) + 1))
-        manifest = json.loads((tmp_path / "whole" / stage / "manifest.json").read_text())
+def test_every_field_of_a_recipe_is_read(unbroken: tuple[Path, set[tuple[type, str]]]) -> None:
+    unread = [
+        f"{part.__name__}.{name}" for part in PARTS for name in part.model_fields if (part, name) not in unbroken[1]
+    ]
+    assert not unread
+
+
+def test_both_stages_learn_and_the_tower_stays(unbroken: tuple[Path, Any], random_folder: Path) -> None:
+    out = unbroken[0]
+    base, sft, rl_ = _weights(random_folder), _weights(out / "sft" / "export"), _weights(out / "rl" / "export")
+    for before, after in ((base, sft), (sft, rl_)):
+        assert all(torch.equal(before[name], after[name]) for name in base if "visual" in name)
+        assert any(not torch.equal(before[name], after[name]) for name in base if "visual" not in name)
+    losses = [line["loss"] for line in _metrics(out / "sft")]
+    assert losses[-1] < 0.2 * losses[0]
+    rewards = [line["reward"] for line in _metrics(out / "rl")]
+    assert rewards[-1] > rewards[0] + 0.2
+    assert all(line["logprob_gap"] < 1e-4 for line in _metrics(out / "rl"))
+    for stage in ("sft", "rl"):
+        manifest = json.loads((out / stage / "manifest.json").read_text())
         assert manifest["frozen"]["before"] == manifest["frozen"]["after"]
-        assert manifest["pictures"] == 0
-        assert manifest["domains"] == ["general"]
-    base = _weights(random_folder)
-    tuned = _weights(tmp_path / "whole" / "sft" / "export")
-    assert all(torch.equal(base[name], tuned[name]) for name in base if "visual" in name)
-    assert any(not torch.equal(base[name], tuned[name]) for name in base if "visual" not in name)
+        assert (manifest["pictures"], manifest["domains"], manifest["done"]) == (0, ["general"], True)
+        assert len(manifest["data_sha256"]) == len(manifest["template_sha256"]) == 64
     with pytest.raises(UserError, match="another recipe"):
-        run_recipe(_recipe(random_folder, "seed=7"), tmp_path / "whole")
+        run_recipe(coin(random_folder, out, sft={"batch_examples": 2}), out)
 
 
-def test_examples_alone_equal_examples_batched(loaded: Loaded, random_folder: Path) -> None:
-    stage = _recipe(random_folder).stages[1]
-    tokens, facts = sft_data(stage, loaded, 0)  # type: ignore[arg-type]
-    assert facts["alone_gap"] < 1e-4
-    loaded.model.config._attn_implementation = "eager"
-
-    class Leaky(torch.nn.Module):
-        """A mask that is not causal: pads are seen."""
-
-    original = packing.hidden_states
+@contextmanager
+def after_update(at: int, act: Any) -> Iterator[None]:
+    """Act in the midst of a step: its weights are new, its line and its checkpoint are not written."""
+    count = iter(range(1, 1000))
+    handle = register_optimizer_step_post_hook(lambda *_: act() if next(count) == at else None)
     try:
-        packing.hidden_states = lambda model, ids: original(model, ids) + ids.float().mean()  # type: ignore[assignment]
-        with pytest.raises(TrainingError, match="do not equal"):
-            packing.alone_equals_batched(loaded, tokens)
+        yield
     finally:
-        packing.hidden_states = original
+        handle.remove()
 
 
-def test_no_picture_and_no_foreign_domain_enters(random_folder: Path) -> None:
-    from PIL import Image
+def _kill() -> None:
+    raise Killed
 
-    stage = _recipe(random_folder).stages[1]
+
+def _interrupt() -> None:
+    os.kill(os.getpid(), signal.SIGINT)
+
+
+def test_stopped_runs_end_as_unbroken_ones(unbroken: tuple[Path, Any], random_folder: Path, tmp_path: Path) -> None:
+    whole, recipe = unbroken[0], coin(random_folder, unbroken[0])
+    sft, grpo = recipe.stages
+    for stage, at, act, expected in (
+        (sft, 5, _kill, Killed),
+        (sft, 4, _interrupt, KeyboardInterrupt),
+        (sft, 0, None, None),
+        (grpo, 3, _kill, Killed),  # between the two minibatches of the second step
+        (grpo, 1, _interrupt, KeyboardInterrupt),
+    ):
+        with after_update(at, act), pytest.raises(expected) if expected else nullcontext():
+            run_stage(recipe, stage, tmp_path)
+        assert bool(list((tmp_path / stage.name / "checkpoints").glob("step-*.pt"))) == (expected is not None)
+    data = whole / "coin.jsonl"
+    before = data.read_text()
+    data.write_text(before.replace("Say it", "Say if"))
+    with pytest.raises(UserError, match="other data"):
+        run_recipe(recipe, tmp_path)
+    data.write_text(before)
+    run_recipe(recipe, tmp_path)
+    for stage in ("sft", "rl"):
+        ours, theirs = _weights(whole / stage / "export"), _weights(tmp_path / stage / "export")
+        assert all(torch.equal(ours[name], theirs[name]) for name in ours), stage
+        clock = ("seconds", "tokens_per_s")
+        lines = [
+            [{k: v for k, v in line.items() if k not in clock} for line in _metrics(run / stage)]
+            for run in (whole, tmp_path)
+        ]
+        assert lines[0] == lines[1]
+
+
+def test_a_signal_waits_for_the_steps_end() -> None:
+    done = []
+
+    def step() -> None:
+        with uninterrupted():
+            os.kill(os.getpid(), signal.SIGINT)
+            done.append("the rest of the step")
+
+    with pytest.raises(KeyboardInterrupt):
+        step()
+    assert done
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+@pytest.mark.parametrize(
+    "change", [{"minibatches": 2, "optimiser": {"lr": 0.01}}, {"temperature": 0.5, "minibatches": 1, "kl": 0.1}]
+)
+def test_the_ratio_starts_at_one(unbroken: tuple[Path, Any], tmp_path: Path, change: dict[str, Any]) -> None:
+    """Also at another temperature; and the gap to the engine is measured before the policy has moved."""
+    stage = coin(tmp_path, tmp_path, rl=change).stages[1]
+    assert isinstance(stage, RLStage)
+    loaded = load(str(unbroken[0] / "sft" / "export"))
+    engine = TorchEngine(loaded)
+    problems, _ = rl_data(stage, 0)
+    rollouts = rl.roll_out(stage, loaded, engine, problems[:4], seed=0, step=0)
+    reference = load(str(unbroken[0] / "sft" / "export")).model
+    optimiser = make_optimiser(loaded.model, stage.optimiser)
+    found = rl.improve(stage, loaded.model, reference, optimiser, rollouts, engine.banned, 0.01, Random(0), tmp_path)
+    assert found["grad_norm"] > 0
+    assert found["logprob_gap"] < 1e-4
+    assert (abs(found["ratio_max"] - 1) < 1e-3) == (stage.minibatches == 1)
+
+
+def test_forced_tokens_are_out_of_the_loss(unbroken: tuple[Path, Any], tmp_path: Path) -> None:
+    stage = coin(tmp_path, tmp_path, rl={"thinking_budget": 3}).stages[1]
+    assert isinstance(stage, RLStage)
+    loaded = load(str(unbroken[0] / "sft" / "export"))
+    engine = TorchEngine(loaded)
+    rollouts = rl.roll_out(stage, loaded, engine, rl_data(stage, 0)[0][:1], seed=0, step=0)
+    forced = [rollout for rollout in rollouts if rollout.completion.exit == "forced"]
+    assert forced
+    scored = rl.score(loaded.model, forced, engine.banned, 1.0)
+    for rollout, mask_T, logprob_T in zip(forced, scored.mask, scored.logprob, strict=True):
+        begin = len(rollout.prompt) - 1
+        assert mask_T[begin : rollout.length - 1].tolist() == [not was for was in rollout.completion.forced]
+        assert not mask_T[:begin].any()
+        expected = torch.tensor(rollout.completion.logprobs)
+        torch.testing.assert_close(logprob_T[begin : rollout.length - 1].detach(), expected, atol=1e-4, rtol=0)
+
+
+def test_a_kl_to_the_base_holds_the_model_back(random_folder: Path, tmp_path: Path) -> None:
+    moved = []
+    for weight in (1e-9, 10.0):
+        stage = {"kl_to_base": weight, "epochs": 3, "lower_layers_frozen": 2}
+        recipe = coin(random_folder, tmp_path, sft=stage)
+        out = tmp_path / str(weight)
+        run_stage(recipe, recipe.stages[0], out)
+        moved.append(_metrics(out / "sft")[-1]["kl_to_base"])
+        base, tuned = _weights(random_folder), _weights(out / "sft" / "export")
+        low = [name for name in base if "layers.0." in name or "layers.1." in name]
+        assert low
+        assert all(torch.equal(base[name], tuned[name]) for name in low)
+    assert 0 < moved[1] < 0.5 * moved[0]
+
+
+def test_a_nan_stops_with_its_batch_saved(loaded: Loaded, random_folder: Path, tmp_path: Path) -> None:
+    from xreasoner.training.run import quiet, sft_data
+    from xreasoner.training.sft import train_sft
+
+    stage = coin(random_folder, tmp_path).stages[0]
+    assert isinstance(stage, SFTStage)
+    tokens, _ = sft_data(stage, loaded, 0)
+    with torch.no_grad():
+        loaded.model.model.language_model.norm.weight[0] = torch.nan
+    with pytest.raises(TrainingError, match=r"the loss is nan.*offending-batch\.pt"):
+        train_sft(stage, loaded, tokens, tmp_path, 0, quiet)
+    assert torch.load(tmp_path / "offending-batch.pt").shape[0] == 5
+
+
+def test_no_picture_and_no_foreign_domain_enters(tmp_path: Path) -> None:
+    stage = load_recipe("demo").stages[1]
     with pytest.raises(RecipeError, match="clinical"):
         check(stage, [Problem("p", "q?", "1", "integer", domain="clinical")])
     with pytest.raises(RecipeError, match="picture"):
         check(stage, [Problem("p", "q?", "1", "integer", images=(Image.new("RGB", (56, 56)),))])
+    with pytest.raises(RecipeError, match="picture"):
+        check(stage, [Problem("p", "q?", "1", "integer", modality="image")])
 
 
-@pytest.mark.parametrize("policy", ["drop", "close", "cut"])
-def test_long_examples_follow_the_policy(loaded: Loaded, policy: Any) -> None:
-    problem = Problem("p", "What is 1 + 1?", "2", "integer")
-    example = Example(problem, "<think> " + "1 + 1 = 2. " * 60 + "</think> <answer>2</answer>")
-    items, lengths = packing.tokenise(loaded, [example], "brief", 120, policy, " </think> ")
-    assert lengths.total == 1
-    if policy == "drop":
-        assert not items
-        assert lengths.dropped == 1
-        return
-    text = loaded.tokenizer.decode(items[0].ids)
-    assert len(items[0].ids) <= 120
-    assert ("</think>" in text) == (policy == "close")
-    assert text.endswith("</answer><|im_end|>") == (policy == "close")
+def test_the_demos_own_data_are_general_text() -> None:
+    small = [f"stages.{name}.data.{k}.n=60" for name in ("base-direct", "sft", "sft+rl") for k in (0, 1)]
+    for stage in load_recipe("demo", small).stages:
+        found = [e.problem for e in sft_examples(stage, 0)] if isinstance(stage, SFTStage) else rl_data(stage, 0)[0]
+        assert len(found) == 120
+        assert {(p.domain, p.modality, p.images) for p in found} == {("general", "text", ())}
+
+
+def test_the_rate_follows_its_schedule() -> None:
+    def rates(schedule: str, warmup: float = 0.0, epochs: float = 1.0) -> list[float]:
+        settings = AdamW.model_validate({"lr": 0.5, "schedule": schedule, "warmup": warmup})
+        return [round(rate(settings, step, 4, epochs) / 0.5, 6) for step in range(4)]
+
+    assert rates("constant") == [1, 1, 1, 1]
+    assert rates("linear") == [1, 0.75, 0.5, 0.25]
+    assert rates("cosine") == [1, 0.853553, 0.5, 0.146447]
+    assert rates("epoch-decay", epochs=2) == [1, 1, 0.8, 0.8]
+    assert rates("constant", warmup=0.5) == [0.333333, 0.666667, 1, 1]
 
 
 def test_a_damaged_checkpoint_is_named_and_the_one_before_it_used(tmp_path: Path) -> None:

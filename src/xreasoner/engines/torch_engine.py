@@ -19,10 +19,13 @@ from transformers.cache_utils import DynamicLayer
 
 from xreasoner.completion import Completion, Exit
 from xreasoner.engines.base import Request, Sampling
+from xreasoner.errors import UserError
 from xreasoner.models.loading import Encoded, Loaded, encode
 from xreasoner.trace import CLOSE, OPEN, split
 
 MASKED = torch.finfo(torch.float32).min
+GROWTH = 256
+"""Columns by which the cache grows: a budget of thousands of tokens is not paid for before it is used."""
 
 
 def grouped_attention(
@@ -46,21 +49,21 @@ AttentionInterface.register("xreasoner_grouped", grouped_attention)
 
 
 class _Layer(DynamicLayer):  # type: ignore[misc]  # transformers is not checked
-    """One layer's keys and values in tensors that are allocated once; `length` columns are in use."""
+    """One layer's keys and values [B, K, S, D], with spare columns behind the `length` that are in use."""
 
-    def __init__(self, capacity: int) -> None:
+    def __init__(self, spare: int) -> None:
         super().__init__()
-        self.capacity = capacity
+        self.spare = min(spare, GROWTH)
         self.length = 0
         self.is_initialized = False
 
     def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
-        rows, groups, steps, width = key_states.shape
+        end = self.length + key_states.shape[2]
         if not self.is_initialized:
-            self.keys = key_states.new_zeros(rows, groups, self.capacity, width)
-            self.values = torch.zeros_like(self.keys)
+            self.keys, self.values = key_states[:, :, :0], value_states[:, :, :0]
             self.is_initialized = True
-        end = self.length + steps
+        if end > self.keys.shape[2]:
+            self.keys, self.values = (self._copied(old, end + self.spare, None) for old in (self.keys, self.values))
         self.keys[:, :, self.length : end] = key_states
         self.values[:, :, self.length : end] = value_states
         self.length = end
@@ -71,12 +74,14 @@ class _Layer(DynamicLayer):  # type: ignore[misc]  # transformers is not checked
 
     def keep(self, rows: Tensor) -> None:
         """Keep these rows, in this order, possibly several times."""
-        self.keys = self._picked(self.keys, rows)
-        self.values = self._picked(self.values, rows)
+        columns = self.keys.shape[2]
+        self.keys, self.values = (self._copied(old, columns, rows) for old in (self.keys, self.values))
 
-    def _picked(self, old: Tensor, rows: Tensor) -> Tensor:
-        new = old.new_zeros(len(rows), *old.shape[1:])
-        new[:, :, : self.length] = old[:, :, : self.length].index_select(0, rows)
+    def _copied(self, old: Tensor, columns: int, rows: Tensor | None) -> Tensor:
+        used = old[:, :, : self.length]
+        used = used if rows is None else used.index_select(0, rows)
+        new = old.new_empty(used.shape[0], used.shape[1], columns, used.shape[3])
+        new[:, :, : self.length] = used
         return new
 
 
@@ -88,7 +93,7 @@ class _Row:
     sample: int
     sampling: Sampling
     prompt_tokens: int
-    noise: Any
+    noise: np.random.Generator
     tokens: list[int] = field(default_factory=list)
     logprobs: list[float] = field(default_factory=list)
     forced: list[bool] = field(default_factory=list)
@@ -106,13 +111,18 @@ class _Row:
 
 
 class TorchEngine:
-    """Generates with a model that is in this process, sharing its weights with whoever trains it."""
+    """Generates with a model that is in this process, sharing its weights with whoever trains it.
+
+    max_rows: samples that run together. max_prompt_tokens: prompt tokens, padding included, that are computed
+    together. Neither changes what a sample says, beyond rounding.
+    """
 
     name = "torch"
 
-    def __init__(self, loaded: Loaded, max_rows: int = 256) -> None:
+    def __init__(self, loaded: Loaded, max_rows: int = 256, max_prompt_tokens: int = 65_536) -> None:
         self.loaded = loaded
         self.max_rows = max_rows
+        self.max_prompt_tokens = max_prompt_tokens
         config, tokenizer = loaded.model.config, loaded.tokenizer
         special = ("<|vision_start|>", "<|vision_end|>", "<|vision_pad|>", "<|image_pad|>", "<|video_pad|>")
         named = [tokenizer.convert_tokens_to_ids(token) for token in special]
@@ -126,20 +136,24 @@ class TorchEngine:
         requests: Sequence[Request],
         on_done: Callable[[int, list[Completion]], None] | None = None,
     ) -> list[list[Completion]]:
-        """See `engines.base.Engine`."""
+        """See `engines.base.Engine`. Raises `UserError` for an exit text that does not close the thought."""
+        for request in requests:
+            if CLOSE not in request.sampling.exit_text:
+                raise UserError(f"exit_text {request.sampling.exit_text!r} does not hold {CLOSE}; expected it to")
         encoded = [encode(self.loaded, request.messages, request.images) for request in requests]
-        order = sorted(range(len(requests)), key=lambda i: len(encoded[i].input_ids))
+        lengths = [len(prompt.input_ids) for prompt in encoded]
         results: list[list[Completion]] = [[] for _ in requests]
-        for batch in self._batches(order, requests):
+        for batch in self._batches(lengths, requests):
             self._run(batch, requests, encoded, results, on_done)
         return results
 
-    def _batches(self, order: Sequence[int], requests: Sequence[Request]) -> list[list[int]]:
-        """Neighbours in length, at most `max_rows` rows together; one request is never parted."""
+    def _batches(self, lengths: Sequence[int], requests: Sequence[Request]) -> list[list[int]]:
+        """Neighbours in length, within `max_rows` and `max_prompt_tokens`; one request is never parted."""
         batches: list[list[int]] = [[]]
         rows = 0
-        for index in order:
-            if batches[-1] and rows + requests[index].n > self.max_rows:
+        for index in sorted(range(len(requests)), key=lambda i: lengths[i]):
+            wide = (len(batches[-1]) + 1) * lengths[index] > self.max_prompt_tokens
+            if batches[-1] and (wide or rows + requests[index].n > self.max_rows):
                 batches.append([])
                 rows = 0
             batches[-1].append(index)
@@ -157,10 +171,8 @@ class TorchEngine:
     ) -> None:
         rows = [self._row(i, sample, requests[i], encoded[i]) for i in batch for sample in range(requests[i].n)]
         waiting = {i: requests[i].n for i in batch}
-        limit = max(self._room(requests[i].sampling) for i in batch)
-        width = max(len(encoded[i].input_ids) for i in batch)
-        layers = self._text_config().num_hidden_layers
-        cache = Cache(layers=[_Layer(width + limit) for _ in range(layers)])
+        spare = max(self._room(requests[i].sampling) for i in batch)
+        cache = Cache(layers=[_Layer(spare) for _ in range(self._text_config().num_hidden_layers)])
         logits_BV, mask_BS, next_B = self._prefill([encoded[i] for i in batch], cache)
         repeat = torch.tensor([k for k, i in enumerate(batch) for _ in range(requests[i].n)])
         logits_BV, mask_BS, next_B = logits_BV[repeat], mask_BS[repeat], next_B[repeat]
@@ -199,7 +211,7 @@ class TorchEngine:
 
     def _row(self, request: int, sample: int, asked: Request, prompt: Encoded) -> _Row:
         sampling = asked.sampling
-        noise = np.random.default_rng([sampling.seed, sample]).random(self._room(sampling))
+        noise = np.random.default_rng([sampling.seed, sample])  # its own stream: the crowd does not matter
         return _Row(request, sample, sampling, len(prompt.input_ids), noise)
 
     def _prefill(self, prompts: Sequence[Encoded], cache: Cache) -> tuple[Tensor, Tensor, Tensor]:
@@ -264,7 +276,7 @@ class TorchEngine:
             k for k, row in enumerate(rows) if row.sampling.temperature > 0 and not row.queue and row.ended is None
         ]
         if sampled:
-            uniform = torch.tensor([rows[k].noise[len(rows[k].tokens)] for k in sampled], dtype=torch.float64)
+            uniform = torch.tensor([rows[k].noise.random() for k in sampled], dtype=torch.float64)
             token_B[sampled] = sample(
                 logits_BV[sampled], [rows[k].sampling for k in sampled], uniform.to(logits_BV.device)
             )
@@ -294,20 +306,21 @@ class TorchEngine:
             row.head += piece
         if not row.closed:
             row.thought_tokens += 1
-            row.tail = (row.tail + piece)[-24:]
+            row.tail += piece
             row.closed = CLOSE in row.tail
+            row.tail = row.tail[-len(CLOSE) :]
         if row.queue:
             return
-        total, answered = len(row.tokens), len(row.tokens) - row.thought_tokens
-        if row.closed:
-            answered -= sum(row.forced[row.thought_tokens :])
+        total = len(row.tokens)
+        if not row.opened and total >= sampling.thinking_budget + sampling.answer_budget:
+            row.ended = "truncated"
+        elif row.closed:
+            answered = total - row.thought_tokens - sum(row.forced[row.thought_tokens :])
             if answered >= sampling.answer_budget:
                 row.ended = "truncated"
         elif row.opened and total >= sampling.thinking_budget:
             row.queue = self._exit(sampling)
             row.was_forced = True
-        elif not row.opened and total >= sampling.thinking_budget + sampling.answer_budget:
-            row.ended = "truncated"
 
     def _piece(self, token: int) -> str:
         if token not in self._pieces:

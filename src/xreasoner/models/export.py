@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -14,29 +17,64 @@ import torch
 def export(model: Any, tokenizer: Any, image_processor: Any, folder: Path, dtype: torch.dtype | None = None) -> Path:
     """Write model, tokenizer and image processor aside, then rename; an older folder is replaced whole.
 
-    transformers 5 saves a configuration that the card's 4.57.1 cannot read, so the old form of the rotary
-    settings and of the tokenizer's class stand beside the new one.
+    transformers 5 saves what the card's 4.57.1 cannot read, so the old form of the rotary settings, of the
+    tokenizer's class and special tokens, and of the pictures' size is written too. Raises `OSError` for a full
+    disk; the older folder then stays as it was.
     """
-    aside = folder.with_name(folder.name + ".partial")
-    shutil.rmtree(aside, ignore_errors=True)
-    aside.mkdir(parents=True)
     state = {name: tensor.to(dtype) if dtype else tensor for name, tensor in model.state_dict().items()}
-    before = model.config.dtype
-    model.config.dtype = dtype or before
-    try:
-        model.save_pretrained(aside, state_dict=state)
-    finally:
-        model.config.dtype = before
-    tokenizer.save_pretrained(aside)
-    image_processor.save_pretrained(aside)
-    _write_old_form(aside)
-    _replace(aside, folder)
+    with _aside(folder) as aside:
+        before = model.config.dtype  # which save_pretrained overwrites
+        try:
+            model.save_pretrained(aside, state_dict=state)
+        finally:
+            model.config.dtype = before
+        tokenizer.save_pretrained(aside)
+        image_processor.save_pretrained(aside)
+        _write_old_form(aside)
+        if dtype:
+            _write_dtype(aside / "config.json", str(dtype).removeprefix("torch."))
     return folder
 
 
+@contextmanager
+def _aside(folder: Path) -> Iterator[Path]:
+    """An empty folder that takes the place of `folder` at the end, or is removed when something fails."""
+    aside = folder.with_name(folder.name + ".partial")
+    shutil.rmtree(aside, ignore_errors=True)
+    aside.mkdir(parents=True)
+    try:
+        yield aside
+    except Exception as error:
+        shutil.rmtree(aside, ignore_errors=True)
+        refused = re.search(r"\(os error (\d+)\)", str(error))  # safetensors and tokenizers raise kinds of their own
+        if refused is None:
+            raise
+        raise OSError(int(refused[1]), os.strerror(int(refused[1])), str(folder)) from error
+    _replace(aside, folder)
+
+
 def _write_old_form(folder: Path) -> None:
-    path = folder / "config.json"
+    for name, change in (
+        ("config.json", _old_rope),
+        ("tokenizer_config.json", _old_tokenizer),
+        ("preprocessor_config.json", _old_sizes),
+    ):
+        path = folder / name
+        settings = json.loads(path.read_text())
+        change(settings)
+        path.write_text(json.dumps(settings, indent=2, ensure_ascii=False) + "\n")
+
+
+def _write_dtype(path: Path, dtype: str) -> None:
+    """save_pretrained writes down the model's type, not that of the tensors it was given."""
     config = json.loads(path.read_text())
+    for part in (config, config["text_config"], config["vision_config"]):
+        part["dtype"] = dtype
+    path.write_text(json.dumps(config, indent=2, ensure_ascii=False) + "\n")
+
+
+def _old_rope(config: dict[str, Any]) -> None:
+    """4.57 fails in the forward pass without `rope_scaling` and `rope_theta`."""
     rope = config["text_config"].get("rope_parameters")
     if rope and "mrope_section" in rope:
         old = {
@@ -45,12 +83,20 @@ def _write_old_form(folder: Path) -> None:
         }
         config["text_config"].update(old)
         config.update(old)
-    path.write_text(json.dumps(config, indent=2) + "\n")
-    path = folder / "tokenizer_config.json"
-    settings = json.loads(path.read_text())
+
+
+def _old_tokenizer(settings: dict[str, Any]) -> None:
+    """4.57 knows no `TokenizersBackend`, and calls `keys()` on the list of `extra_special_tokens`."""
     if settings.get("tokenizer_class") == "TokenizersBackend":
         settings["tokenizer_class"] = "PreTrainedTokenizerFast"
-    path.write_text(json.dumps(settings, indent=2, ensure_ascii=False) + "\n")
+    if isinstance(settings.get("extra_special_tokens"), list):
+        settings["additional_special_tokens"] = settings.pop("extra_special_tokens")
+
+
+def _old_sizes(settings: dict[str, Any]) -> None:
+    """4.57 puts its own defaults over `size` where `min_pixels` and `max_pixels` are missing."""
+    size = settings["size"]
+    settings["min_pixels"], settings["max_pixels"] = size["shortest_edge"], size["longest_edge"]
 
 
 def _replace(aside: Path, folder: Path) -> None:

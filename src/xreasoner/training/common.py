@@ -5,13 +5,16 @@ from __future__ import annotations
 import json
 import math
 import os
+import signal
+import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from xreasoner.errors import TrainingError
 from xreasoner.recipe import AdamW
@@ -42,17 +45,36 @@ def rate(settings: AdamW, step: int, total: int, epochs: float = 1.0) -> float:
     return settings.lr * factor
 
 
-def update(model: Any, optimiser: torch.optim.Optimizer, lr: float, clip: float) -> float:
-    """One optimiser step; returns the gradient's norm before clipping. Raises `TrainingError` for a NaN."""
+def update(optimiser: torch.optim.Optimizer, lr: float, clip: float, out: Path, batch: Any) -> float:
+    """One optimiser step; returns the gradient's norm before clipping. Stops on a NaN, with the batch saved."""
     moving = [parameter for group in optimiser.param_groups for parameter in group["params"]]
     norm = torch.nn.utils.clip_grad_norm_(moving, clip).item()
-    if not math.isfinite(norm):
-        raise TrainingError(f"the gradient's norm is {norm}")
+    stop_on_nan(norm, "gradient's norm", out, batch)
     for group in optimiser.param_groups:
         group["lr"] = lr
     optimiser.step()
     optimiser.zero_grad(set_to_none=True)
     return norm
+
+
+@contextmanager
+def uninterrupted() -> Iterator[None]:
+    """Ctrl-C and SIGTERM wait until the block ends: a step is taken whole or not at all, and so is what is saved."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    waiting: list[tuple[int, FrameType | None]] = []
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    handlers = {number: handler for number, handler in before.items() if callable(handler)}
+    for awaited in handlers:
+        signal.signal(awaited, lambda number, frame: waiting.append((number, frame)))
+    try:
+        yield
+    finally:
+        for received, handler in handlers.items():
+            signal.signal(received, handler)
+    for number, frame in waiting[:1]:
+        handlers[signal.Signals(number)](number, frame)
 
 
 class Journal:
@@ -106,8 +128,8 @@ def _lines(path: Path) -> list[dict[str, Any]]:
     return found
 
 
-def stop_on_nan(loss: Tensor, out: Path, batch: Any) -> None:
-    """Raise `TrainingError` for a loss that is no number, with the batch saved beside the metrics."""
-    if not torch.isfinite(loss):
+def stop_on_nan(value: float, what: str, out: Path, batch: Any) -> None:
+    """Raise `TrainingError` for a value that is no number, with the batch saved beside the metrics."""
+    if not math.isfinite(value):
         torch.save(batch, out / "offending-batch.pt")
-        raise TrainingError(f"the loss is {loss.item()}; the batch is in {out / 'offending-batch.pt'}")
+        raise TrainingError(f"the {what} is {value}; the batch is in {out / 'offending-batch.pt'}; lower optimiser.lr")

@@ -41,9 +41,10 @@ def aggregate(
 ) -> Tensor:
     """One number from per-token losses.
 
-    token: sum over the normaliser, the number of tokens in the whole step (DAPO). sequence: each sequence's mean,
+    token: sum over the normaliser, the number of tokens (DAPO). sequence: each sequence's mean,
     summed over the normaliser, the number of sequences (GRPO). constant: sum over the normaliser, sequences times
-    the longest response (Dr.GRPO). The normaliser counts the whole step, so that minibatches change nothing.
+    the longest response (Dr.GRPO). The normaliser counts all that one optimiser step learns from, so that the parts
+    in which its gradient is accumulated change nothing.
     """
     masked_BT = loss_BT * mask_BT
     if how == "sequence":
@@ -55,6 +56,12 @@ def kl_k3(logprob_BT: Tensor, reference_BT: Tensor) -> Tensor:
     """Schulman's k3 estimate [B, T] of KL(policy ‖ reference): exp(d) − d − 1 with d = log π_ref − log π."""
     difference = reference_BT - logprob_BT
     return difference.exp() - difference - 1
+
+
+def kl_full(reference_MV: Tensor, logits_MV: Tensor) -> Tensor:
+    """KL(reference ‖ policy) [M] over the whole vocabulary, in nats, from both sides' logits."""
+    policy_MV, reference_MV = torch.log_softmax(logits_MV, dim=-1), torch.log_softmax(reference_MV, dim=-1)
+    return (reference_MV.exp() * (reference_MV - policy_MV)).sum(-1)
 
 
 def entropy(logits_MV: Tensor) -> Tensor:

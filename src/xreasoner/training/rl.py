@@ -2,7 +2,8 @@
 
 One step: draw problems, roll out a group for each, judge, turn rewards into advantages, drop the groups that
 teach nothing, and take one optimiser step a minibatch. The old log-probabilities are the engine's own: it samples
-from the very weights that are trained, and the gap to the trainer's is logged.
+from the very weights that are trained, and the gap to the trainer's is logged. Engines report them at temperature 1;
+rollouts at another temperature have them computed again by the trainer, before the step's first update.
 """
 
 from __future__ import annotations
@@ -11,7 +12,8 @@ import copy
 import time
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import lru_cache
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -29,7 +31,7 @@ from xreasoner.problem import Problem
 from xreasoner.prompts import chat_messages
 from xreasoner.recipe import RLStage
 from xreasoner.training import losses
-from xreasoner.training.common import Journal, Progress, make_optimiser, rate, stop_on_nan, update
+from xreasoner.training.common import Journal, Progress, make_optimiser, rate, stop_on_nan, uninterrupted, update
 from xreasoner.verdict import Verdict
 
 CHUNK_TOKENS = 8192
@@ -37,12 +39,16 @@ CHUNK_TOKENS = 8192
 
 @dataclass(frozen=True, slots=True)
 class Rollout:
-    """One sampled reply with what the loss needs. prompt: its token ids."""
+    """One sampled reply with what the loss needs.
+
+    prompt: its token ids. old: the sampling policy's log-probability of each token of the reply.
+    """
 
     prompt: tuple[int, ...]
     completion: Completion
     verdict: Verdict
     reward: float
+    old: tuple[float, ...]
 
     @property
     def length(self) -> int:
@@ -59,23 +65,32 @@ def train_rl(
     seed: int,
     progress: Progress,
 ) -> None:
-    """Train in place. banned: token ids that the engine never samples, and that the trainer's softmax leaves out."""
+    """Train in place. banned: token ids that the engine never samples, and that the trainer's softmax leaves out.
+
+    Ctrl-C and SIGTERM wait for an update's end; the state is then saved, and the same call goes on from there.
+    """
     model = loaded.model
     reference = copy.deepcopy(model).requires_grad_(False) if stage.kl > 0 else None
     optimiser = make_optimiser(model, stage.optimiser)
     journal = Journal(out, model, optimiser, stage.checkpoint_seconds)
     journal.resume()
-    while journal.step < stage.steps:
-        start, step = time.monotonic(), journal.step
-        problems = drawn(data, step, stage.prompts_per_step, seed)
-        rollouts = roll_out(stage, loaded, engine, problems, seed, step)
-        lr = rate(stage.optimiser, step, stage.steps * 1)
-        learnt = improve(stage, model, reference, optimiser, rollouts, banned, lr, Random(f"{seed}/{step}"), out)
-        spent = time.monotonic() - start
-        tokens = sum(len(rollout.completion.token_ids) for rollout in rollouts)
-        metrics = {**describe(stage, rollouts), **learnt, "lr": lr, "tokens_per_s": tokens / spent, "seconds": spent}
-        journal.write(metrics)
-        progress(stage.name, journal.step, stage.steps, metrics)
+    try:
+        while journal.step < stage.steps:
+            start, step = time.monotonic(), journal.step
+            problems = drawn(data, step, stage.prompts_per_step, seed)
+            rollouts = roll_out(stage, loaded, engine, problems, seed, step)
+            lr = rate(stage.optimiser, step, stage.steps)
+            with uninterrupted():
+                rng = Random(f"{seed}/{step}")
+                learnt = improve(stage, model, reference, optimiser, rollouts, banned, lr, rng, out)
+                metrics = {**describe(stage, rollouts), **learnt, "lr": lr}
+                spent = time.monotonic() - start
+                tokens = sum(len(rollout.completion.token_ids) for rollout in rollouts)
+                journal.write({**metrics, "tokens_per_s": tokens / spent, "seconds": spent})
+            progress(stage.name, journal.step, stage.steps, metrics)
+    except KeyboardInterrupt:
+        journal.save()
+        raise
     model.eval()
 
 
@@ -84,10 +99,15 @@ def drawn(data: Sequence[Problem], step: int, count: int, seed: int) -> list[Pro
     found = []
     for position in range(step * count, (step + 1) * count):
         epoch, index = divmod(position, len(data))
-        order = list(range(len(data)))
-        Random(f"{seed}/{epoch}").shuffle(order)
-        found.append(data[order[index]])
+        found.append(data[_order(len(data), seed, epoch)[index]])
     return found
+
+
+@lru_cache(maxsize=2)
+def _order(count: int, seed: int, epoch: int) -> list[int]:
+    order = list(range(count))
+    Random(f"{seed}/{epoch}").shuffle(order)
+    return order
 
 
 def roll_out(
@@ -115,7 +135,8 @@ def roll_out(
         for completion in group:
             verdict = judge(problem, completion.text, completion.exit)
             well_formed = completion.exit == "natural" and bool(completion.thought) and bool(completion.answer)
-            rollouts.append(Rollout(prompt, completion, verdict, reward(verdict) + stage.format_reward * well_formed))
+            worth = reward(verdict) + stage.format_reward * well_formed
+            rollouts.append(Rollout(prompt, completion, verdict, worth, completion.logprobs))
     return rollouts
 
 
@@ -136,17 +157,32 @@ def improve(
     idle_P = losses.zero_variance(reward_B, stage.group_size)
     groups = [p for p in range(len(idle_P)) if not (stage.drop_zero_variance and idle_P[p])]
     rng.shuffle(groups)
+    if stage.temperature != 1:
+        rollouts = reread(stage, model, rollouts, banned)
     size = max(1, -(-len(groups) // stage.minibatches))
     found: list[dict[str, float]] = []
     for begin in range(0, len(groups), size):
         rows = [p * stage.group_size + k for p in groups[begin : begin + size] for k in range(stage.group_size)]
         found.append(_minibatch(stage, model, reference, rollouts, rows, advantage_B, banned, out))
-        found[-1]["grad_norm"] = update(model, optimiser, lr, stage.optimiser.clip)
+        found[-1]["grad_norm"] = update(optimiser, lr, stage.optimiser.clip, out, [rollouts[i] for i in rows])
     names = ("loss", "entropy", "clip_low", "clip_high", "logprob_gap", "ratio_max", "grad_norm")
     if not found:
         return dict.fromkeys(names, 0.0)
     metrics = {name: sum(part[name] for part in found) / len(found) for name in names}
-    return {**metrics, "ratio_max": max(part["ratio_max"] for part in found)}
+    # the gap is the first minibatch's: later ones would count the policy's own movement
+    gap, largest = found[0]["logprob_gap"], max(part["ratio_max"] for part in found)
+    return {**metrics, "logprob_gap": gap, "ratio_max": largest}
+
+
+@torch.no_grad()
+def reread(stage: RLStage, model: Any, rollouts: Sequence[Rollout], banned: Sequence[int]) -> list[Rollout]:
+    """The rollouts with the old log-probabilities computed by the trainer, at the temperature of the sampling."""
+    found = list(rollouts)
+    for part in chunks(range(len(rollouts)), [rollout.length for rollout in rollouts], CHUNK_TOKENS):
+        logprob_BT = score(model, [rollouts[i] for i in part], banned, stage.temperature).logprob
+        for i, logprob_T in zip(part, logprob_BT.tolist(), strict=True):
+            found[i] = replace(found[i], old=tuple(logprob_T[len(found[i].prompt) - 1 : found[i].length - 1]))
+    return found
 
 
 def _minibatch(
@@ -170,28 +206,30 @@ def _minibatch(
     ratio_max = 0.0
     for part in chunks(rows, [lengths.get(i, 0) for i in range(len(rollouts))], CHUNK_TOKENS):
         batch = [rollouts[i] for i in part]
-        logprob_BT, entropy_BT, old_BT, mask_BT = token_logprobs(model, batch, banned, stage.temperature)
-        ratio_BT = torch.where(mask_BT, (logprob_BT - old_BT).exp(), 1.0)
+        scored = score(model, batch, banned, stage.temperature)
+        mask_BT = scored.mask
+        old_BT = spread(batch, [rollout.old for rollout in batch], mask_BT)
+        ratio_BT = (scored.logprob - old_BT).exp()
         advantage = advantage_B[part].to(ratio_BT.device)
         loss_BT = losses.clipped_objective(ratio_BT, advantage, stage.epsilon_low, stage.epsilon_high)
         if reference is not None:
             with torch.no_grad():
-                reference_BT = token_logprobs(reference, batch, banned, stage.temperature)[0]
-            loss_BT = loss_BT + stage.kl * losses.kl_k3(logprob_BT, reference_BT)
+                reference_BT = score(reference, batch, banned, stage.temperature).logprob
+            loss_BT = loss_BT + stage.kl * losses.kl_k3(scored.logprob, reference_BT)
         loss = losses.aggregate(loss_BT, mask_BT, stage.aggregation, normaliser)
-        stop_on_nan(loss, out, batch)
+        stop_on_nan(loss.item(), "loss", out, batch)
         loss.backward()  # type: ignore[no-untyped-call]
         count = mask_BT.sum().item()
         low, high = losses.clip_shares(ratio_BT, advantage, mask_BT, stage.epsilon_low, stage.epsilon_high)
-        gap = ((logprob_BT - old_BT).abs() * mask_BT).sum().item()
+        engine_BT = spread(batch, [rollout.completion.logprobs for rollout in batch], mask_BT)
         total.update(
             {
                 "loss": loss.item(),
                 "tokens": count,
-                "entropy": (entropy_BT * mask_BT).sum().item(),
+                "entropy": scored.entropy.sum().item(),
                 "clip_low": low * count,
                 "clip_high": high * count,
-                "logprob_gap": gap,
+                "logprob_gap": (scored.plain - engine_BT).abs().sum().item(),
             }
         )
         ratio_max = max(ratio_max, ratio_BT.max().item())
@@ -199,29 +237,50 @@ def _minibatch(
     return {"loss": total["loss"], **means, "ratio_max": ratio_max}
 
 
-def token_logprobs(
-    model: Any, batch: Sequence[Rollout], banned: Sequence[int], temperature: float
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """The trainer's log-probabilities, entropies, the engine's log-probabilities, and the mask, each [B, T − 1].
+@dataclass(frozen=True, slots=True)
+class Scored:
+    """The trainer's view of a batch, each [B, T − 1] and 0 where the mask is False.
 
-    The mask is True at the reply's tokens that the policy chose; forced tokens and padding are out.
+    logprob: of the sampled token at the sampling's temperature. plain: the same at temperature 1, detached.
+    entropy: in nats, at the sampling's temperature, detached. mask: True at the reply's tokens that the policy
+    chose; forced tokens and padding are out.
     """
+
+    logprob: Tensor
+    plain: Tensor
+    entropy: Tensor
+    mask: Tensor
+
+
+def score(model: Any, batch: Sequence[Rollout], banned: Sequence[int], temperature: float) -> Scored:
+    """Log-probabilities of the replies' tokens, the banned ones left out of the softmax as the engine does."""
     device = next(model.parameters()).device
     ids_BT = pad([rollout.prompt + rollout.completion.token_ids for rollout in batch], device)
     mask_BT = torch.zeros_like(ids_BT, dtype=torch.bool)
-    old_BT = torch.zeros(ids_BT.shape, device=device)
     for k, rollout in enumerate(batch):
-        begin, end = len(rollout.prompt), rollout.length
-        mask_BT[k, begin:end] = ~torch.tensor(rollout.completion.forced, device=device)
-        old_BT[k, begin:end] = torch.tensor(rollout.completion.logprobs, device=device)
-    mask_BT, old_BT = mask_BT[:, 1:], old_BT[:, 1:]
-    logits_MV = model.lm_head(hidden_states(model, ids_BT)[:, :-1][mask_BT]).float() / temperature
+        mask_BT[k, len(rollout.prompt) : rollout.length] = ~torch.tensor(rollout.completion.forced, device=device)
+    mask_BT = mask_BT[:, 1:]
+    logits_MV = model.lm_head(hidden_states(model, ids_BT)[:, :-1][mask_BT]).float()
     logits_MV[:, list(banned)] = -torch.inf
-    chosen_M = torch.log_softmax(logits_MV, dim=-1).gather(1, ids_BT[:, 1:][mask_BT][:, None])[:, 0]
-    logprob_BT = torch.zeros(mask_BT.shape, device=device).masked_scatter(mask_BT, chosen_M)
+    chosen_M1 = ids_BT[:, 1:][mask_BT][:, None]
+    heated_MV = logits_MV if temperature == 1 else logits_MV / temperature
+
+    def placed(values_M: Tensor) -> Tensor:
+        return torch.zeros(mask_BT.shape, device=device).masked_scatter(mask_BT, values_M)
+
+    logprob_M = torch.log_softmax(heated_MV, dim=-1).gather(1, chosen_M1)[:, 0]
     with torch.no_grad():
-        entropy_BT = torch.zeros(mask_BT.shape, device=device).masked_scatter(mask_BT, losses.entropy(logits_MV))
-    return logprob_BT, entropy_BT, old_BT, mask_BT
+        plain_M = logprob_M if temperature == 1 else torch.log_softmax(logits_MV, dim=-1).gather(1, chosen_M1)[:, 0]
+        entropy_M = losses.entropy(heated_MV)
+    return Scored(placed(logprob_M), placed(plain_M.detach()), placed(entropy_M), mask_BT)
+
+
+def spread(batch: Sequence[Rollout], values: Sequence[Sequence[float]], mask_BT: Tensor) -> Tensor:
+    """One value for each token of each reply, put where `score` has that token; 0 where the mask is False."""
+    found_BT = torch.zeros(mask_BT.shape)
+    for k, (rollout, row) in enumerate(zip(batch, values, strict=True)):
+        found_BT[k, len(rollout.prompt) - 1 : rollout.length - 1] = torch.tensor(row)
+    return found_BT.to(mask_BT.device) * mask_BT
 
 
 def describe(stage: RLStage, rollouts: Sequence[Rollout]) -> dict[str, Any]:

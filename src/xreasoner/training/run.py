@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import importlib.metadata
 import json
 import os
@@ -20,8 +21,9 @@ from xreasoner.engines.torch_engine import TorchEngine
 from xreasoner.errors import RecipeError, TrainingError, UserError
 from xreasoner.models.export import export
 from xreasoner.models.freezing import fingerprint, freeze
-from xreasoner.models.loading import Loaded, load
+from xreasoner.models.loading import Loaded, encode, load
 from xreasoner.problem import Problem
+from xreasoner.prompts import chat_messages
 from xreasoner.recipe import DataEntry, Recipe, RLStage, SFTStage
 from xreasoner.registry import SOURCES, resolve
 from xreasoner.training import checkpoints
@@ -44,15 +46,15 @@ def run_stage(recipe: Recipe, stage: SFTStage | RLStage, out: Path, progress: Pr
     """Run one stage, or go on with it, and export its model; returns the exported folder.
 
     The manifest holds the hashes of every frozen tensor before and after, and of the data. Raises
-    `TrainingError` when a frozen tensor moved, `UserError` when the folder belongs to another recipe.
+    `TrainingError` when a frozen tensor moved, `UserError` when the folder belongs to another recipe or other data.
     """
     folder = out / stage.name
     exported = folder / "export"
     wanted = {"recipe": json.loads(recipe.model_dump_json(by_alias=True, exclude={"evaluation"})), "stage": stage.name}
-    manifest = read_json(folder / "manifest.json")
-    if manifest and {key: manifest[key] for key in wanted} != wanted:
+    old = read_json(folder / "manifest.json")
+    if old and {key: old.get(key) for key in wanted} != wanted:
         raise UserError(f"{folder} belongs to another recipe or seed; choose another --out, or remove it")
-    if manifest and manifest.get("done"):
+    if old.get("done"):
         return exported
     folder.mkdir(parents=True, exist_ok=True)
     parent = recipe.parent(stage)
@@ -60,14 +62,15 @@ def run_stage(recipe: Recipe, stage: SFTStage | RLStage, out: Path, progress: Pr
     torch.manual_seed(recipe.seed)
     frozen = freeze(loaded.model, stage.lower_layers_frozen)
     before = fingerprint(frozen)
-    manifest = {**wanted, "versions": versions(), "frozen": {"tensors": len(frozen), "before": before}}
+    tokens, problems, facts = _data(stage, loaded, recipe.seed)
+    if old.get("data_sha256", facts["data_sha256"]) != facts["data_sha256"]:
+        raise UserError(f"{folder} was begun on other data; put them back, choose another --out, or remove it")
+    manifest = {**wanted, **facts, "versions": versions(), "frozen": {"tensors": len(frozen), "before": before}}
+    manifest["template_sha256"] = _sha256(str(loaded.tokenizer.chat_template))
+    write_json(folder / "manifest.json", manifest)
     if isinstance(stage, SFTStage):
-        tokens, facts = sft_data(stage, loaded, recipe.seed)
-        write_json(folder / "manifest.json", manifest := {**manifest, **facts})
         train_sft(stage, loaded, tokens, folder, recipe.seed, progress)
     else:
-        problems, facts = rl_data(stage, recipe.seed)
-        write_json(folder / "manifest.json", manifest := {**manifest, **facts})
         engine = TorchEngine(loaded)
         train_rl(stage, loaded, engine, engine.banned, problems, folder, recipe.seed, progress)
     after = fingerprint(frozen)
@@ -79,6 +82,17 @@ def run_stage(recipe: Recipe, stage: SFTStage | RLStage, out: Path, progress: Pr
     write_json(folder / "manifest.json", {**manifest, "done": True})
     checkpoints.clear(folder / "checkpoints")
     return exported
+
+
+def _data(
+    stage: SFTStage | RLStage, loaded: Loaded, seed: int
+) -> tuple[list[packing.Tokens], list[Problem], dict[str, Any]]:
+    """What the stage learns from (tokens for SFT, problems for RL), and the manifest's facts of it."""
+    if isinstance(stage, SFTStage):
+        tokens, facts = sft_data(stage, loaded, seed)
+        return tokens, [], facts
+    problems, facts = rl_data(stage, seed)
+    return [], problems, facts
 
 
 def source(entry: DataEntry) -> Source:
@@ -117,7 +131,14 @@ def rl_data(stage: RLStage, seed: int) -> tuple[list[Problem], dict[str, Any]]:
     """Problems, and the manifest's facts of them. Their seed differs from SFT's: RL sees fresh ones."""
     problems = [p for entry in stage.data for p in source(entry).problems(entry.n, seed + 500_009)]
     check(stage, problems)
-    return problems, _facts(stage, problems)
+    if not problems:
+        raise RecipeError(f"stage {stage.name}: its data hold no problem")
+    facts = _facts(stage, problems)
+    return problems, {**facts, "data_sha256": _sha256(repr([(p.id, p.question, p.options, p.gold) for p in problems]))}
+
+
+def _sha256(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def _facts(stage: SFTStage | RLStage, problems: Sequence[Problem]) -> dict[str, Any]:
@@ -130,12 +151,14 @@ def _facts(stage: SFTStage | RLStage, problems: Sequence[Problem]) -> dict[str, 
 def dry_run(recipe: Recipe) -> str:
     """What each stage would learn from: the first example's text and ids with the learnt part marked, the lengths."""
     loaded = load(recipe.model, dtype=torch.float32)
-    lines = []
+    lines = [f"{recipe.name}: {recipe.model}, seed {recipe.seed}"]
     for stage in recipe.stages:
         lines.append(f"== {stage.name} ({stage.kind}), from {recipe.parent(stage)}")
         if isinstance(stage, RLStage):
             problems, facts = rl_data(stage, recipe.seed)
-            lines += [f"{problems[0].question}\ngold: {problems[0].gold}", json.dumps(facts, indent=1)]
+            prompt = encode(loaded, chat_messages(problems[0], stage.prompt)).input_ids.tolist()
+            lines += [loaded.tokenizer.decode(prompt) + "⟦…⟧", f"ids: {prompt}", f"gold: {problems[0].gold}"]
+            lines.append(json.dumps(facts, indent=1))
             continue
         tokens, facts = sft_data(stage, loaded, recipe.seed)
         first = tokens[0]

@@ -1,0 +1,73 @@
+"""Problems from JSONL: what is read, and how mistakes are named."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from xreasoner.data.jsonl import jsonl
+from xreasoner.errors import DataError, RecipeError
+
+ROW = {"question": "What is 1 + 1?", "gold": 2, "answer_type": "integer", "response": "<think> 2 </think> 2"}
+
+
+def _file(folder: Path, *rows: dict[str, Any]) -> dict[str, Any]:
+    path = folder / "rows.jsonl"
+    path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
+    return {"path": str(path)}
+
+
+def test_problems_and_responses(tmp_path: Path) -> None:
+    options = _file(tmp_path, ROW, {**ROW, "question": "a\u2028b\x85c", "domain": "clinical", "options": ["x", 2]})
+    source = jsonl(options)
+    problems = {problem.question: problem for problem in source.problems(5, seed=0)}
+    assert problems["What is 1 + 1?"].gold == "2"
+    other = problems["a\u2028b\x85c"]  # line separators inside a string do not end the line
+    assert (other.domain, other.options, other.modality) == ("clinical", ("x", "2"), "text")
+    assert {e.response for e in source.examples(5, 0, "chain")} == {ROW["response"]}
+    assert {e.response for e in source.examples(5, 0, "direct")} == {"<answer>2</answer>"}
+
+
+def test_the_order_is_the_seeds(tmp_path: Path) -> None:
+    source = jsonl(_file(tmp_path, *({**ROW, "id": i} for i in range(20))))
+    first, again, other = ([p.id for p in source.problems(20, seed)] for seed in (0, 0, 1))
+    assert first == again != other
+    assert sorted(first) == sorted(other)
+    assert [p.id for p in source.problems(5, 0)] == first[:5]
+
+
+def test_a_row_with_a_picture_is_marked(tmp_path: Path) -> None:
+    assert jsonl(_file(tmp_path, {**ROW, "image": "x.png"})).problems(1, 0)[0].modality == "image"
+
+
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        ({"gold": ""}, "rows.jsonl:1: field 'gold'.*expected text"),
+        ({"answer_type": "essay"}, "answer_type.*'essay'.*expected one of"),
+        ({"options": "yes"}, "options.*'yes'.*expected a list"),
+    ],
+)
+def test_wrong_fields_are_named(tmp_path: Path, row: dict[str, Any], message: str) -> None:
+    with pytest.raises(DataError, match=message):
+        jsonl(_file(tmp_path, {**ROW, **row})).problems(1, 0)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"), [(b"", "is empty"), (b"{", "rows.jsonl:1: not JSON"), (b"\xff", "not UTF-8"), (b"3", "int")]
+)
+def test_files_that_are_no_jsonl_are_named(tmp_path: Path, content: bytes, message: str) -> None:
+    path = tmp_path / "rows.jsonl"
+    path.write_bytes(content)
+    with pytest.raises(DataError, match=message):
+        jsonl({"path": str(path)}).problems(1, 0)
+
+
+def test_a_missing_path_is_named(tmp_path: Path) -> None:
+    with pytest.raises(RecipeError, match=r"options\.path: is missing"):
+        jsonl({})
+    with pytest.raises(DataError, match="no such file"):
+        jsonl({"path": str(tmp_path / "none.jsonl")})

@@ -1,0 +1,97 @@
+"""Every command that the README shows is run, or, where it takes long, is shown to be there."""
+
+from __future__ import annotations
+
+import re
+import shlex
+import shutil
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+import typer
+
+from xreasoner import cli
+from xreasoner.models.loading import find
+from xreasoner.recipe import load_recipe
+from xreasoner.registry import MODELS
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text()
+
+
+def commands() -> list[str]:
+    """The commands of the console and bash blocks, without their prompts."""
+    found = []
+    for kind, block in re.findall(r"^```(console|bash)\n(.*?)^```", README, flags=re.MULTILINE | re.DOTALL):
+        lines = [line for line in block.splitlines() if line and not line.startswith("#")]
+        found += [line.removeprefix("$ ") for line in lines if kind == "bash" or line.startswith("$ ")]
+    return found
+
+
+MAKE = [line for line in commands() if line.startswith("make ")]
+OURS = [line for line in commands() if line.startswith("xreasoner ")]
+USAGE = re.findall(r"^\| `(xreasoner .*?)` \|", README, flags=re.MULTILINE)
+
+
+def test_every_command_is_checked_below() -> None:
+    assert MAKE
+    assert OURS
+    assert set(commands()) == {*MAKE, *OURS}
+
+
+@pytest.mark.parametrize("line", MAKE)
+def test_make_knows_the_target(line: str) -> None:
+    make = shutil.which("make")
+    if make is None:
+        pytest.skip("make is not installed")
+    result = subprocess.run([make, "-n", *shlex.split(line)[1:]], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stderr
+    assert ".venv/bin/" in result.stdout
+
+
+def _needs_missing_checkpoint(words: list[str]) -> str:
+    """The reason to skip a command: a shipped model that this copy has not."""
+    named = [load_recipe("demo").model if word == "demo" else word for word in words]
+    for name in named:
+        if name in MODELS:
+            module, function = MODELS[name].split(":")
+            folder = getattr(__import__(module, fromlist=[function]), function)()
+            if not folder.is_dir():
+                return f"the checkpoint {name!r} is not in this copy; `make base` and `make demo` make it"
+            find(name)
+    return ""
+
+
+@pytest.mark.parametrize("line", OURS)
+def test_the_command_runs(
+    line: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    words = shlex.split(line)[1:]
+    reason = _needs_missing_checkpoint(words)
+    if reason:
+        pytest.skip(reason)
+    monkeypatch.chdir(tmp_path)
+    code = cli.run(words)
+    output = capfd.readouterr()
+    assert code == 0, output.err
+    assert output.out.strip()
+
+
+@pytest.mark.parametrize("usage", USAGE)
+def test_usage_names_real_options(usage: str) -> None:
+    _, name, *rest = usage.split()
+    group: Any = typer.main.get_command(cli.app)
+    parameters = group.commands[name].params
+    options = {option for parameter in parameters for option in parameter.opts}
+    assert set(re.findall(r"--[\w-]+", usage)) <= options
+    positional = [parameter for parameter in parameters if parameter.param_type_name == "argument"]
+    assert sum(word.isupper() for word in rest if not word.startswith("[") and not word.endswith("]")) == len(
+        positional
+    )
+
+
+def test_usage_shows_every_command() -> None:
+    group: Any = typer.main.get_command(cli.app)
+    assert [usage.split()[1] for usage in USAGE] == list(group.commands)
