@@ -11,6 +11,7 @@ import os
 import signal
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
+from dataclasses import replace
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -222,7 +223,8 @@ def test_the_ratio_starts_at_one(unbroken: tuple[Path, Any], tmp_path: Path, cha
     loaded = load(str(unbroken[0] / "sft" / "export"))
     engine = TorchEngine(loaded)
     problems, _ = rl_data(stage, 0)
-    rollouts = rl.roll_out(stage, loaded, engine, problems[:4], seed=0, step=0)
+    sampled = rl.roll_out(stage, loaded, engine, problems[:4], seed=0, step=0)
+    rollouts = [replace(rollout, reward=float(k % 2)) for k, rollout in enumerate(sampled)]
     reference = load(str(unbroken[0] / "sft" / "export")).model
     optimiser = make_optimiser(loaded.model, stage.optimiser)
     found = rl.improve(stage, loaded.model, reference, optimiser, rollouts, engine.banned, 0.01, Random(0), tmp_path)

@@ -23,7 +23,7 @@ FINAL, DIRECT = "sft+rl", ("base", "base-direct")
 
 def best_direct(summary: Summary, cell: str) -> float:
     """The better of the base and the base after direct-answer SFT."""
-    return max(summary["cells"][stage][cell]["accuracy"] for stage in DIRECT)
+    return max(float(summary["cells"][stage][cell]["accuracy"]) for stage in DIRECT)
 
 
 def gain(summary: Summary, cell: str) -> float:
@@ -39,7 +39,8 @@ def rl_gain(summary: Summary, cell: str) -> float:
 def reading_loss(summary: Summary) -> float:
     """Points of picture transcription lost by both stages, in the worse domain."""
     before, after = summary["perception"]["base"], summary["perception"][FINAL]
-    return max(before[name]["accuracy"] - after[name]["accuracy"] for name in before if name.startswith("image/"))
+    pictures = [name for name in before if name.startswith("image/")]
+    return max(float(before[name]["accuracy"] - after[name]["accuracy"]) for name in pictures)
 
 
 def cut_short(summary: Summary, stage: str) -> float:

@@ -88,16 +88,16 @@ def recall_question(rng: Random, scene: Scene, name: str) -> str:
 def scene_turn(rng: Random, scene: Scene) -> tuple[str, str]:
     """One question and answer on a scene: read it out, plan, recall, or answer directly."""
     draw = rng.random()
-    if draw < 0.30 and scene.theme is not None:
+    if draw < 0.42 and scene.theme is not None:
         return recall_turn(rng, scene)
     task = make_task(rng, scene)
     question = with_options(task.question, options_for(rng, task))
-    if draw < 0.60:
+    if draw < 0.66:
         asked = (question + "\n" if rng.random() < 0.7 else "") + rng.choice(READ_PROMPTS)
         if rng.random() < 0.4:
             return f"{asked}\n{ANSWER_PROMPT}", f"<answer>{scene.facts}</answer>"
         return asked, facts_line(rng, scene)
-    if draw < 0.85:
+    if draw < 0.86:
         return f"{question}\n{PLAN_PROMPT}", f"{facts_line(rng, scene)} {plan_line(rng, task)}"
     options = options_for(rng, task)
     return f"{with_options(task.question, options)}\n{ANSWER_PROMPT}", direct(task.answer, options)
@@ -163,15 +163,15 @@ def lesson(
 ) -> Lesson:
     """One document of the mix. easy: (picture, question, answer) of easy-vqa's train split; gym: (question, answer)."""
     draw = rng.random()
-    if draw < 0.12:
+    if draw < 0.06:
         return recall_lesson(rng, words)
-    if draw < 0.32:
+    if draw < 0.30:
         return arithmetic_lesson(rng)
-    if draw < 0.36:
+    if draw < 0.34:
         picture, question, answer = rng.choice(easy)
         return Lesson(((f"{question}\n{ANSWER_PROMPT}", False), (direct(answer, ()), True)), True, picture)
-    if draw < 0.38:
+    if draw < 0.36:
         question, answer = rng.choice(gym)
         return Lesson(((f"{question}\n{ANSWER_PROMPT}", False), (direct(answer, ()), True)), True)
     domain = rng.choice(DOMAINS)
-    return scene_lesson(rng, domain, image=rng.random() < 0.55, turns=rng.choice((1, 2, 3)))
+    return scene_lesson(rng, domain, image=rng.random() < 0.6, turns=rng.choice((1, 2, 3)))
