@@ -11,7 +11,7 @@ from xreasoner.engines.base import Request, Sampling
 from xreasoner.engines.torch_engine import TorchEngine
 from xreasoner.grading import judge
 from xreasoner.models.loading import load
-from xreasoner.problem import Problem
+from xreasoner.problem import AnswerType, Problem
 from xreasoner.prompts import chat_messages
 from xreasoner.tiny import benchmarks, lessons
 from xreasoner.tiny.world import DOMAINS
@@ -26,7 +26,8 @@ def arithmetic(n: int, seed: int) -> list[Problem]:
     for i in range(n):
         asked, answer = lessons.arithmetic_fact(rng)
         text = answer.strip().removesuffix(".")
-        problems.append(Problem(f"fact-{i}", asked.strip(), text, "integer", source="tiny", family="arithmetic"))
+        kind: AnswerType = "yesno" if text in ("yes", "no") else "integer"
+        problems.append(Problem(f"fact-{i}", asked.strip(), text, kind, source="tiny", family="arithmetic"))
     return problems
 
 

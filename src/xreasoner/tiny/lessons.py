@@ -139,11 +139,17 @@ def arithmetic_fact(rng: Random) -> tuple[str, str]:
         a = rng.randint(1, 75)
         b = rng.randint(1, min(a, 50 if rng.random() < 0.3 else 25))
         return f" {a} - {b} =", f" {a - b}."
-    if kind < 0.88:
+    if kind < 0.85:
         a, b = (rng.randint(2, 3), rng.randint(1, 25)) if rng.random() < 0.6 else (rng.randint(1, 9), rng.randint(1, 9))
         return f" {a} x {b} =", f" {a * b}."
     a, b = rng.randint(1, 40), rng.randint(1, 40)
-    return rng.choice(((f" larger {a} {b}:", f" {max(a, b)}."), (f" smaller {a} {b}:", f" {min(a, b)}.")))
+    facts = (
+        (f" larger {a} {b}:", f" {max(a, b)}."),
+        (f" smaller {a} {b}:", f" {min(a, b)}."),
+        (f" {a} above {b}:", f" {'yes' if a > b else 'no'}."),
+        (f" {a} below {b}:", f" {'yes' if a < b else 'no'}."),
+    )
+    return rng.choice(facts)
 
 
 def arithmetic_lesson(rng: Random) -> Lesson:
