@@ -20,6 +20,7 @@ class Completion:
     thought, answer: the two sides of the trace as `trace.split` sees them; answer is "" when there is none.
     exit: `natural` (the model ended by itself within its budgets), `forced` (the engine closed the thought),
         `truncated` (the answer budget ran out too), `aborted` (somebody cancelled it).
+    repeats: the thought ended in a loop (`trace.repeats`).
     """
 
     text: str
@@ -32,3 +33,4 @@ class Completion:
     prompt_tokens: int
     thought_tokens: int
     answer_tokens: int
+    repeats: bool = False

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -41,6 +42,18 @@ def _answer(text: str) -> tuple[str, bool, bool]:
     if not tag:
         return text.strip(), True, False
     return rest.partition(ANSWER_CLOSE)[0].strip(), True, True
+
+
+def repeats(tokens: Sequence[int], least: int = 64, times: int = 4) -> bool:
+    """Whether the tokens end in a loop: at least `times` copies of one piece, of at least `least` tokens together."""
+    for period in range(1, len(tokens) // times + 1):
+        span = max(least, period * times)
+        if span > len(tokens):
+            continue
+        end = tokens[-span:]
+        if all(end[k] == end[k - period] for k in range(period, span)):
+            return True
+    return False
 
 
 Label = Literal["thought", "text", "answer"]

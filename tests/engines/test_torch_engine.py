@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ import torch
 from PIL import Image
 
 from xreasoner.completion import Completion
-from xreasoner.engines import torch_engine
+from xreasoner.engines import slots
 from xreasoner.engines.base import Request, Sampling
 from xreasoner.engines.torch_engine import TorchEngine, sample
 from xreasoner.errors import UserError
@@ -187,7 +188,7 @@ def test_a_group_shares_one_prefill_and_is_done_once(varied: Loaded) -> None:
 def test_a_cache_that_grows_says_the_same(varied: Loaded, monkeypatch: pytest.MonkeyPatch) -> None:
     requests = _requests(6, Sampling(temperature=1.0, thinking_budget=20, answer_budget=0, logprobs=True))
     roomy = TorchEngine(varied).generate(requests)
-    monkeypatch.setattr(torch_engine, "GROWTH", 3)
+    monkeypatch.setattr(slots, "GROWTH", 3)
     assert TorchEngine(varied).generate(requests) == roomy
 
 
@@ -205,3 +206,103 @@ def test_sampling_follows_the_distribution_and_its_cuts() -> None:
     assert shares(top_p=0.7) == pytest.approx([0, 0.4 / 0.85, 0.25 / 0.85, 0.2 / 0.85, 0], abs=1e-3)
     ends = sample(probs.log().expand(2, -1), [Sampling(temperature=1.0)] * 2, torch.tensor([0.0, 1 - 1e-16]))
     assert ends.tolist() == [0, 4]
+
+
+def _sampled(n: int, tokens: int, **more: Any) -> list[Request]:
+    return [
+        Request(
+            r.messages, r.images, 1, Sampling(temperature=1.0, thinking_budget=tokens, answer_budget=0, seed=k, **more)
+        )
+        for k, r in enumerate(_requests(n, Sampling()))
+    ]
+
+
+def test_a_request_that_joins_late_says_what_it_says_alone(varied: Loaded) -> None:
+    requests = [*_sampled(6, 30), *_sampled(6, 9)]
+    alone = [TorchEngine(varied).generate([request])[0] for request in requests]
+    engine = TorchEngine(varied, max_rows=4)
+    tickets = []
+    for request in requests:  # each joins the others in the middle of theirs
+        tickets.append(engine.submit(request))
+        for _ in range(3):
+            engine.step()
+    engine.wait(tickets)
+    assert [[c.token_ids for c in t.completions] for t in tickets] == [[c.token_ids for c in group] for group in alone]
+    assert not engine.step()
+
+
+def test_a_cancelled_request_frees_its_slot_and_says_so(varied: Loaded) -> None:
+    engine = TorchEngine(varied, max_rows=2)
+    first, second, third = (engine.submit(request) for request in _sampled(3, 40))
+    for _ in range(5):
+        engine.step()
+    assert not third.done.is_set()
+    first.cancel()
+    engine.step()
+    assert [c.exit for c in first.completions] == ["aborted"]
+    assert 0 < len(first.completions[0].token_ids) < 40
+    third.cancel()
+    engine.step()
+    assert [(c.exit, c.token_ids) for c in third.completions][0][0] == "aborted"
+    engine.wait([second])
+    assert len(second.completions[0].token_ids) == 40
+    assert not engine.step()
+
+
+def test_the_text_comes_in_pieces_that_join_to_it(varied: Loaded) -> None:
+    engine = TorchEngine(varied)
+    pieces: dict[int, list[str]] = {}
+    (request,) = _sampled(1, 60)
+    request = Request(request.messages, request.images, 3, request.sampling)
+    ticket = engine.submit(request, on_text=lambda sample, text: pieces.setdefault(sample, []).append(text))
+    engine.wait([ticket])
+    assert ["".join(pieces[k]) for k in range(3)] == [c.text for c in ticket.completions]
+    assert all(len(pieces[k]) > 10 for k in range(3))
+
+
+def test_a_stop_string_ends_the_reply_and_stays_out_of_it(varied: Loaded) -> None:
+    (request,) = _sampled(1, 60)
+    whole = TorchEngine(varied).generate([request])[0][0].text
+    stop = whole[20:23]
+    (stopped,) = _sampled(1, 60, stop=(stop,))
+    told: list[str] = []
+    engine = TorchEngine(varied)
+    ticket = engine.submit(stopped, on_text=lambda sample, text: told.append(text))
+    engine.wait([ticket])
+    (completion,) = ticket.completions
+    assert completion.text == whole[: whole.index(stop)] == "".join(told)
+    assert completion.exit == "natural"
+
+
+def test_several_threads_share_the_engine(varied: Loaded) -> None:
+    requests = _sampled(8, 20)
+    alone = [TorchEngine(varied).generate([request])[0] for request in requests]
+    engine = TorchEngine(varied, max_rows=4)
+    with ThreadPoolExecutor(8) as pool:
+        found = list(pool.map(lambda request: engine.generate([request])[0], requests))
+    assert [[c.token_ids for c in group] for group in found] == [[c.token_ids for c in group] for group in alone]
+
+
+def test_whoever_waits_learns_that_the_engine_failed(varied: Loaded) -> None:
+    engine = TorchEngine(varied)
+    one, two = _sampled(2, 20)
+
+    def full(group: list[Completion]) -> None:
+        raise OSError("no space left")
+
+    ticket = engine.submit(two)
+    with pytest.raises(OSError, match="no space"):
+        engine.wait([engine.submit(one, on_done=full)])
+    with pytest.raises(OSError, match="no space"):
+        _ = ticket.completions
+    assert len(engine.generate([one])[0][0].token_ids) == 20
+
+
+def test_a_loop_is_noticed_and_ends_the_thought_when_asked(loaded: Loaded) -> None:
+    # the embedded start repeats one token for ever
+    plain = _begun(loaded, "<think>", Sampling(thinking_budget=150, answer_budget=4))
+    assert plain.repeats
+    assert plain.forced.index(True, 8) > 140
+    asked = _begun(loaded, "<think>", Sampling(thinking_budget=150, answer_budget=4, exit_on_repeats=True))
+    assert asked.repeats
+    assert asked.forced.index(True, 8) <= 96

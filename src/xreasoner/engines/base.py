@@ -23,6 +23,8 @@ class Sampling:
     answer_budget: tokens after the thought was closed (by the model or the engine) until `truncated`. A reply
         that never opens a thought is counted against thinking_budget + answer_budget and is not forced out.
     exit_text: what the engine appends at the thinking budget.
+    exit_on_repeats: also where the thought repeats itself (`trace.repeats`).
+    stop: strings that end the reply; they are left out of its text.
     """
 
     temperature: float = 0.0
@@ -33,6 +35,8 @@ class Sampling:
     exit_text: str = " </think> <answer>"
     seed: int = 0
     logprobs: bool = False
+    exit_on_repeats: bool = False
+    stop: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

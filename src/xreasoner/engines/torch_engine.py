@@ -1,12 +1,14 @@
-"""The in-process engine: batched generation over a preallocated cache, with the forced exit in the same slot.
+"""The in-process engine: continuous batching over slots, with the forced exit in the same slot.
 
-Requests of like length are generated together, left-padded, so that all rows write the same column of the cache.
-A request's prompt (text and pictures) is computed once for all its samples. Rows that have ended are squeezed
-out now and then. A picture's placeholders are never sampled: their logits are banned, in the log-probabilities too.
+Every request's prompt (text and pictures) is computed once for all its samples, which then take slots (slots.py);
+rows that end make room for requests that wait. A picture's placeholders are never sampled: their logits are banned, in
+the log-probabilities too. What a sample says follows from its own seed alone, whoever runs beside it.
 """
 
 from __future__ import annotations
 
+import threading
+from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -14,18 +16,14 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from transformers import AttentionInterface, Cache
-from transformers.cache_utils import DynamicLayer
+from transformers import AttentionInterface, DynamicCache
 
 from xreasoner.completion import Completion, Exit
 from xreasoner.engines.base import Request, Sampling
+from xreasoner.engines.slots import MASKED, Slots
 from xreasoner.errors import UserError
 from xreasoner.models.loading import Encoded, Loaded, encode
-from xreasoner.trace import CLOSE, OPEN, split
-
-MASKED = torch.finfo(torch.float32).min
-GROWTH = 256
-"""Columns by which the cache grows: a budget of thousands of tokens is not paid for before it is used."""
+from xreasoner.trace import CLOSE, OPEN, repeats, split
 
 
 def grouped_attention(
@@ -48,51 +46,13 @@ def grouped_attention(
 AttentionInterface.register("xreasoner_grouped", grouped_attention)
 
 
-class _Layer(DynamicLayer):  # type: ignore[misc]  # transformers is not checked
-    """One layer's keys and values [B, K, S, D], with spare columns behind the `length` that are in use."""
-
-    def __init__(self, spare: int) -> None:
-        super().__init__()
-        self.spare = min(spare, GROWTH)
-        self.length = 0
-        self.is_initialized = False
-
-    def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
-        end = self.length + key_states.shape[2]
-        if not self.is_initialized:
-            self.keys, self.values = key_states[:, :, :0], value_states[:, :, :0]
-            self.is_initialized = True
-        if end > self.keys.shape[2]:
-            self.keys, self.values = (self._copied(old, end + self.spare, None) for old in (self.keys, self.values))
-        self.keys[:, :, self.length : end] = key_states
-        self.values[:, :, self.length : end] = value_states
-        self.length = end
-        return self.keys[:, :, :end], self.values[:, :, :end]
-
-    def get_seq_length(self) -> int:
-        return self.length
-
-    def keep(self, rows: Tensor) -> None:
-        """Keep these rows, in this order, possibly several times."""
-        columns = self.keys.shape[2]
-        self.keys, self.values = (self._copied(old, columns, rows) for old in (self.keys, self.values))
-
-    def _copied(self, old: Tensor, columns: int, rows: Tensor | None) -> Tensor:
-        used = old[:, :, : self.length]
-        used = used if rows is None else used.index_select(0, rows)
-        new = old.new_empty(used.shape[0], used.shape[1], columns, used.shape[3])
-        new[:, :, : self.length] = used
-        return new
-
-
 @dataclass(slots=True)
 class _Row:
     """One sample on its way."""
 
-    request: int
+    ticket: Ticket
     sample: int
     sampling: Sampling
-    prompt_tokens: int
     noise: np.random.Generator
     tokens: list[int] = field(default_factory=list)
     logprobs: list[float] = field(default_factory=list)
@@ -104,17 +64,53 @@ class _Row:
     closed: bool = False
     was_forced: bool = False
     ended: Exit | None = None
+    text: str = ""
+    told: int = 0
+    prefix: int = 0
+    read: int = 0
 
     @property
     def opened(self) -> bool:
         return self.head.lstrip().startswith(OPEN)
 
 
+class Ticket:
+    """A request that was handed to the engine.
+
+    done: set when all n completions are there, or an error is. on_text(sample, text): called with each sample's text
+    as it is written; on_done(completions): at the end. Both are called by the thread that drives the engine.
+    """
+
+    def __init__(
+        self,
+        request: Request,
+        prompt: Encoded,
+        on_done: Callable[[list[Completion]], None] | None,
+        on_text: Callable[[int, str], None] | None,
+    ) -> None:
+        self.request, self.prompt, self.on_done, self.on_text = request, prompt, on_done, on_text
+        self.samples: dict[int, Completion] = {}
+        self.done = threading.Event()
+        self.error: BaseException | None = None
+        self.cancelled = False
+
+    @property
+    def completions(self) -> list[Completion]:
+        """The n completions in order. Raises what stopped the engine, if something did."""
+        if self.error is not None:
+            raise self.error
+        return [self.samples[k] for k in range(self.request.n)]
+
+    def cancel(self) -> None:
+        """Its samples end as `aborted` with the engine's next step, and their slots are free."""
+        self.cancelled = True
+
+
 class TorchEngine:
     """Generates with a model that is in this process, sharing its weights with whoever trains it.
 
     max_rows: samples that run together. max_prompt_tokens: prompt tokens, padding included, that are computed
-    together. Neither changes what a sample says, beyond rounding.
+    together. Neither changes what a sample says, beyond rounding. Any thread may submit; one at a time drives.
     """
 
     name = "torch"
@@ -130,6 +126,16 @@ class TorchEngine:
         ends = {tokenizer.eos_token_id, *(tokenizer.convert_tokens_to_ids(t) for t in ("<|im_end|>", "<|endoftext|>"))}
         self.ends = {i for i in ends if i is not None}
         self._pieces: dict[int, str] = {}
+        self._waiting: deque[Ticket] = deque()
+        self._driving = threading.Lock()
+        self._clear()
+
+    def _clear(self) -> None:
+        layers = self._text_config().num_hidden_layers
+        self._slots = Slots(layers, next(self.loaded.model.parameters()).dtype, self.loaded.device)
+        self._rows: list[_Row] = []
+        self._logits_BV = torch.empty(0)
+        self._next_B = torch.empty(0, dtype=torch.long)
 
     def generate(
         self,
@@ -137,85 +143,150 @@ class TorchEngine:
         on_done: Callable[[int, list[Completion]], None] | None = None,
     ) -> list[list[Completion]]:
         """See `engines.base.Engine`. Raises `UserError` for an exit text that does not close the thought."""
-        for request in requests:
-            if CLOSE not in request.sampling.exit_text:
-                raise UserError(f"exit_text {request.sampling.exit_text!r} does not hold {CLOSE}; expected it to")
-        encoded = [encode(self.loaded, request.messages, request.images) for request in requests]
-        lengths = [len(prompt.input_ids) for prompt in encoded]
-        results: list[list[Completion]] = [[] for _ in requests]
-        for batch in self._batches(lengths, requests):
-            self._run(batch, requests, encoded, results, on_done)
-        return results
+        prompts = [self._encoded(request) for request in requests]
+        tickets: list[Ticket] = []
+        for i, (request, prompt) in enumerate(zip(requests, prompts, strict=True)):
+            told = None if on_done is None else lambda group, i=i: on_done(i, group)
+            tickets.append(Ticket(request, prompt, told, None))
+        # neighbours in length are computed together, with little padding
+        self._waiting.extend(sorted(tickets, key=lambda ticket: len(ticket.prompt.input_ids)))
+        try:
+            self.wait(tickets)
+        except BaseException:
+            for ticket in tickets:
+                ticket.cancel()
+            raise
+        return [ticket.completions for ticket in tickets]
 
-    def _batches(self, lengths: Sequence[int], requests: Sequence[Request]) -> list[list[int]]:
-        """Neighbours in length, within `max_rows` and `max_prompt_tokens`; one request is never parted."""
-        batches: list[list[int]] = [[]]
-        rows = 0
-        for index in sorted(range(len(requests)), key=lambda i: lengths[i]):
-            wide = (len(batches[-1]) + 1) * lengths[index] > self.max_prompt_tokens
-            if batches[-1] and (wide or rows + requests[index].n > self.max_rows):
-                batches.append([])
-                rows = 0
-            batches[-1].append(index)
-            rows += requests[index].n
-        return [batch for batch in batches if batch]
+    def submit(
+        self,
+        request: Request,
+        on_done: Callable[[list[Completion]], None] | None = None,
+        on_text: Callable[[int, str], None] | None = None,
+    ) -> Ticket:
+        """Put a request into the queue; somebody must `step` or `wait`. Raises `UserError` for a bad request."""
+        ticket = Ticket(request, self._encoded(request), on_done, on_text)
+        self._waiting.append(ticket)
+        return ticket
+
+    def _encoded(self, request: Request) -> Encoded:
+        if CLOSE not in request.sampling.exit_text:
+            raise UserError(f"exit_text {request.sampling.exit_text!r} does not hold {CLOSE}; expected it to")
+        return encode(self.loaded, request.messages, request.images)
+
+    def wait(self, tickets: Sequence[Ticket]) -> None:
+        """Drive the engine, or let the thread that does, until these tickets are done."""
+        for ticket in tickets:
+            while not ticket.done.is_set():
+                if self._driving.acquire(timeout=0.02):
+                    try:
+                        self._step()
+                    finally:
+                        self._driving.release()
+
+    def step(self) -> bool:
+        """One token for every row that runs; False when there is nothing to do."""
+        with self._driving:
+            return self._step()
 
     @torch.inference_mode()
-    def _run(
-        self,
-        batch: Sequence[int],
-        requests: Sequence[Request],
-        encoded: Sequence[Encoded],
-        results: list[list[Completion]],
-        on_done: Callable[[int, list[Completion]], None] | None,
-    ) -> None:
-        rows = [self._row(i, sample, requests[i], encoded[i]) for i in batch for sample in range(requests[i].n)]
-        waiting = {i: requests[i].n for i in batch}
-        spare = max(self._room(requests[i].sampling) for i in batch)
-        cache = Cache(layers=[_Layer(spare) for _ in range(self._text_config().num_hidden_layers)])
-        logits_BV, mask_BS, next_B = self._prefill([encoded[i] for i in batch], cache)
-        repeat = torch.tensor([k for k, i in enumerate(batch) for _ in range(requests[i].n)])
-        logits_BV, mask_BS, next_B = logits_BV[repeat], mask_BS[repeat], next_B[repeat]
-        self._keep(cache, repeat)
-        while True:
-            running = [row for row in rows if row.ended is None]
-            token_B = self._choose(rows, logits_BV)
-            for row in running:
-                if row.ended is not None:
-                    self._finish(row, requests, results, waiting, on_done)
-            alive = [k for k, row in enumerate(rows) if row.ended is None]
-            if not alive:
-                return
-            if len(alive) < 0.8 * len(rows):  # squeezing copies the cache, so ended rows ride along for a while
-                kept = torch.tensor(alive)
-                rows = [rows[k] for k in alive]
-                token_B, next_B, mask_BS = token_B[kept], next_B[kept], mask_BS[kept]
-                self._keep(cache, kept)
-            mask_BS = torch.cat([mask_BS, mask_BS.new_zeros(len(rows), 1)], dim=1)
-            logits_BV = self._decode(token_B, next_B, mask_BS, cache)
-            next_B = next_B + 1
+    def _step(self) -> bool:
+        try:
+            self._cancel()
+            self._admit()
+            if not self._rows:
+                return False
+            token_B = self._choose()
+            for row in self._rows:
+                if row.ended is not None and row.sample not in row.ticket.samples:
+                    self._finish(row)
+            token_B = token_B[self._squeeze(0.2)]
+            if self._rows:
+                self._logits_BV = self._decode(token_B)
+        except BaseException as error:
+            self._fail(error)
+            raise
+        return True
+
+    def _fail(self, error: BaseException) -> None:
+        """Whoever waits is told; the engine starts again with empty slots."""
+        tickets = {id(row.ticket): row.ticket for row in self._rows} | {id(t): t for t in self._waiting}
+        self._waiting.clear()
+        self._clear()
+        for ticket in tickets.values():
+            if not ticket.done.is_set():
+                ticket.error = error
+                ticket.done.set()
+
+    def _cancel(self) -> None:
+        for row in self._rows:
+            if row.ticket.cancelled and row.ended is None:
+                row.ended = "aborted"
+                self._finish(row)
+        for ticket in [ticket for ticket in list(self._waiting) if ticket.cancelled]:
+            self._waiting.remove(ticket)
+            for sample in range(ticket.request.n):
+                row = self._row(ticket, sample)
+                row.ended = "aborted"
+                self._finish(row)
+
+    def _admit(self) -> None:
+        """Seat requests that wait, if there is room: at once in a half-empty house, else a good few at a time."""
+        running = sum(row.ended is None for row in self._rows)
+        free = self.max_rows - running
+        if not self._waiting or (running > self.max_rows // 2 and free < self.max_rows // 8):
+            return
+        chosen: list[Ticket] = []
+        widest = 0
+        while self._waiting:
+            ticket = self._waiting[0]
+            widest = max(widest, len(ticket.prompt.input_ids))
+            full = ticket.request.n > free or (len(chosen) + 1) * widest > self.max_prompt_tokens
+            if full and (chosen or running):
+                break
+            chosen.append(self._waiting.popleft())
+            free -= ticket.request.n
+        if chosen:
+            self._squeeze(0.0)
+            self._seat(chosen)
+
+    def _seat(self, tickets: Sequence[Ticket]) -> None:
+        """Compute the tickets' prompts and give each of their samples a slot."""
+        logits_PV, cache, pads, next_P = self._prefill([ticket.prompt for ticket in tickets])
+        repeat = [k for k, ticket in enumerate(tickets) for _ in range(ticket.request.n)]
+        self._slots.seat(cache, pads, repeat)
+        alone = not self._rows
+        self._rows += [self._row(ticket, sample) for ticket in tickets for sample in range(ticket.request.n)]
+        self._logits_BV = logits_PV[repeat] if alone else torch.cat([self._logits_BV, logits_PV[repeat]])
+        self._next_B = next_P[repeat] if alone else torch.cat([self._next_B, next_P[repeat]])
+
+    def _squeeze(self, share: float) -> list[int]:
+        """Take out the rows that have ended, if they are more than a share of all (it costs a copy of the cache).
+
+        Returns the rows that stay, by their old places.
+        """
+        alive = [k for k, row in enumerate(self._rows) if row.ended is None]
+        if alive and len(alive) >= (1 - share) * len(self._rows):
+            return list(range(len(self._rows)))
+        self._slots.keep(alive)
+        self._rows = [self._rows[k] for k in alive]
+        self._next_B, self._logits_BV = self._next_B[alive], self._logits_BV[alive]
+        return alive
 
     def _text_config(self) -> Any:
         return self.loaded.model.model.language_model.config
-
-    def _keep(self, cache: Cache, rows: Tensor) -> None:
-        for layer in cache.layers:
-            layer.keep(rows.to(layer.keys.device))
-
-    def _room(self, sampling: Sampling) -> int:
-        return sampling.thinking_budget + sampling.answer_budget + len(self._exit(sampling)) + 1
 
     def _exit(self, sampling: Sampling) -> list[int]:
         ids: list[int] = self.loaded.tokenizer.encode(sampling.exit_text, add_special_tokens=False)
         return ids
 
-    def _row(self, request: int, sample: int, asked: Request, prompt: Encoded) -> _Row:
-        sampling = asked.sampling
-        noise = np.random.default_rng([sampling.seed, sample])  # its own stream: the crowd does not matter
-        return _Row(request, sample, sampling, len(prompt.input_ids), noise)
+    def _row(self, ticket: Ticket, sample: int) -> _Row:
+        sampling = ticket.request.sampling
+        return _Row(ticket, sample, sampling, np.random.default_rng([sampling.seed, sample]))
 
-    def _prefill(self, prompts: Sequence[Encoded], cache: Cache) -> tuple[Tensor, Tensor, Tensor]:
-        """Logits [B, V] after each prompt, the mask [B, S] to add, and each row's next position [B]."""
+    def _prefill(self, prompts: Sequence[Encoded]) -> tuple[Tensor, DynamicCache, list[int], Tensor]:
+        """Logits [P, V] after each prompt, keys and values, columns of padding, and the next positions [P]."""
+        cache = DynamicCache()
         model, device = self.loaded.model, self.loaded.device
         width = max(len(prompt.input_ids) for prompt in prompts)
         ids_BT = torch.zeros(len(prompts), width, dtype=torch.long)
@@ -245,31 +316,33 @@ class TorchEngine:
             use_cache=True,
         )
         logits = model.lm_head(output.last_hidden_state[:, -1])
-        mask_BS = torch.zeros(len(prompts), width).masked_fill_(pad_BT, MASKED).to(device, embedded.dtype)
-        return logits, mask_BS, positions_3BT.amax(dim=(0, 2)) + 1
+        return logits, cache, pad_BT.sum(dim=1).tolist(), positions_3BT.amax(dim=(0, 2)) + 1
 
-    def _decode(self, token_B: Tensor, next_B: Tensor, mask_BS: Tensor, cache: Cache) -> Tensor:
+    def _decode(self, token_B: Tensor) -> Tensor:
         """Logits [B, V] after one more token a row."""
         model, device = self.loaded.model, self.loaded.device
         config = self._text_config()
         before = config._attn_implementation
+        mask_BS = self._slots.open_column()
         config._attn_implementation = "xreasoner_grouped"
         try:
             output = model.model.language_model(
                 inputs_embeds=model.get_input_embeddings()(token_B.to(device)[:, None]),
-                position_ids=next_B.to(device)[None, :, None].expand(3, -1, 1),
+                position_ids=self._next_B.to(device)[None, :, None].expand(3, -1, 1),
                 attention_mask=mask_BS[:, None, None, :],
-                past_key_values=cache,
+                past_key_values=self._slots.cache,
                 use_cache=True,
             )
         finally:
             config._attn_implementation = before
+        self._slots.advance()
+        self._next_B = self._next_B + 1
         logits: Tensor = model.lm_head(output.last_hidden_state[:, -1])
         return logits
 
-    def _choose(self, rows: Sequence[_Row], logits_BV: Tensor) -> Tensor:
+    def _choose(self) -> Tensor:
         """The next token of each row [B], written down in the row; decides which rows end."""
-        logits_BV = logits_BV.float()
+        rows, logits_BV = self._rows, self._logits_BV.float()
         logits_BV[:, self.banned] = -torch.inf
         token_B = logits_BV.argmax(dim=-1)
         sampled = [
@@ -290,6 +363,7 @@ class TorchEngine:
         for row, token, logprob, was_forced in zip(rows, token_B.tolist(), logprob_B, forced, strict=True):
             if row.ended is None:
                 self._append(row, token, 0.0 if was_forced else logprob, was_forced)
+                self._tell(row)
         return token_B.cpu()
 
     def _append(self, row: _Row, token: int, logprob: float, forced: bool) -> None:
@@ -318,45 +392,66 @@ class TorchEngine:
             answered = total - row.thought_tokens - sum(row.forced[row.thought_tokens :])
             if answered >= sampling.answer_budget:
                 row.ended = "truncated"
-        elif row.opened and total >= sampling.thinking_budget:
+        elif row.opened and (total >= sampling.thinking_budget or self._loops(row)):
             row.queue = self._exit(sampling)
             row.was_forced = True
+
+    def _loops(self, row: _Row) -> bool:
+        """Whether the thought repeats itself, where the request asked to end it then; looked at now and then."""
+        return row.sampling.exit_on_repeats and len(row.tokens) % 32 == 0 and repeats(row.tokens)
+
+    def _tell(self, row: _Row) -> None:
+        """Hand on the text that is settled, and end the row at a stop string."""
+        stops = row.sampling.stop
+        if row.ticket.on_text is None and not stops:
+            return
+        decode = self.loaded.tokenizer.decode
+        whole = decode(row.tokens[row.prefix :], skip_special_tokens=True)
+        if row.ended is None and whole.endswith("\ufffd"):
+            return  # the rest of a character is still to come
+        row.text += whole[len(decode(row.tokens[row.prefix : row.read], skip_special_tokens=True)) :]
+        row.prefix, row.read = row.read, len(row.tokens)
+        cuts = [at for stop in stops if (at := row.text.find(stop)) >= 0]
+        if cuts:
+            row.text, row.ended = row.text[: min(cuts)], row.ended or "natural"
+        # what may be the beginning of a stop string is held back
+        longest = max((len(stop) - 1 for stop in stops), default=0) if row.ended is None else 0
+        held = next((n for n in range(longest, 0, -1) if any(stop.startswith(row.text[-n:]) for stop in stops)), 0)
+        settled = len(row.text) - held
+        if row.ticket.on_text is not None and settled > row.told:
+            row.ticket.on_text(row.sample, row.text[row.told : settled])
+            row.told = settled
 
     def _piece(self, token: int) -> str:
         if token not in self._pieces:
             self._pieces[token] = self.loaded.tokenizer.decode([token])
         return self._pieces[token]
 
-    def _finish(
-        self,
-        row: _Row,
-        requests: Sequence[Request],
-        results: list[list[Completion]],
-        waiting: dict[int, int],
-        on_done: Callable[[int, list[Completion]], None] | None,
-    ) -> None:
+    def _finish(self, row: _Row) -> None:
+        """The row's completion, handed to its ticket."""
         assert row.ended is not None
+        ticket = row.ticket
         text = self.loaded.tokenizer.decode(row.tokens, skip_special_tokens=True)
+        text = row.text if row.sampling.stop else text
         trace = split(text)
-        completion = Completion(
+        thought_tokens = row.thought_tokens if row.opened or row.closed else 0
+        ticket.samples[row.sample] = Completion(
             text=text,
             token_ids=tuple(row.tokens),
             logprobs=tuple(row.logprobs) if row.sampling.logprobs else (),
             forced=tuple(row.forced),
             thought=trace.thought,
-            answer=trace.answer if row.ended != "truncated" or trace.closed else "",
+            answer=trace.answer if row.ended in ("natural", "forced") or trace.closed else "",
             exit=row.ended,
-            prompt_tokens=row.prompt_tokens,
-            thought_tokens=row.thought_tokens if row.opened or row.closed else 0,
-            answer_tokens=len(row.tokens) - (row.thought_tokens if row.opened or row.closed else 0),
+            prompt_tokens=len(ticket.prompt.input_ids),
+            thought_tokens=thought_tokens,
+            answer_tokens=len(row.tokens) - thought_tokens,
+            repeats=repeats(row.tokens[: row.thought_tokens]),
         )
-        done = results[row.request]
-        if not done:
-            done.extend([completion] * requests[row.request].n)  # each sample then takes its own place
-        done[row.sample] = completion
-        waiting[row.request] -= 1
-        if not waiting[row.request] and on_done:
-            on_done(row.request, done)
+        if len(ticket.samples) == ticket.request.n:
+            ticket.done.set()
+            if ticket.on_done is not None:
+                ticket.on_done(ticket.completions)
 
 
 def sample(logits_BV: Tensor, samplings: Sequence[Sampling], uniform_B: Tensor) -> Tensor:

@@ -1,0 +1,130 @@
+"""The torch engine's memory: keys and values of the rows that run, in slots of one preallocated cache.
+
+All rows write the same column. A prompt is computed apart and its keys and values are laid into the columns just
+before that one, so a row may join while others are in the middle of theirs; where a row begins, its mask says.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import Cache
+from transformers.cache_utils import DynamicLayer
+
+MASKED = torch.finfo(torch.float32).min
+GROWTH = 256
+"""Columns by which the cache grows: a budget of thousands of tokens is not paid for before it is used."""
+
+
+class _Layer(DynamicLayer):  # type: ignore[misc]  # transformers is not checked
+    """One layer's keys and values [R, K, C, D]; R rows and C columns are allocated, `slots` says which are in use."""
+
+    def __init__(self, slots: Slots) -> None:
+        super().__init__()
+        self.slots = slots
+        self.is_initialized = True
+
+    def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+        """Write one token's keys and values [B, K, 1, D] at the slots' column; returns all of the rows in use."""
+        rows, begin, end = self.slots.rows, self.slots.begin, self.slots.end
+        self.keys[:rows, :, end] = key_states[:, :, 0]
+        self.values[:rows, :, end] = value_states[:, :, 0]
+        return self.keys[:rows, :, begin : end + 1], self.values[:rows, :, begin : end + 1]
+
+    def get_seq_length(self) -> int:
+        return self.slots.end - self.slots.begin
+
+
+class Slots:
+    """Rows [0, rows) and columns [begin, end) are in use; the next token of every row is written at column `end`.
+
+    mask: [R, C], added to the attention's scores: 0 where the row has a token, else the smallest float.
+    """
+
+    def __init__(self, layers: int, dtype: torch.dtype, device: torch.device) -> None:
+        self.rows = self.begin = self.end = 0
+        self.dtype, self.device = dtype, device
+        self.mask = torch.empty(0, 0, dtype=dtype, device=device)
+        self.layers = [_Layer(self) for _ in range(layers)]
+        self.cache = Cache(layers=self.layers)
+        self.first: list[int] = []
+        """Each row's first column."""
+
+    def seat(self, prompts: Cache, pads: Sequence[int], repeat: Sequence[int]) -> None:
+        """Add len(repeat) rows; row j begins with prompt repeat[j].
+
+        prompts: keys and values [P, K, W, D] of P prompts, padded on the left; pads: how many columns of each are
+        padding.
+        """
+        width = prompts.layers[0].keys.shape[2]
+        self._make_room(self.rows + len(repeat), width, prompts)
+        chosen = torch.tensor(repeat, device=self.device)
+        new, old = slice(self.rows, self.rows + len(repeat)), slice(self.end - width, self.end)
+        for layer, prompt in zip(self.layers, prompts.layers, strict=True):
+            layer.keys[new, :, old] = prompt.keys.index_select(0, chosen)
+            layer.values[new, :, old] = prompt.values.index_select(0, chosen)
+        self.first += [self.end - width + pads[k] for k in repeat]
+        first_B1 = torch.tensor(self.first[self.rows :], device=self.device)[:, None]
+        column_C = torch.arange(self.mask.shape[1], device=self.device)
+        self.mask[new] = torch.zeros_like(self.mask[new]).masked_fill_(column_C < first_B1, MASKED)
+        self.rows += len(repeat)
+        self.begin = min(self.first)
+
+    def advance(self) -> None:
+        """The token at column `end` is written in every row."""
+        self.end += 1
+
+    def keep(self, rows: Sequence[int]) -> None:
+        """Keep these rows alone, in this order."""
+        if not rows:
+            self.rows, self.first = 0, []
+            self.begin = self.end
+            return
+        chosen = torch.tensor(rows, device=self.device)
+        span = slice(self.begin, self.end)
+        for layer in self.layers:
+            layer.keys[: len(rows), :, span] = layer.keys[:, :, span].index_select(0, chosen)
+            layer.values[: len(rows), :, span] = layer.values[:, :, span].index_select(0, chosen)
+        self.mask[: len(rows)] = self.mask.index_select(0, chosen)
+        self.first = [self.first[k] for k in rows]
+        self.rows, self.begin = len(rows), min(self.first)
+
+    def open_column(self) -> Tensor:
+        """Make sure that there is a column to write; returns the mask [B, S] that the next token is computed with."""
+        if self.end >= self.mask.shape[1]:
+            self._move(self.mask.shape[0], self.end - self.begin + GROWTH, self.end - self.begin)
+        return self.mask[: self.rows, self.begin : self.end + 1]
+
+    def _make_room(self, rows: int, width: int, prompts: Cache) -> None:
+        """Allocate for so many rows, and so that `width` columns lie before the next one."""
+        if not self.mask.numel():
+            for layer, prompt in zip(self.layers, prompts.layers, strict=True):
+                layer.keys, layer.values = (
+                    t.new_empty(0, t.shape[1], 0, t.shape[3]) for t in (prompt.keys, prompt.values)
+                )
+        span = max(self.end - self.begin, width) if self.rows else width
+        tall, wide = self.mask.shape
+        if rows > tall or self.end < width:
+            self._move(max(rows, min(2 * tall, rows + 64)), max(wide, span + GROWTH), span)
+        elif not self.rows:
+            self.begin = self.end = width  # nobody is there: start again at the left
+
+    def _move(self, rows: int, columns: int, end: int) -> None:
+        """A new allocation in which the columns in use end at `end`."""
+        span = self.end - self.begin if self.rows else 0
+        used, place = slice(self.begin, self.begin + span), slice(end - span, end)
+        for layer in self.layers:
+            for name in ("keys", "values"):
+                old = getattr(layer, name)
+                new = old.new_zeros(rows, old.shape[1], columns, old.shape[3])
+                new[: self.rows, :, place] = old[: self.rows, :, used]
+                setattr(layer, name, new)
+        mask = torch.zeros(rows, columns, dtype=self.dtype, device=self.device)
+        mask[: self.rows, place] = self.mask[: self.rows, used]
+        mask[: self.rows, : end - span] = MASKED
+        shift = end - span - self.begin
+        self.first = [column + shift for column in self.first]
+        self.begin, self.end, self.mask = end - span, end, mask
