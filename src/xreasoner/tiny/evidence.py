@@ -120,7 +120,7 @@ def main() -> None:
     arguments = parser.parse_args()
     summaries = []
     for seed in range(arguments.seeds):
-        recipe = load_recipe("demo", [f"seed={seed}", f"evaluation.seed={seed}"])
+        recipe = load_recipe("demo", [f"seed={seed}", f"evaluation.seed={seed}", "evaluation.n=500"])
         with Screen() as screen:
             summaries.append(run_demo(recipe, arguments.out / f"seed-{seed}", screen.show))
     text = (
