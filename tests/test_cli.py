@@ -104,7 +104,7 @@ def test_no_command_shows_the_help(run: Run) -> None:
         (["ask", "tiny", " "], ["question is empty"]),
         (["ask", "tiny", "What is 1 + 1?", "--prompt", "breif"], ["did you mean 'brief'"]),
         (["ask", "tiny", "What is it?", "--image", "nowhere.png"], ["nowhere.png", "No such file", "PNG"]),
-        (["report", "."], ["summary.json"]),
+        (["report", "."], ["holds no results", "xreasoner eval"]),
     ],
 )
 def test_a_mistake_is_one_line_that_names_it(

@@ -24,6 +24,8 @@ def test_there_are_recipes() -> None:
         ("stages.sft.optimiser.lr=-0.1", "lr.*greater than 0.*-0.1"),
         ("stages.sft.batch_exampels=3", "batch_exampels.*did you mean 'batch_examples'"),
         ("stages.sft.prompt=breif", "did you mean 'brief'"),
+        ("stages.sft.data.0.prompt=breif", "did you mean 'brief'"),
+        ("stages.sft+rl.data.0.prompt=brief", "an RL stage asks with one prompt"),
         ("stages.sft+rl.from=sftt", "unknown stage 'sftt'"),
         ("stages.nothing.lr=3", "no item 'nothing'"),
         ("stages.sft.lr=1e-3", r"unknown field; it belongs under optimiser: optimiser\.lr"),

@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Protocol
 
-from xreasoner.benchmarks.running import evaluate, gains, summarise
+from xreasoner.benchmarks.running import evaluate, summary_of
 from xreasoner.benchmarks.store import latest, read_rows
 from xreasoner.engines.base import Sampling
 from xreasoner.engines.torch_engine import TorchEngine
@@ -149,12 +149,7 @@ def summarise_run(recipe: Recipe, out: Path) -> dict[str, Any]:
     """Write summary.json from the results on disk; returns it."""
     stages = ["base", *(stage.name for stage in recipe.stages)]
     rows = {stage: latest(read_rows(out / "eval" / stage / "results.jsonl")) for stage in stages}
-    summary: dict[str, Any] = {"cells": {}, "perception": {}, "benchmarks": {}}
-    for stage in stages:
-        for group, found in summarise(rows[stage]).items():
-            summary[group][stage] = found
-    summary["gains"] = gains(rows)
-    summary["timings"] = read_json(out / "timings.json")
+    summary = {**summary_of(rows), "timings": read_json(out / "timings.json")}
     write_json(out / "summary.json", summary)
     return summary
 

@@ -39,7 +39,7 @@ def evaluate_model(
     if chosen not in PROMPTS:
         raise UserError(f"unknown prompt {chosen!r}; {nearest(chosen, PROMPTS)}")
     loaded = load(model)
-    stage = Path(model).name if Path(model).exists() else model.replace("/", "--")
+    stage = stage_name(model)
     found = {}
     for bench in benches:
         rows = evaluate(
@@ -61,3 +61,12 @@ def evaluate_model(
         ]
         found[bench] = result
     return found
+
+
+def stage_name(model: str) -> str:
+    """Under which name a model's results are kept: a run's `STAGE/export` is its stage's."""
+    path = Path(model)
+    if not path.exists():
+        return model.replace("/", "--")
+    path = path.resolve()
+    return path.parent.name if path.name == "export" else path.name

@@ -31,6 +31,14 @@ class DataEntry(_Part):
     """How many problems to draw."""
     options: dict[str, Any] = {}
     """What the source itself takes."""
+    prompt: str | None = None
+    """SFT only: the prompt of this source, where it is not the stage's."""
+
+    @model_validator(mode="after")
+    def _known_prompt(self) -> DataEntry:
+        if self.prompt is not None:
+            _check_prompt(self.prompt)
+        return self
 
 
 class AdamW(_Part):
@@ -65,13 +73,14 @@ class _Stage(_Part):
     """The optimiser."""
     lower_layers_frozen: int = Field(0, ge=0)
     """So many of the language model's first layers stay as they are; the vision tower and merger always do."""
+    embeddings_frozen: bool = False
+    """The language model's embeddings stay too (and its output weights, where they are the same)."""
     checkpoint_seconds: float = Field(60.0, gt=0)
     """How often the state is saved."""
 
     @model_validator(mode="after")
     def _known_prompt(self) -> _Stage:
-        if self.prompt not in PROMPTS:
-            raise ValueError(f"unknown prompt {self.prompt!r}; {_nearest(self.prompt, list(PROMPTS))}")
+        _check_prompt(self.prompt)
         return self
 
 
@@ -132,6 +141,13 @@ class RLStage(_Stage):
     format_reward: float = Field(0.0, ge=0, le=1)
     """Added for a well-formed reply; 0 in the paper."""
 
+    @model_validator(mode="after")
+    def _one_prompt(self) -> RLStage:
+        for entry in self.data:
+            if entry.prompt is not None:
+                raise ValueError(f"data: {entry.source} has a prompt of its own; an RL stage asks with one prompt")
+        return self
+
 
 Stage = Annotated[SFTStage | RLStage, Field(discriminator="kind")]
 
@@ -190,6 +206,11 @@ class Recipe(_Part):
         """The name of the stage that this one goes on from."""
         names = ["base", *(s.name for s in self.stages)]
         return stage.from_ or names[names.index(stage.name) - 1]
+
+
+def _check_prompt(name: str) -> None:
+    if name not in PROMPTS:
+        raise ValueError(f"unknown prompt {name!r}; {_nearest(name, list(PROMPTS))}")
 
 
 def _nearest(name: str, known: Sequence[str]) -> str:

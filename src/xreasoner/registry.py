@@ -17,6 +17,7 @@ MODELS: dict[str, str] = {
 
 SOURCES: dict[str, str] = {
     "tiny": "xreasoner.tiny.sources:world",
+    "tiny-read": "xreasoner.tiny.sources:reading",
     "gym": "xreasoner.tiny.sources:gym",
     "jsonl": "xreasoner.data.jsonl:jsonl",
 }

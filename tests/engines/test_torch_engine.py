@@ -99,7 +99,7 @@ def test_an_endless_thought_is_forced_out_and_marked(loaded: Loaded) -> None:
     assert completion.exit in ("forced", "truncated")
     assert completion.text.count("</think> <answer>") == 1
     closing = loaded.tokenizer.encode(" </think> <answer>")
-    at = len(completion.token_ids) - completion.token_ids[::-1].index(closing[-1]) - len(closing)
+    at = completion.forced.index(True, len(queue))  # the begun thought is forced too
     assert completion.token_ids[at : at + len(closing)] == tuple(closing)
     assert all(completion.forced[at : at + len(closing)])
     assert at == 12

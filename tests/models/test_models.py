@@ -119,13 +119,19 @@ def test_a_checkpoint_cut_in_half_is_named(random_folder: Path, tmp_path: Path) 
         load(str(tmp_path / "nowhere"))
 
 
+def test_embeddings_are_frozen_when_asked(loaded: Loaded) -> None:
+    frozen = {name for name, _ in freeze(loaded.model, embeddings=True)}
+    assert frozen == {n for n, _ in loaded.model.named_parameters() if "visual." in n or "embed_tokens" in n}
+    assert not loaded.model.lm_head.weight.requires_grad
+
+
 def test_freezing_names_the_tower_and_the_lower_layers(loaded: Loaded) -> None:
     frozen = dict(freeze(loaded.model, lower_layers=2))
     still = {name for name, parameter in loaded.model.named_parameters() if not parameter.requires_grad}
     assert set(frozen) == still
     assert any("visual.merger" in name for name in still)
     assert any("layers.1." in name for name in still)
-    assert not any("language_model.layers.2." in name for name in still)
+    assert not any("language_model.layers.2." in name or "embed_tokens" in name for name in still)
     before = fingerprint(frozen.items())
     with torch.no_grad():
         next(iter(frozen.values())).add_(1e-3)

@@ -149,8 +149,17 @@ def test_a_summary_alone_makes_a_page(small: Path) -> None:
     assert "results not in this folder" in page.text
 
 
+def test_results_alone_make_a_page(small: Path) -> None:
+    wanted = Page(write_report(small).read_text(encoding="utf-8")).text
+    (small / "summary.json").unlink()
+    page = Page(write_report(small).read_text(encoding="utf-8"))
+    cells = [f"{100 * entry['accuracy']:.1f}" for entry in read_run(small).summary["cells"]["sft"].values()]
+    assert len(cells) == 4
+    assert all(cell in page.text and cell in wanted for cell in cells)
+
+
 def test_no_run_and_damaged_files_are_named(tmp_path: Path, small: Path) -> None:
-    with pytest.raises(UserError, match=r"no summary\.json"):
+    with pytest.raises(UserError, match=r"holds no results"):
         write_report(tmp_path)
     with (small / "sft" / "metrics.jsonl").open("a") as file:
         file.write('{"step": 181, "lo')

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from itertools import pairwise
 from random import Random
 
 import numpy as np
@@ -13,11 +14,46 @@ from xreasoner.grading import judge
 from xreasoner.tiny import architecture, benchmarks, chains, eyes, lessons, outside, sources, world
 from xreasoner.tiny.drawing import CELL, draw_scene
 
-EQUATION = re.compile(r"(\d+) ([-+x]) (\d+) = (\d+)\.")
+EQUATION = re.compile(r"(?:[A-Za-z]+ )?(\d+) ([-+x]) (?:[A-Za-z]+ )?(\d+) = (\d+)\.")
+EXTREMES = re.compile(r"\w+ (\d+) high (\d+) low (\d+)\.")
+MARK = re.compile(r"\w+ (\d+) (above|below) (\d+) (yes|no) (\d+)\.")
+SHAPE = re.compile(r"(\w+) (\w+) (\w+)(?: or (\w+))? (yes|no) (\d+)\.")
+GAP = re.compile(r"(\w+) (\d+) to (\d+) gap (\d+) low (\w+) (\d+)\.")
+NEXT = re.compile(r"After (\w+): (\w+)\.")
 
 
 def _value(a: str, sign: str, b: str) -> int:
     return {"+": int(a) + int(b), "-": int(a) - int(b), "x": int(a) * int(b)}[sign]
+
+
+def check_steps(scene: world.Scene, steps: tuple[str, ...]) -> None:
+    """Every step is right by itself, and counts and extremes are those of all entries so far."""
+    seen: list[int] = []
+    count = 0
+    for step in steps:
+        if match := EQUATION.fullmatch(step):
+            assert _value(*match.group(1, 2, 3)) == int(match[4])
+        elif match := EXTREMES.fullmatch(step):
+            seen.append(int(match[1]))
+            assert (int(match[2]), int(match[3])) == (max(seen), min(seen))
+        elif match := MARK.fullmatch(step):
+            value, threshold = int(match[1]), int(match[3])
+            hit = value > threshold if match[2] == "above" else value < threshold
+            count += hit
+            assert (match[4] == "yes", int(match[5])) == (hit, count)
+        elif match := SHAPE.fullmatch(step):
+            hit = bool({match[1], match[2]} & {match[3], match[4]})
+            count += hit
+            assert (match[5] == "yes", int(match[6])) == (hit, count)
+        elif match := GAP.fullmatch(step):
+            assert int(match[4]) == abs(int(match[2]) - int(match[3]))
+            seen.append(int(match[4]))
+            assert int(match[6]) == min(seen) == abs(scene.number(match[5]) - int(match[3]))
+        elif match := NEXT.fullmatch(step):
+            names = [name for name, _ in scene.entries]
+            assert names.index(match[2]) == names.index(match[1]) + 1
+        else:
+            assert step.rstrip(".") in [f"{a} {b}" for a, b in scene.entries], step
 
 
 @pytest.mark.parametrize("domain", world.DOMAINS)
@@ -39,8 +75,7 @@ def test_every_chain_is_right_step_by_step_and_judged_correct(domain: world.Doma
         task = world.make_task(rng, scene)
         options = lessons.options_for(rng, task)
         assert task.answer not in task.distractors
-        for a, sign, b, c in EQUATION.findall(" ".join(task.steps)):
-            assert _value(a, sign, b) == int(c)
+        check_steps(scene, task.steps)
         reply = chains.chain(rng, scene, task, options, slip_rate=0.0)
         problem = benchmarks.task_problem(Random(i), domain, "text", "x")
         gold = chains.final_answer(task.answer, options)
@@ -73,7 +108,7 @@ def test_slips_are_mended() -> None:
 def test_post_training_text_has_no_picture_and_no_clinical_word() -> None:
     clinical = {name for theme in world.THEMES["clinical"] for name in (*theme.names, theme.entity)}
     clinical |= {*world.COLOURS["clinical"], *world.FORMS["clinical"]}
-    for source in (sources.world({"domain": "general"}), sources.gym({})):
+    for source in (sources.world({"domain": "general"}), sources.reading({}), sources.gym({})):
         for style in ("chain", "direct"):
             for example in source.examples(400, 5, style):
                 assert not example.problem.images
@@ -82,6 +117,8 @@ def test_post_training_text_has_no_picture_and_no_clinical_word() -> None:
                 assert not words & clinical
     with pytest.raises(RecipeError, match="clinical"):
         sources.world({"domain": "clinical"})
+    with pytest.raises(RecipeError, match="clinical"):
+        sources.reading({"domain": "clinical"})
 
 
 def test_evaluation_items_are_not_training_items() -> None:
@@ -116,6 +153,21 @@ def test_pictures_are_whole_cells_differ_every_time_and_match_the_processor() ->
 def test_the_base_is_never_taught_a_chain() -> None:
     rng, gym = Random(5), list(outside.gym_direct(5, 1))
     easy = outside.easy_train()[:20]
-    for _ in range(400):
-        lesson = lessons.lesson(rng, lessons.all_words(), easy, gym)
+    for i in range(400):
+        lesson = lessons.lesson(rng, lessons.all_words(), easy, gym, progress=i / 400)
         assert "<think>" not in "".join(text for text, _ in lesson.pieces)
+
+
+def test_single_steps_are_right_in_plain_text_and_never_a_whole_chain() -> None:
+    rng, words = Random(6), lessons.all_words()
+    for _ in range(300):
+        lesson = lessons.step_lesson(rng, words)
+        assert lesson.drawing is None
+        assert not lesson.chat
+        assert not lesson.pieces[0][1]
+        # nothing follows from something learnt: each learnt piece answers a given one
+        assert all(not before or not after for (_, before), (_, after) in pairwise(lesson.pieces))
+        for said, learnt in lesson.pieces:
+            if learnt and " - " in said:
+                high, low, gap = map(int, re.findall(r"\d+", said))
+                assert high - low == gap

@@ -21,6 +21,7 @@ import torch
 from PIL import Image
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
+from xreasoner.data.packing import hidden_states
 from xreasoner.demo import evaluate_stage
 from xreasoner.engines.torch_engine import TorchEngine
 from xreasoner.errors import RecipeError, TrainingError, UserError
@@ -242,12 +243,42 @@ def test_forced_tokens_are_out_of_the_loss(unbroken: tuple[Path, Any], tmp_path:
     forced = [rollout for rollout in rollouts if rollout.completion.exit == "forced"]
     assert forced
     scored = rl.score(loaded.model, forced, engine.banned, 1.0)
-    for rollout, mask_T, logprob_T in zip(forced, scored.mask, scored.logprob, strict=True):
-        begin = len(rollout.prompt) - 1
-        assert mask_T[begin : rollout.length - 1].tolist() == [not was for was in rollout.completion.forced]
-        assert not mask_T[:begin].any()
+    for rollout, mask_R, logprob_R in zip(forced, scored.mask, scored.logprob, strict=True):
+        length = len(rollout.completion.token_ids)
+        assert mask_R[:length].tolist() == [not was for was in rollout.completion.forced]
+        assert not mask_R[length:].any()
         expected = torch.tensor(rollout.completion.logprobs)
-        torch.testing.assert_close(logprob_T[begin : rollout.length - 1].detach(), expected, atol=1e-4, rtol=0)
+        torch.testing.assert_close(logprob_R[:length].detach(), expected, atol=1e-4, rtol=0)
+
+
+def test_a_prompt_computed_once_gives_the_gradient_of_one_computed_for_each_reply(
+    unbroken: tuple[Path, Any], tmp_path: Path
+) -> None:
+    stage = coin(tmp_path, tmp_path).stages[1]
+    assert isinstance(stage, RLStage)
+    loaded = load(str(unbroken[0] / "sft" / "export"))
+    engine = TorchEngine(loaded)
+    rollouts = rl.roll_out(stage, loaded, engine, rl_data(stage, 0)[0][:3], seed=0, step=0)
+    assert len({len(rollout.completion.token_ids) for rollout in rollouts}) > 1
+    names = [name for name, parameter in loaded.model.named_parameters() if "visual" not in name]
+
+    def gradient() -> list[torch.Tensor]:
+        found = [parameter.grad.clone() for n, parameter in loaded.model.named_parameters() if n in names]
+        loaded.model.zero_grad()
+        return found
+
+    weight_B1 = torch.linspace(-1, 1, len(rollouts))[:, None]
+    (rl.score(loaded.model, rollouts, engine.banned, 1.0, stage.group_size).logprob * weight_B1).sum().backward()
+    shared = gradient()
+    for weight, rollout in zip(weight_B1, rollouts, strict=True):
+        ids_1T = torch.tensor([rollout.prompt + rollout.completion.token_ids])
+        logits_TV = loaded.model.lm_head(hidden_states(loaded.model, ids_1T))[0, len(rollout.prompt) - 1 : -1].clone()
+        logits_TV[:, engine.banned] = -torch.inf
+        free_T = ~torch.tensor(rollout.completion.forced)
+        logprob_T = torch.log_softmax(logits_TV, -1).gather(1, ids_1T[0, len(rollout.prompt) :, None])[:, 0]
+        (weight * logprob_T[free_T].sum()).sum().backward()
+    for one, other in zip(shared, gradient(), strict=True):
+        torch.testing.assert_close(one, other, atol=2e-5 * float(other.abs().max()) + 1e-7, rtol=0)
 
 
 def test_a_kl_to_the_base_holds_the_model_back(random_folder: Path, tmp_path: Path) -> None:
@@ -290,10 +321,11 @@ def test_no_picture_and_no_foreign_domain_enters(tmp_path: Path) -> None:
 
 
 def test_the_demos_own_data_are_general_text() -> None:
-    small = [f"stages.{name}.data.{k}.n=60" for name in ("base-direct", "sft", "sft+rl") for k in (0, 1)]
+    sources = {"base-direct": 3, "sft": 3, "sft+rl": 2}
+    small = [f"stages.{name}.data.{k}.n=60" for name, count in sources.items() for k in range(count)]
     for stage in load_recipe("demo", small).stages:
         found = [e.problem for e in sft_examples(stage, 0)] if isinstance(stage, SFTStage) else rl_data(stage, 0)[0]
-        assert len(found) == 120
+        assert len(found) == 60 * sources[stage.name]
         assert {(p.domain, p.modality, p.images) for p in found} == {("general", "text", ())}
 
 

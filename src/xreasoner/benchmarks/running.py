@@ -275,6 +275,15 @@ def gains(results_by_stage: Mapping[str, Sequence[Row]]) -> list[dict[str, Any]]
     return found + _ratios(grouped)
 
 
+def summary_of(results_by_stage: Mapping[str, Sequence[Row]]) -> dict[str, Any]:
+    """What summary.json says of results: {"cells" | "perception" | "benchmarks": {stage: {name: {}}}, "gains": []}."""
+    found: dict[str, Any] = {group: {} for group in GROUPS}
+    for stage, rows in results_by_stage.items():
+        for group, entries in summarise(rows).items():
+            found[group][stage] = entries
+    return {**found, "gains": gains(results_by_stage)}
+
+
 def _ratios(grouped: Mapping[str, Mapping[tuple[str, str], list[Row]]]) -> list[dict[str, Any]]:
     """Image gain ÷ text gain over the better base, for each domain and reasoner."""
     domains = {name.split("/")[1] for groups in grouped.values() for group, name in groups if group == "cells"}

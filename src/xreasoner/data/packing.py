@@ -57,7 +57,7 @@ def tokenise(
     lengths, found = Lengths(), []
     tokenizer = loaded.tokenizer
     for example in examples:
-        start = encode(loaded, chat_messages(example.problem, prompt)).input_ids.tolist()
+        start = encode(loaded, chat_messages(example.problem, example.prompt or prompt)).input_ids.tolist()
         reply = [*_text_ids(tokenizer, example.response), tokenizer.eos_token_id]
         lengths.total += 1
         lengths.longest = max(lengths.longest, len(start) + len(reply))

@@ -12,10 +12,14 @@ Style = Literal["chain", "direct"]
 
 @dataclass(frozen=True, slots=True)
 class Example:
-    """A problem and the response to learn: `<think> … </think> <answer>…</answer>`, or the answer alone."""
+    """A problem and the response to learn: `<think> … </think> <answer>…</answer>`, or the answer alone.
+
+    prompt: the prompt's name; the stage's own when empty.
+    """
 
     problem: Problem
     response: str
+    prompt: str = ""
 
 
 class Source(Protocol):

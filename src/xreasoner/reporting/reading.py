@@ -1,4 +1,4 @@
-"""Reading a run's folder for the report. Whatever is not there yet is empty; only the summary is required."""
+"""Reading a run's folder for the report. Whatever is not there yet is empty; only results, or a summary, must be."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from xreasoner.benchmarks.running import BASES, GROUPS, REASONERS
+from xreasoner.benchmarks.running import BASES, GROUPS, REASONERS, summary_of
 from xreasoner.benchmarks.store import Row, latest, read_rows
 from xreasoner.errors import DataError, UserError
 
@@ -40,13 +40,17 @@ def in_order(names: Iterable[str]) -> list[str]:
 
 
 def read_run(folder: Path) -> Run:
-    """Read a run. Raises `UserError` where there is no summary, `DataError` for a file that is damaged."""
-    if not (folder / "summary.json").is_file():
-        raise UserError(
-            f"{folder} holds no summary.json; give the folder of a run that `xreasoner eval` or `demo` wrote"
-        )
-    summary, manifest = _read_json(folder / "summary.json"), _read_json(folder / "manifest.json")
+    """Read a run; without a summary.json it is made from the results. Raises `UserError` where there are neither,
+    `DataError` for a file that is damaged.
+    """
     rows = {path.parent.name: latest(read_rows(path)) for path in sorted(folder.glob("eval/*/results.jsonl"))}
+    if not rows and not (folder / "summary.json").is_file():
+        raise UserError(
+            f"{folder} holds no results (eval/*/results.jsonl); give the folder of a run that `xreasoner eval` or "
+            "`demo` wrote"
+        )
+    summary = _read_json(folder / "summary.json") or summary_of(rows)
+    manifest = _read_json(folder / "manifest.json")
     metrics = {path.parent.name: read_rows(path) for path in sorted(folder.glob("*/metrics.jsonl"))}
     manifests = {path.parent.name: _read_json(path) for path in sorted(folder.glob("*/manifest.json"))}
     recorded = manifest.get("stages")

@@ -10,7 +10,7 @@ import argparse
 import json
 import math
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -18,6 +18,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from transformers import AutoTokenizer
 
 from xreasoner.errors import TrainingError
 from xreasoner.models.export import export
@@ -96,12 +97,12 @@ class Scribe:
         return places
 
 
-def batches(rng: Random, scribe: Scribe, world: dict[str, Any]) -> Iterator[list[Item]]:
+def batches(rng: Random, scribe: Scribe, world: dict[str, Any], progress: Callable[[], float]) -> Iterator[list[Item]]:
     """Endless batches of about `BATCH_TOKENS` padded tokens; lessons of like length stand together."""
     while True:
         pool = []
         for _ in range(POOL):
-            lesson = lessons.lesson(rng, world["words"], world["easy"], world["gym"])
+            lesson = lessons.lesson(rng, world["words"], world["easy"], world["gym"], progress())
             pool.append((lesson, *scribe.write(lesson)))
         pool.sort(key=lambda item: len(item[1]))
         groups: list[list[Item]] = [[]]
@@ -179,7 +180,7 @@ def teach(model: Any, tokenizer: Any, world: dict[str, Any], out: Path, *, secon
         model.load_state_dict(state["model"])
         optimiser.load_state_dict(state["optimiser"])
         step, spent = state["step"], state["spent"]
-    stream = batches(Random(seed * 1_000_003 + step), scribe, world)
+    stream = batches(Random(seed * 1_000_003 + step), scribe, world, lambda: spent / seconds)
     parameters = [p for group in optimiser.param_groups for p in group["params"]]
     start, saved, tokens, average, read = time.monotonic() - spent, time.monotonic(), 0, math.log(len(tokenizer)), 0.0
     mark = time.monotonic()
@@ -235,11 +236,19 @@ def outside_world(seed: int) -> dict[str, Any]:
     return {"words": lessons.all_words(), "easy": easy, "drawings": drawings, "gym": gym}
 
 
+def tokenizer_for(out: Path, world: dict[str, Any], seed: int) -> Any:
+    """The tokenizer of an earlier run in the same folder, or a new one: saved weights belong to their tokenizer."""
+    folder = out / "tokenizer"
+    if not folder.exists():
+        train_tokenizer(corpus(Random(seed), world), world["words"]).save_pretrained(folder)
+    return AutoTokenizer.from_pretrained(folder)
+
+
 def make(out: Path, *, eyes_seconds: float, language_seconds: float, seed: int) -> Path:
     """The whole of `make base`; returns the exported folder. Raises `TrainingError` when a gate is missed."""
     out.mkdir(parents=True, exist_ok=True)
     world = outside_world(seed)
-    tokenizer = train_tokenizer(corpus(Random(seed), world), world["words"])
+    tokenizer = tokenizer_for(out, world, seed)
     model = architecture.build(tokenizer, seed).to("cuda" if torch.cuda.is_available() else "cpu")
     eyes.school(
         model,

@@ -51,29 +51,28 @@ def cell(domain: Domain, modality: Modality, n: int, seed: int) -> list[Problem]
 def reading(domain: Domain, modality: Modality, n: int, seed: int) -> list[Problem]:
     """n transcriptions, each behind the question of another family (or none)."""
     rng = _rng(f"read/{domain}", n, seed)
-    problems = []
-    for i in range(n):
-        scene = world.make_scene(rng, domain)
-        task = world.make_task(rng, scene)
-        bare = i % 7 == 0
-        prefix = "" if bare else lessons.with_options(task.question, lessons.options_for(rng, task)) + "\n"
-        asked = prefix + rng.choice(lessons.READ_PROMPTS)
-        shown, picture = world.write_scene(rng, scene), draw_scene(rng, scene).image
-        problems.append(
-            Problem(
-                id=f"read-{domain}-{seed}-{i}",
-                question=asked if modality == "image" else f"{shown}\n{asked}",
-                gold=scene.facts,
-                answer_type="text",
-                images=(picture,) if modality == "image" else (),
-                domain=domain,
-                modality=modality,
-                source="tiny",
-                family="bare" if bare else task.family,
-                meta={"facts": scene.facts},
-            )
-        )
-    return problems
+    return [reading_problem(rng, domain, modality, f"read-{domain}-{seed}-{i}", bare=i % 7 == 0) for i in range(n)]
+
+
+def reading_problem(rng: Random, domain: Domain, modality: Modality, name: str, bare: bool) -> Problem:
+    """The transcription of a fresh scene, asked behind a question unless bare."""
+    scene = world.make_scene(rng, domain)
+    task = world.make_task(rng, scene)
+    prefix = "" if bare else lessons.with_options(task.question, lessons.options_for(rng, task)) + "\n"
+    asked = prefix + rng.choice(lessons.READ_PROMPTS)
+    shown, picture = world.write_scene(rng, scene), draw_scene(rng, scene).image
+    return Problem(
+        id=name,
+        question=asked if modality == "image" else f"{shown}\n{asked}",
+        gold=scene.facts,
+        answer_type="text",
+        images=(picture,) if modality == "image" else (),
+        domain=domain,
+        modality=modality,
+        source="tiny",
+        family="bare" if bare else task.family,
+        meta={"facts": scene.facts},
+    )
 
 
 def recall(domain: Domain, modality: Modality, n: int, seed: int) -> list[Problem]:

@@ -21,10 +21,10 @@ BARS = {"reading": 0.97, "recall": 0.95, "arithmetic": 0.97}
 
 def arithmetic(n: int, seed: int) -> list[Problem]:
     """n facts of the kinds that a chain needs."""
-    rng = Random(f"arithmetic/{seed}")
+    rng, words = Random(f"arithmetic/{seed}"), lessons.all_words()
     problems = []
     for i in range(n):
-        asked, answer = lessons.arithmetic_fact(rng)
+        asked, answer = lessons.arithmetic_fact(rng, words if i % 2 else ())
         text = answer.strip().removesuffix(".")
         kind: AnswerType = "yesno" if text in ("yes", "no") else "integer"
         problems.append(Problem(f"fact-{i}", asked.strip(), text, kind, source="tiny", family="arithmetic"))

@@ -14,7 +14,7 @@ from xreasoner.errors import RecipeError
 from xreasoner.problem import LABELS, Problem
 from xreasoner.registry import nearest
 from xreasoner.tiny import chains, lessons, outside
-from xreasoner.tiny.benchmarks import gym_problem
+from xreasoner.tiny.benchmarks import gym_problem, reading_problem
 from xreasoner.tiny.world import make_scene, make_task, write_scene
 
 
@@ -47,6 +47,17 @@ class World:
         return Example(problem, chain if style == "chain" else chains.direct(task.answer, options))
 
 
+class Reading:
+    """Transcription of general text, behind a question or bare: the base's own skill, so that SFT keeps it alive."""
+
+    def problems(self, n: int, seed: int) -> list[Problem]:
+        rng = Random(f"read/{seed}")
+        return [reading_problem(rng, "general", "text", f"read-train-{seed}-{i}", bare=i % 7 == 0) for i in range(n)]
+
+    def examples(self, n: int, seed: int, style: Style) -> list[Example]:
+        return [Example(problem, chains.direct(problem.gold, ())) for problem in self.problems(n, seed)]
+
+
 class Gym:
     """reasoning-gym's training families, evenly mixed."""
 
@@ -76,12 +87,22 @@ class Gym:
 
 def world(options: dict[str, Any]) -> World:
     """The source `tiny`. options: {"domain": "general"}; no other domain may enter post-training."""
+    _general_only(options)
+    return World()
+
+
+def reading(options: dict[str, Any]) -> Reading:
+    """The source `tiny-read`. options: {"domain": "general"}, as for `tiny`."""
+    _general_only(options)
+    return Reading()
+
+
+def _general_only(options: dict[str, Any]) -> None:
     if options.get("domain", "general") != "general":
         raise RecipeError(
             f"data.options.domain: found {options['domain']!r}, expected 'general'; "
             "the clinical half is kept for evaluation"
         )
-    return World()
 
 
 def gym(options: dict[str, Any]) -> Gym:

@@ -8,7 +8,7 @@ Everything is a function of the `random.Random` that is passed in.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from random import Random
 from typing import Literal
@@ -175,37 +175,40 @@ def total(rng: Random, scene: Scene) -> Task:
             names=names,
         )
     numbers = [int(value) for _, value in chosen]
-    steps, running = [], numbers[0]
-    for number in numbers[1:]:
-        steps.append(f"{running} + {number} = {running + number}.")
-        running += number
+    steps, subtotal, before = [], numbers[0], f"{chosen[0][0]} {numbers[0]}"
+    for (name, _), number in zip(chosen[1:], numbers[1:], strict=True):
+        subtotal += number
+        steps.append(f"{before} + {name} {number} = {subtotal}.")
+        before = str(subtotal)
     plan = rng.choice(("add", "sum of")) + " " + " + ".join(name for name, _ in chosen) + "."
-    others = [running - numbers[-1], running + rng.choice(numbers), max(numbers)]
-    return Task("sum", question, plan, tuple(steps), steps[-1], str(running), _near(rng, running, others))
+    others = [subtotal - numbers[-1], subtotal + rng.choice(numbers), max(numbers)]
+    return Task("sum", question, plan, tuple(steps), steps[-1], str(subtotal), _near(rng, subtotal, others))
 
 
-def _running(values: list[int], pick: Callable[[int, int], int]) -> list[int]:
-    found = [values[0]]
-    for value in values[1:]:
-        found.append(pick(found[-1], value))
-    return found
+def extremes(entries: Sequence[tuple[str, str]]) -> list[str]:
+    """Each entry with the highest and the lowest number so far."""
+    steps, high, low = [], 0, MAX_VALUE + 1
+    for name, value in entries:
+        high, low = max(high, int(value)), min(low, int(value))
+        steps.append(f"{name} {value} high {high} low {low}.")
+    return steps
 
 
 def difference(rng: Random, scene: Scene) -> Task:
     """The highest number less the lowest."""
     values = [int(value) for _, value in scene.entries]
-    high, low = _running(values, max), _running(values, min)
+    high, low = max(values), min(values)
     question = _say(
         rng,
         scene,
         ("By how much does the highest {value} exceed the lowest?", "What is the highest {value} minus the lowest?"),
         ("What is the range of the {value}s?", "How far apart are the largest and smallest {value}?"),
     )
-    answer = high[-1] - low[-1]
-    step = f"{high[-1]} - {low[-1]} = {answer}."
-    steps = (f"High: {' '.join(map(str, high))}.", f"Low: {' '.join(map(str, low))}.", step)
+    answer = high - low
+    step = f"{high} - {low} = {answer}."
+    steps = (*extremes(scene.entries), step)
     ordered = sorted(values)
-    others = [high[-1], high[-1] - ordered[1], ordered[-2] - low[-1]]
+    others = [high, high - ordered[1], ordered[-2] - low]
     plan = rng.choice(("highest minus lowest.", "high - low."))
     return Task("difference", question, plan, steps, step, str(answer), _near(rng, answer, others))
 
@@ -223,16 +226,21 @@ def count(rng: Random, scene: Scene) -> Task:
         (f"How many have a {{value}} {word} {threshold}?", f"How many {{entity}}s are {word} {threshold}?"),
         (f"Count the {{value}}s {word} {threshold}.", f"In how many is the {{value}} {word} {threshold}?"),
     )
-    steps, number = [], 0
-    for name, value in scene.entries:
-        hit = int(value) > threshold if above else int(value) < threshold
-        number += hit
-        steps.append(f"{name} {value} {'yes' if hit else 'no'} {number}.")
+    hits = [int(value) > threshold if above else int(value) < threshold for _, value in scene.entries]
+    steps, number = tally(scene.entries, f"{word} {threshold}", hits), sum(hits)
     plan = rng.choice((f"count {word} {threshold}.", f"those {word} {threshold}."))
     others = [value for value in range(len(scene.entries) + 1) if value != number]
     return Task(
         "count", question, plan, tuple(steps), f"{number} {word} {threshold}.", str(number), _near(rng, number, others)
     )
+
+
+def tally(entries: Sequence[tuple[str, str]], wanted: str, hits: Sequence[bool]) -> list[str]:
+    """Each entry with what is asked of it, whether it holds, and how many did so far."""
+    return [
+        f"{first} {second} {wanted} {'yes' if hit else 'no'} {sum(hits[: k + 1])}."
+        for k, ((first, second), hit) in enumerate(zip(entries, hits, strict=True))
+    ]
 
 
 def _count_shapes(rng: Random, scene: Scene) -> Task:
@@ -246,10 +254,8 @@ def _count_shapes(rng: Random, scene: Scene) -> Task:
         (f"How many shapes are {plural}?", f"How many are {plural}?"),
         (f"Count those that are {plural}.", f"How many {plural} are on the tray?"),
     )
-    steps, number = [], 0
-    for entry in scene.entries:
-        number += wanted in entry
-        steps.append(f"{entry[0]} {entry[1]} {'yes' if wanted in entry else 'no'} {number}.")
+    hits = [wanted in entry for entry in scene.entries]
+    steps, number = tally(scene.entries, wanted, hits), sum(hits)
     others = [value for value in range(len(scene.entries) + 1) if value != number]
     plan = rng.choice((f"count {wanted}.", f"those {wanted}."))
     return Task("count", question, plan, tuple(steps), f"{number} {wanted}.", str(number), _near(rng, number, others))
@@ -266,11 +272,8 @@ def shape_sum(rng: Random, scene: Scene) -> Task:
         (f"How many are {one} or {two}?", f"How many {one} and {two} shapes are there together?"),
         (f"Count the {one} and the {two} ones together.", f"How many on the tray are {one} or {two}?"),
     )
-    steps, number = [], 0
-    for entry in scene.entries:
-        hit = entry[0] in (one, two)
-        number += hit
-        steps.append(f"{entry[0]} {entry[1]} {'yes' if hit else 'no'} {number}.")
+    hits = [colour in (one, two) for colour, _ in scene.entries]
+    steps, number = tally(scene.entries, f"{one} or {two}", hits), sum(hits)
     others = [value for value in range(len(scene.entries) + 1) if value != number]
     plan = rng.choice((f"count {one} or {two}.", f"those {one} or {two}."))
     return Task(
@@ -295,7 +298,7 @@ def two_step(rng: Random, scene: Scene) -> Task:
             ),
         )
         plan = f"{k} x {a} + {b}."
-        steps = (f"{k} x {x} = {first}.", f"{first} + {y} = {answer}.")
+        steps = (f"{k} x {a} {x} = {first}.", f"{first} + {b} {y} = {answer}.")
         others = [first, int(x) + int(y), k * int(y) + int(x)]
     else:
         chosen = sorted(rng.sample(scene.entries, 3), key=lambda entry: int(entry[1]))
@@ -312,7 +315,7 @@ def two_step(rng: Random, scene: Scene) -> Task:
             ),
         )
         plan = f"{a} + {b} - {c}."
-        steps = (f"{x} + {y} = {first}.", f"{first} - {z} = {answer}.")
+        steps = (f"{a} {x} + {b} {y} = {first}.", f"{first} - {c} {z} = {answer}.")
         others = [first, first + int(z), int(y) - int(x)]
     return Task("two-step", question, plan, steps, steps[-1], str(answer), _near(rng, answer, others))
 
@@ -335,16 +338,22 @@ def closest(rng: Random, scene: Scene) -> Task:
             f"Which {{entity}} is least far from {target}?",
         ),
     )
-    steps = [
-        f"{entry} {max(int(value), target)} - {min(int(value), target)} = {gap}."
-        for (entry, value), gap in zip(scene.entries, gaps, strict=True)
-    ]
-    low = _running(gaps, min)
-    steps.append(f"Low: {' '.join(map(str, low))}.")
+    steps = nearest_so_far(scene.entries, target)
     others = [entry for entry, _ in scene.entries if entry != name]
     rng.shuffle(others)
     plan = rng.choice((f"smallest gap to {target}.", f"gaps to {target}."))
-    return Task("compare", question, plan, tuple(steps), f"{name} {low[-1]}.", name, tuple(others[:3]))
+    return Task("compare", question, plan, tuple(steps), f"{name} {min(gaps)}.", name, tuple(others[:3]))
+
+
+def nearest_so_far(entries: Sequence[tuple[str, str]], target: int) -> list[str]:
+    """Each entry with its gap to the target, and which has been nearest so far."""
+    steps, name, least = [], "", MAX_VALUE + 1
+    for entry, value in entries:
+        gap = abs(int(value) - target)
+        if gap < least:
+            name, least = entry, gap
+        steps.append(f"{entry} {value} to {target} gap {gap} low {name} {least}.")
+    return steps
 
 
 TABLE_FAMILIES: tuple[Callable[[Random, Scene], Task], ...] = (lookup, total, difference, count, two_step, closest)

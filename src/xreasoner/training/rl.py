@@ -11,7 +11,7 @@ from __future__ import annotations
 import copy
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
@@ -20,9 +20,10 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from transformers import DynamicCache
 
 from xreasoner.completion import Completion
-from xreasoner.data.packing import chunks, hidden_states, pad
+from xreasoner.data.packing import chunks, pad
 from xreasoner.engines.base import Engine, Request, Sampling
 from xreasoner.grading import judge
 from xreasoner.grading.rewards import reward
@@ -178,11 +179,22 @@ def improve(
 def reread(stage: RLStage, model: Any, rollouts: Sequence[Rollout], banned: Sequence[int]) -> list[Rollout]:
     """The rollouts with the old log-probabilities computed by the trainer, at the temperature of the sampling."""
     found = list(rollouts)
-    for part in chunks(range(len(rollouts)), [rollout.length for rollout in rollouts], CHUNK_TOKENS):
-        logprob_BT = score(model, [rollouts[i] for i in part], banned, stage.temperature).logprob
-        for i, logprob_T in zip(part, logprob_BT.tolist(), strict=True):
-            found[i] = replace(found[i], old=tuple(logprob_T[len(found[i].prompt) - 1 : found[i].length - 1]))
+    for part in grouped(range(len(rollouts)), rollouts, stage.group_size):
+        logprob_BR = score(model, [rollouts[i] for i in part], banned, stage.temperature, stage.group_size).logprob
+        for i, logprob_R in zip(part, logprob_BR.tolist(), strict=True):
+            found[i] = replace(found[i], old=tuple(logprob_R[: len(found[i].completion.token_ids)]))
     return found
+
+
+def grouped(rows: Sequence[int], rollouts: Sequence[Rollout], size: int) -> Iterator[list[int]]:
+    """Parts of the rows of at most `CHUNK_TOKENS` padded tokens; whole groups, in order of length."""
+    groups = [list(rows[k : k + size]) for k in range(0, len(rows), size)]
+    tokens = [
+        len(rollouts[group[0]].prompt) + size * max(len(rollouts[i].completion.token_ids) for i in group)
+        for group in groups
+    ]
+    for part in chunks(range(len(groups)), tokens, CHUNK_TOKENS):
+        yield [i for k in part for i in groups[k]]
 
 
 def _minibatch(
@@ -196,7 +208,6 @@ def _minibatch(
     out: Path,
 ) -> dict[str, float]:
     """Accumulate one minibatch's gradient; returns its metrics."""
-    lengths = {i: rollouts[i].length for i in rows}
     free = {i: rollouts[i].completion.forced.count(False) for i in rows}
     longest = stage.thinking_budget + stage.answer_budget
     normaliser = {"token": sum(free.values()), "sequence": len(rows), "constant": len(rows) * longest}[
@@ -204,24 +215,24 @@ def _minibatch(
     ]
     total = Counter[str]()
     ratio_max = 0.0
-    for part in chunks(rows, [lengths.get(i, 0) for i in range(len(rollouts))], CHUNK_TOKENS):
+    for part in grouped(rows, rollouts, stage.group_size):
         batch = [rollouts[i] for i in part]
-        scored = score(model, batch, banned, stage.temperature)
-        mask_BT = scored.mask
-        old_BT = spread(batch, [rollout.old for rollout in batch], mask_BT)
-        ratio_BT = (scored.logprob - old_BT).exp()
-        advantage = advantage_B[part].to(ratio_BT.device)
-        loss_BT = losses.clipped_objective(ratio_BT, advantage, stage.epsilon_low, stage.epsilon_high)
+        scored = score(model, batch, banned, stage.temperature, stage.group_size)
+        mask_BR = scored.mask
+        old_BR = spread([rollout.old for rollout in batch], mask_BR)
+        ratio_BR = (scored.logprob - old_BR).exp()
+        advantage = advantage_B[part].to(ratio_BR.device)
+        loss_BR = losses.clipped_objective(ratio_BR, advantage, stage.epsilon_low, stage.epsilon_high)
         if reference is not None:
             with torch.no_grad():
-                reference_BT = score(reference, batch, banned, stage.temperature).logprob
-            loss_BT = loss_BT + stage.kl * losses.kl_k3(scored.logprob, reference_BT)
-        loss = losses.aggregate(loss_BT, mask_BT, stage.aggregation, normaliser)
+                reference_BR = score(reference, batch, banned, stage.temperature, stage.group_size).logprob
+            loss_BR = loss_BR + stage.kl * losses.kl_k3(scored.logprob, reference_BR)
+        loss = losses.aggregate(loss_BR, mask_BR, stage.aggregation, normaliser)
         stop_on_nan(loss.item(), "loss", out, batch)
         loss.backward()  # type: ignore[no-untyped-call]
-        count = mask_BT.sum().item()
-        low, high = losses.clip_shares(ratio_BT, advantage, mask_BT, stage.epsilon_low, stage.epsilon_high)
-        engine_BT = spread(batch, [rollout.completion.logprobs for rollout in batch], mask_BT)
+        count = mask_BR.sum().item()
+        low, high = losses.clip_shares(ratio_BR, advantage, mask_BR, stage.epsilon_low, stage.epsilon_high)
+        engine_BR = spread([rollout.completion.logprobs for rollout in batch], mask_BR)
         total.update(
             {
                 "loss": loss.item(),
@@ -229,17 +240,17 @@ def _minibatch(
                 "entropy": scored.entropy.sum().item(),
                 "clip_low": low * count,
                 "clip_high": high * count,
-                "logprob_gap": (scored.plain - engine_BT).abs().sum().item(),
+                "logprob_gap": (scored.plain - engine_BR).abs().sum().item(),
             }
         )
-        ratio_max = max(ratio_max, ratio_BT.max().item())
+        ratio_max = max(ratio_max, ratio_BR.max().item())
     means = {name: total[name] / total["tokens"] for name in ("entropy", "clip_low", "clip_high", "logprob_gap")}
     return {"loss": total["loss"], **means, "ratio_max": ratio_max}
 
 
 @dataclass(frozen=True, slots=True)
 class Scored:
-    """The trainer's view of a batch, each [B, T − 1] and 0 where the mask is False.
+    """The trainer's view of a batch, each [B, R] over the tokens of the replies, and 0 where the mask is False.
 
     logprob: of the sampled token at the sampling's temperature. plain: the same at temperature 1, detached.
     entropy: in nats, at the sampling's temperature, detached. mask: True at the reply's tokens that the policy
@@ -252,35 +263,81 @@ class Scored:
     mask: Tensor
 
 
-def score(model: Any, batch: Sequence[Rollout], banned: Sequence[int], temperature: float) -> Scored:
-    """Log-probabilities of the replies' tokens, the banned ones left out of the softmax as the engine does."""
+def score(model: Any, batch: Sequence[Rollout], banned: Sequence[int], temperature: float, share: int = 1) -> Scored:
+    """Log-probabilities of the replies' tokens, the banned ones left out of the softmax as the engine does.
+
+    share: so many neighbours in the batch have one prompt, which is computed once for them.
+    """
     device = next(model.parameters()).device
-    ids_BT = pad([rollout.prompt + rollout.completion.token_ids for rollout in batch], device)
-    mask_BT = torch.zeros_like(ids_BT, dtype=torch.bool)
+    ids_BR = pad([rollout.completion.token_ids for rollout in batch], device)
+    mask_BR = torch.zeros_like(ids_BR, dtype=torch.bool)
     for k, rollout in enumerate(batch):
-        mask_BT[k, len(rollout.prompt) : rollout.length] = ~torch.tensor(rollout.completion.forced, device=device)
-    mask_BT = mask_BT[:, 1:]
-    logits_MV = model.lm_head(hidden_states(model, ids_BT)[:, :-1][mask_BT]).float()
+        mask_BR[k, : len(rollout.completion.token_ids)] = ~torch.tensor(rollout.completion.forced, device=device)
+    hidden_BRD = reply_states(model, [rollout.prompt for rollout in batch[::share]], ids_BR, share)
+    logits_MV = model.lm_head(hidden_BRD[mask_BR]).float()
     logits_MV[:, list(banned)] = -torch.inf
-    chosen_M1 = ids_BT[:, 1:][mask_BT][:, None]
+    chosen_M1 = ids_BR[mask_BR][:, None]
     heated_MV = logits_MV if temperature == 1 else logits_MV / temperature
 
     def placed(values_M: Tensor) -> Tensor:
-        return torch.zeros(mask_BT.shape, device=device).masked_scatter(mask_BT, values_M)
+        return torch.zeros(mask_BR.shape, device=device).masked_scatter(mask_BR, values_M)
 
     logprob_M = torch.log_softmax(heated_MV, dim=-1).gather(1, chosen_M1)[:, 0]
     with torch.no_grad():
         plain_M = logprob_M if temperature == 1 else torch.log_softmax(logits_MV, dim=-1).gather(1, chosen_M1)[:, 0]
         entropy_M = losses.entropy(heated_MV)
-    return Scored(placed(logprob_M), placed(plain_M.detach()), placed(entropy_M), mask_BT)
+    return Scored(placed(logprob_M), placed(plain_M.detach()), placed(entropy_M), mask_BR)
 
 
-def spread(batch: Sequence[Rollout], values: Sequence[Sequence[float]], mask_BT: Tensor) -> Tensor:
+def reply_states(model: Any, prompts: Sequence[Sequence[int]], ids_BR: Tensor, share: int) -> Tensor:
+    """The hidden states [B, R, D] that predict each token of the replies; prompt k is that of `share` replies.
+
+    A prompt's keys and values are computed once and then stand before each of its replies, gradients included.
+    """
+    language, device = model.model.language_model, ids_BR.device
+    width, replies = max(map(len, prompts)), ids_BR.shape[1]
+    ids_PT = torch.tensor([[0] * (width - len(prompt)) + list(prompt) for prompt in prompts], device=device)
+    pad_PT = torch.tensor([[True] * (width - len(p)) + [False] * len(p) for p in prompts], device=device)
+    lowest = torch.finfo(language.dtype).min
+    later_TT = torch.ones(width, width, dtype=torch.bool, device=device).triu(1)
+    hidden_PTT = (later_TT | pad_PT[:, None]) & ~torch.eye(width, dtype=torch.bool, device=device)
+    position_PT = ((~pad_PT).cumsum(1) - 1).clamp_min(0)
+    cache = DynamicCache()
+    prompt_PTD = language(
+        input_ids=ids_PT,
+        position_ids=position_PT.expand(3, -1, -1),
+        attention_mask=torch.zeros(hidden_PTT.shape, dtype=language.dtype, device=device).masked_fill_(
+            hidden_PTT, lowest
+        )[:, None],
+        past_key_values=cache,
+        use_cache=True,
+    ).last_hidden_state
+    last_B1D = prompt_PTD[:, -1:].repeat_interleave(share, dim=0)
+    if replies == 1:
+        return last_B1D
+    cache.batch_repeat_interleave(share)
+    later_SS = torch.ones(replies - 1, replies - 1, dtype=torch.bool, device=device).triu(1)
+    before_BSW = pad_PT.repeat_interleave(share, dim=0)[:, None].expand(-1, replies - 1, -1)
+    hidden_BSW = torch.cat([before_BSW, later_SS.expand(len(ids_BR), -1, -1)], dim=2)
+    position_BS = (position_PT[:, -1:] + torch.arange(1, replies, device=device)).repeat_interleave(share, dim=0)
+    reply_BSD = language(
+        input_ids=ids_BR[:, :-1],
+        position_ids=position_BS.expand(3, -1, -1),
+        attention_mask=torch.zeros(hidden_BSW.shape, dtype=language.dtype, device=device).masked_fill_(
+            hidden_BSW, lowest
+        )[:, None],
+        past_key_values=cache,
+        use_cache=True,
+    ).last_hidden_state
+    return torch.cat([last_B1D, reply_BSD], dim=1)
+
+
+def spread(values: Sequence[Sequence[float]], mask_BR: Tensor) -> Tensor:
     """One value for each token of each reply, put where `score` has that token; 0 where the mask is False."""
-    found_BT = torch.zeros(mask_BT.shape)
-    for k, (rollout, row) in enumerate(zip(batch, values, strict=True)):
-        found_BT[k, len(rollout.prompt) - 1 : rollout.length - 1] = torch.tensor(row)
-    return found_BT.to(mask_BT.device) * mask_BT
+    found_BR = torch.zeros(mask_BR.shape)
+    for k, row in enumerate(values):
+        found_BR[k, : len(row)] = torch.tensor(row)
+    return found_BR.to(mask_BR.device) * mask_BR
 
 
 def describe(stage: RLStage, rollouts: Sequence[Rollout]) -> dict[str, Any]:

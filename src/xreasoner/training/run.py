@@ -9,7 +9,7 @@ import os
 import platform
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -60,7 +60,7 @@ def run_stage(recipe: Recipe, stage: SFTStage | RLStage, out: Path, progress: Pr
     parent = recipe.parent(stage)
     loaded = load(recipe.model if parent == "base" else str(out / parent / "export"), dtype=torch.float32)
     torch.manual_seed(recipe.seed)
-    frozen = freeze(loaded.model, stage.lower_layers_frozen)
+    frozen = freeze(loaded.model, stage.lower_layers_frozen, stage.embeddings_frozen)
     before = fingerprint(frozen)
     tokens, problems, facts = _data(stage, loaded, recipe.seed)
     if old.get("data_sha256", facts["data_sha256"]) != facts["data_sha256"]:
@@ -111,7 +111,11 @@ def check(stage: SFTStage | RLStage, problems: Sequence[Problem]) -> None:
 
 
 def sft_examples(stage: SFTStage, seed: int) -> list[Example]:
-    examples = [e for entry in stage.data for e in source(entry).examples(entry.n, seed, stage.style)]
+    examples = [
+        replace(example, prompt=entry.prompt or "")
+        for entry in stage.data
+        for example in source(entry).examples(entry.n, seed, stage.style)
+    ]
     check(stage, [example.problem for example in examples])
     return examples
 
