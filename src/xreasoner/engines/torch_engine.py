@@ -398,7 +398,7 @@ class TorchEngine:
 
     def _loops(self, row: _Row) -> bool:
         """Whether the thought repeats itself, where the request asked to end it then; looked at now and then."""
-        return row.sampling.exit_on_repeats and len(row.tokens) % 32 == 0 and repeats(row.tokens)
+        return row.sampling.exit_on_repeats and len(row.tokens) % 32 == 0 and repeats(_free(row))
 
     def _tell(self, row: _Row) -> None:
         """Hand on the text that is settled, and end the row at a stop string."""
@@ -446,12 +446,18 @@ class TorchEngine:
             prompt_tokens=len(ticket.prompt.input_ids),
             thought_tokens=thought_tokens,
             answer_tokens=len(row.tokens) - thought_tokens,
-            repeats=repeats(row.tokens[: row.thought_tokens]),
+            repeats=repeats(_free(row)),
         )
         if len(ticket.samples) == ticket.request.n:
             ticket.done.set()
             if ticket.on_done is not None:
                 ticket.on_done(ticket.completions)
+
+
+def _free(row: _Row) -> list[int]:
+    """The thought's tokens that the model chose."""
+    thought = slice(0, row.thought_tokens)
+    return [token for token, forced in zip(row.tokens[thought], row.forced[thought], strict=True) if not forced]
 
 
 def sample(logits_BV: Tensor, samplings: Sequence[Sampling], uniform_B: Tensor) -> Tensor:
