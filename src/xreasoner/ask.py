@@ -4,49 +4,25 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from io import BytesIO
 from pathlib import Path
 
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
 from xreasoner.completion import Completion
 from xreasoner.engines.base import Request, Sampling
 from xreasoner.engines.torch_engine import TorchEngine
-from xreasoner.errors import CheckpointError, MediaError, UserError
+from xreasoner.errors import CheckpointError, UserError
+from xreasoner.media import Guard, picture
 from xreasoner.models.loading import load
 from xreasoner.problem import LABELS, Problem
 from xreasoner.prompts import PROMPTS, chat_messages
 from xreasoner.registry import MODELS, nearest
 
-FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP")
-"""The picture formats that are opened; others are nobody's need and somebody's hole."""
-
 
 def read_picture(path: Path) -> Image.Image:
-    """An RGB picture from a file. Raises `MediaError` that says what was found."""
-    try:
-        data = path.read_bytes()
-    except OSError as error:
-        raise MediaError(f"picture {path}: {error.strerror}; expected a file, one of {', '.join(FORMATS)}") from None
-    try:
-        with Image.open(BytesIO(data), formats=FORMATS) as image:
-            return image.convert("RGB")
-    except UnidentifiedImageError:
-        raise MediaError(f"picture {path}: found {_kind(data)}; expected one of {', '.join(FORMATS)}") from None
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
-        raise MediaError(f"picture {path}: damaged or too large; expected a whole {', '.join(FORMATS)}") from None
-
-
-def _kind(data: bytes) -> str:
-    """What a file that is no picture seems to be."""
-    if not data:
-        return "an empty file"
-    try:
-        data[:4096].decode()
-    except UnicodeDecodeError as error:
-        if error.start < min(len(data), 4096) - 3:
-            return "bytes of another kind"
-    return "text"
+    """An RGB picture from a file that the user named, wherever it lies. Raises `MediaError`."""
+    whole = path.absolute()
+    return picture(whole, Guard(root=Path(whole.anchor)), name=str(path))
 
 
 def default_prompt(model: str, options: Sequence[str]) -> str:
