@@ -312,7 +312,7 @@ def reply_states(model: Any, prompts: Sequence[Sequence[int]], ids_BR: Tensor, s
         past_key_values=cache,
         use_cache=True,
     ).last_hidden_state
-    last_B1D = prompt_PTD[:, -1:].repeat_interleave(share, dim=0)
+    last_B1D: Tensor = prompt_PTD[:, -1:].repeat_interleave(share, dim=0)
     if replies == 1:
         return last_B1D
     cache.batch_repeat_interleave(share)
