@@ -333,9 +333,9 @@ def plain(text: str) -> str:
     return _SPECIAL.sub("<¦\\1¦>", text)
 
 
-def seed_of(sampling: Sampling, sample: int) -> int:
-    """A seed below 2**31 for one sample, so that neighbouring seeds share no sample."""
-    return int(np.random.SeedSequence([sampling.seed, sample]).generate_state(1)[0] >> 1)
+def seed_of(sampling: Sampling, sample: int, begun: int = 0) -> int:
+    """A seed below 2**31 for one pass of one sample: neighbouring seeds share no sample, and passes no noise."""
+    return int(np.random.SeedSequence([sampling.seed, sample, begun]).generate_state(1)[0] >> 1)
 
 
 def resized(image: Image, request: Request) -> Image:

@@ -267,7 +267,7 @@ class OpenAIEngine(ContinuingEngine):
             "max_tokens": tokens,
             "temperature": sampling.temperature,
             "top_p": sampling.top_p,
-            "seed": seed_of(sampling, draft.sample),
+            "seed": seed_of(sampling, draft.sample, draft.sampled),
             "stream": True,
             "stream_options": {"include_usage": True},
         }
