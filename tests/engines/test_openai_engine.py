@@ -50,7 +50,7 @@ BUDGETS = [Sampling(), Sampling(thinking_budget=20, answer_budget=12), Sampling(
 def test_a_server_says_what_the_model_says_in_process(
     tiny: Loaded, served: Served, sampling: Sampling, modality: str
 ) -> None:
-    requests = _requests(3, sampling, modality=modality)
+    requests = _requests(1 if modality == "image" else 2, sampling, modality=modality)
     engine = _engine(served)
     found = engine.generate(requests)
     engine.close()
@@ -194,7 +194,7 @@ def test_a_server_that_comes_back_is_used_again(tiny: Loaded) -> None:
 
 @pytest.mark.parametrize("fault", ["500", "cut", "empty", "stream-error", "hang"])
 def test_what_a_misbehaving_server_was_asked_is_answered_elsewhere(tiny: Loaded, fault: str) -> None:
-    requests = _requests(4, BUDGETS[1])
+    requests = _requests(3, BUDGETS[1])
     expected = [group[0].text for group in TorchEngine(tiny).generate(requests)]
     with Served(tiny) as good, Served(tiny, fault) as bad:
         engine = _engine(bad, good, timeout=1.0 if fault == "hang" else 20)
