@@ -98,7 +98,7 @@ def test_a_conversation_on_a_terminal(served: Served, tiny: Reasoner, tmp_path: 
     assert f"\n{expected.answer}\n" in shown
 
     chat.say(QUESTION)
-    chat.until("Given:")
+    chat.until("Ana 14")
     begun = time.monotonic()
     chat.interrupt()  # stops the answer …
     chat.until("(stopped)")
@@ -114,7 +114,7 @@ def test_a_conversation_on_a_terminal(served: Served, tiny: Reasoner, tmp_path: 
     chat.say("/show-thoughts off")
     chat.until("(thoughts are hidden)")
     chat.say(QUESTION)
-    assert "Given" not in chat.until("(the thinking budget ended the thought)").partition("lowest?")[2]
+    assert "Ana 14" not in chat.until("(the thinking budget ended the thought)").partition("lowest?")[2]
 
     chat.say("what is in 'red table.png' ?")
     chat.until("the thought)")
