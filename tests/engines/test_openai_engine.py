@@ -100,6 +100,37 @@ def test_samples_differ_and_a_seed_repeats_them(served: Served) -> None:
     assert len({body["seed"] for body in served.bodies if "continue_final_message" not in body}) == 4
 
 
+def test_a_stop_string_ends_the_reply(tiny: Loaded, served: Served) -> None:
+    (request,) = _requests(1, Sampling(stop=("</think>",)))
+    engine = _engine(served)
+    (theirs,), (ours,) = engine.generate([request])[0], TorchEngine(tiny).generate([request])[0]
+    engine.close()
+    assert (theirs.text, theirs.exit) == (ours.text, "natural")
+    assert "</think>" not in theirs.text
+
+
+def test_thousands_wait_without_being_woken_in_vain(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
+    looks = 0
+    engine = _engine(served, max_in_flight=4)
+    room = type(engine.servers[0]).room
+
+    def counted(self: Any, most: int, now: float) -> int:
+        nonlocal looks
+        looks += 1
+        return room(self, most, now)
+
+    monkeypatch.setattr(type(engine.servers[0]), "room", counted)
+    (request,) = _requests(1, Sampling(thinking_budget=1, answer_budget=1))
+    tickets = [engine.submit(request) for _ in range(500)]
+    engine.wait(tickets[:8])
+    for ticket in tickets:
+        ticket.cancel()
+    engine.wait(tickets)
+    assert {ticket.completions[0].exit for ticket in tickets[100:]} == {"aborted"}
+    assert looks < 400
+    engine.close()
+
+
 def test_text_streams_in_pieces_that_join(served: Served) -> None:
     (request,) = _requests(1, BUDGETS[1], samples=2)
     engine = _engine(served)

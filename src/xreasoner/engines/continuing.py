@@ -230,11 +230,11 @@ class ContinuingEngine:
 
     async def _answer(self, ticket: RunningTicket) -> None:
         try:
-            ticket.tasks = [asyncio.ensure_future(self._sample(ticket, k)) for k in range(ticket.request.n)]
             if ticket.cancelled:
-                await asyncio.sleep(0)  # a task that never ran has no chance to say that it was aborted
-                ticket.stop()
-            ticket.samples = list(await asyncio.gather(*ticket.tasks))
+                ticket.samples = [Draft(ticket.request, k).completion("aborted") for k in range(ticket.request.n)]
+            else:
+                ticket.tasks = [asyncio.ensure_future(self._sample(ticket, k)) for k in range(ticket.request.n)]
+                ticket.samples = list(await asyncio.gather(*ticket.tasks))
             if ticket.on_done is not None:
                 ticket.on_done(ticket.samples)
         except BaseException as error:
