@@ -157,7 +157,7 @@ class OpenAIEngine(ContinuingEngine):
         server.vllm = entry.get("owned_by") == "vllm"
 
     def _what_failed(self) -> str:
-        return "; ".join(f"{server.url}: {server.error}" for server in self.servers if server.error)
+        return "; ".join(server.error for server in self.servers if server.error)
 
     # --- one pass ----------------------------------------------------------------------------------------------------
 
