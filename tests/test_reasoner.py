@@ -7,7 +7,9 @@ import io
 import subprocess
 import sys
 from collections.abc import Iterator
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from threading import Thread
 from typing import Any
 
 import pytest
@@ -20,6 +22,7 @@ from xreasoner.engines.openai_engine import OpenAIEngine
 from xreasoner.engines.opening import addresses, open_engine
 from xreasoner.engines.torch_engine import TorchEngine
 from xreasoner.errors import MediaError, UserError
+from xreasoner.media import Guard
 from xreasoner.models.loading import load
 from xreasoner.problem import Problem
 from xreasoner.prompts import PROMPTS, chat_messages
@@ -86,6 +89,25 @@ def test_a_picture_in_every_form_is_the_same_picture(tiny: Reasoner, tmp_path: P
 def test_addresses_inside_the_machine_are_not_fetched(tiny: Reasoner) -> None:
     with pytest.raises(MediaError, match=r"127\.0\.0\.1"):
         tiny.ask("What is it?", ["http://127.0.0.1/it.png"])
+
+
+def test_a_picture_by_its_address(tiny: Reasoner, tmp_path: Path) -> None:
+    _picture().save(tmp_path / "it.png")
+
+    class Files(SimpleHTTPRequestHandler):
+        def __init__(self, *args: Any) -> None:
+            super().__init__(*args, directory=str(tmp_path))
+
+        def log_message(self, *_: Any) -> None:
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Files) as server:
+        Thread(target=server.serve_forever, daemon=True).start()
+        host = f"127.0.0.1:{server.server_address[1]}"
+        reasoner = Reasoner("tiny", engine=tiny.engine, guard=Guard(private_hosts=frozenset({host})))
+        request = reasoner.request("What is it?", [f"http://{host}/it.png"])
+        server.shutdown()
+    assert request.images[0].tobytes() == _picture().tobytes()
 
 
 def test_pieces_are_labelled_and_join_to_the_answer(tiny: Reasoner) -> None:

@@ -14,7 +14,7 @@ from PIL import Image
 
 from xreasoner.decisions import decide
 from xreasoner.engines.base import Request, Sampling
-from xreasoner.engines.openai_engine import OpenAIEngine
+from xreasoner.engines.openai_engine import OpenAIEngine, Server
 from xreasoner.engines.torch_engine import TorchEngine
 from xreasoner.errors import EngineError, UserError
 from xreasoner.models.loading import Loaded, load
@@ -249,6 +249,17 @@ def test_a_lone_server_that_fails_now_and_then_is_asked_again(tiny: Loaded, faul
         engine.wait(tickets)
         assert [ticket.completions[0].text for ticket in tickets] == expected == texts
         engine.close()
+
+
+def test_a_crash_with_many_in_flight_is_one_failure() -> None:
+    server = Server("http://a/v1")
+    for _ in range(64):
+        server.failed("gone", dead=True)
+    assert server.until - time.monotonic() <= 0.5
+    assert server.room(64, time.monotonic()) == 0
+    assert server.room(64, server.until + 1) == 1  # one request looks whether it is back
+    server.worked()
+    assert server.room(64, server.until + 1) == 64
 
 
 def test_a_request_that_no_server_can_answer_ends_with_an_error(tiny: Loaded, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -66,8 +66,10 @@ class Server:
         self.failures, self.down, self.seen = 0, False, time.monotonic()
 
     def failed(self, error: str, dead: bool) -> None:
-        self.failures += 1
         self.error = error
+        if self.down and time.monotonic() < self.until:
+            return  # all that was in flight fails together, which is one failure
+        self.failures += 1
         self.down = self.down or dead or self.failures >= 3
         if self.down:
             self.until = time.monotonic() + min(LONGEST_PAUSE, 0.5 * 2 ** (self.failures - 1))
