@@ -180,7 +180,7 @@ def test_a_group_shares_one_prefill_and_is_done_once(varied: Loaded) -> None:
         watch.remove()
     longest = max(group[0].prompt_tokens for group in results)
     assert seen[0] == (6, longest)
-    assert seen[1:] == [(24, 1)] * 4
+    assert len(seen) == 1  # the prompts alone: each token after them takes the short way through the layers
     assert [done[index] for index in range(6)] == results
     assert all(len({c.token_ids for c in group}) == 4 for group in results)
 
