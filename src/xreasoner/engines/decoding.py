@@ -21,7 +21,8 @@ FAMILIES = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl")
 
 def fits(model: Any) -> bool:
     """Whether the model is of a family known here, whole on one device, with plain weights and fixed rotations."""
-    if model.config.model_type not in FAMILIES or len({p.device for p in model.parameters()}) > 1:
+    devices = {parameter.device for parameter in model.parameters()}
+    if model.config.model_type not in FAMILIES or len(devices) > 1 or devices == {torch.device("meta")}:
         return False
     language = model.model.language_model
     linears = [module for name, module in language.named_modules() if name.endswith("_proj")] + [model.lm_head]

@@ -71,7 +71,7 @@ class Slots:
         self.first += [self.end - width + pads[k] for k in repeat]
         first_B1 = torch.tensor(self.first[self.rows :], device=self.device)[:, None]
         column_C = torch.arange(self.mask.shape[1], device=self.device)
-        self.mask[new] = torch.zeros_like(self.mask[new]).masked_fill_(column_C < first_B1, MASKED)
+        self.mask[new] = torch.zeros_like(self.mask[new]).masked_fill_(column_C < first_B1, torch.finfo(self.dtype).min)
         self.rows += len(repeat)
         self.begin = min(self.first)
 
@@ -133,7 +133,7 @@ class Slots:
             layer.keys, layer.values = keys, values
         mask = torch.zeros(rows, columns, dtype=self.dtype, device=self.device)
         mask[: self.rows, place] = self.mask[: self.rows, used]
-        mask[: self.rows, : end - span] = MASKED
+        mask[: self.rows, : end - span] = torch.finfo(self.dtype).min
         shift = end - span - self.begin
         self.first = [column + shift for column in self.first]
         self.begin, self.end, self.mask = end - span, end, mask

@@ -155,7 +155,7 @@ class TorchEngine:
     def _clear(self) -> None:
         weight = self.loaded.model.get_input_embeddings().weight
         text = self.loaded.text_config
-        self._slots = Slots(text.num_hidden_layers, weight.dtype, weight.device)
+        self._slots = Slots(text.num_hidden_layers, weight.dtype, self.loaded.device)
         width = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
         heads = getattr(text, "num_key_value_heads", None) or text.num_attention_heads
         self._token_bytes = 2 * text.num_hidden_layers * heads * width * weight.element_size()

@@ -41,7 +41,11 @@ class Loaded:
 
     @property
     def device(self) -> torch.device:
-        device: torch.device = self.model.get_input_embeddings().weight.device
+        """Where the tokens go in; for weights that accelerate keeps elsewhere, where it computes with them."""
+        embeddings = self.model.get_input_embeddings()
+        if embeddings.weight.is_meta:
+            return torch.device(embeddings._hf_hook.execution_device)
+        device: torch.device = embeddings.weight.device
         return device
 
     @property
