@@ -54,7 +54,10 @@ def test_no_two_ways_come_about_together(options: Sequence[str]) -> None:
     assert len({way for _, way in written}) == len(written)
     for (k, one), (j, other) in combinations(written, 2):
         assert k == j or not (one.startswith(other) or other.startswith(one))
-    assert all(any(way == f"{label}: {text}" for way in group) for label, text, group in zip("ABC", options, groups, strict=False))
+    assert all(
+        any(way == f"{label}: {text}" for way in group)
+        for label, text, group in zip("ABC", options, groups, strict=False)
+    )
 
 
 class Told:

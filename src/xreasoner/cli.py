@@ -148,27 +148,92 @@ def report(
     typer.echo(str(write_report(run, out)))
 
 
+Model = Annotated[str, typer.Argument(help="A folder, a hub id, tiny or tiny-base, or URLs of servers with commas.")]
+Prompt = Annotated[str | None, typer.Option(help="The prompt's name; what the model was trained with when left out.")]
+Budget = Annotated[int | None, typer.Option(min=0, help="Thinking budget in tokens; 3744 when left out.")]
+AnswerBudget = Annotated[int, typer.Option(min=1, help="Answer budget in tokens.")]
+Temperature = Annotated[
+    float | None, typer.Option(min=0, help="0 is greedy; 0.6 when left out, 0 for the embedded models.")
+]
+Seed = Annotated[int, typer.Option(min=0, help="Of the sampling.")]
+System = Annotated[str | None, typer.Option(help="A system prompt in place of the model's own.")]
+EngineName = Annotated[
+    str | None, typer.Option("--engine", help="torch, vllm or openai; what suits MODEL if left out.")
+]
+Served = Annotated[str | None, typer.Option(help="The model's name at the servers; their first when left out.")]
+ApiKey = Annotated[str | None, typer.Option(envvar="OPENAI_API_KEY", show_envvar=True, help="The servers' key.")]
+Device = Annotated[str | None, typer.Option(help="cpu, cuda, auto, …")]
+Dtype = Annotated[str | None, typer.Option(help="bfloat16, float16 or float32; bfloat16 on a GPU when left out.")]
+Attention = Annotated[str | None, typer.Option(help="Attention's implementation: sdpa, flash_attention_2, …")]
+MinPixels = Annotated[int | None, typer.Option(min=1, help="Least width times height of a picture.")]
+MaxPixels = Annotated[int | None, typer.Option(min=1, help="Most width times height of a picture.")]
+
+
 @app.command()
 def ask(
-    model: Annotated[str, typer.Argument(help="A folder, a hub id, tiny or tiny-base.")],
+    model: Model,
     question: Annotated[str, typer.Argument(help="The question.")],
-    image: Annotated[list[Path] | None, typer.Option(help="A picture; may be given several times.")] = None,
+    image: Annotated[
+        list[str] | None, typer.Option(help="A picture's path or URL; may be given several times.")
+    ] = None,
     option: Annotated[list[str] | None, typer.Option(help="An option; may be given several times.")] = None,
-    prompt: Annotated[str | None, typer.Option(help="The prompt's name.")] = None,
-    budget: Annotated[int, typer.Option(min=1, help="Thinking budget in tokens.")] = 4000,
+    prompt: Prompt = None,
+    budget: Budget = None,
+    answer_budget: AnswerBudget = 256,
+    temperature: Temperature = None,
+    seed: Seed = 0,
+    system: System = None,
+    engine: EngineName = None,
+    served_model: Served = None,
+    api_key: ApiKey = None,
+    device: Device = None,
+    dtype: Dtype = None,
+    attn_implementation: Attention = None,
+    min_pixels: MinPixels = None,
+    max_pixels: MaxPixels = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the whole completion as JSON.")] = False,
 ) -> None:
     """Ask a model one question: the thought dim, the answer bright."""
-    from xreasoner.ask import ask as put
+    from xreasoner.reasoner import Reasoner
+    from xreasoner.talking import Paper, epilogue, show
 
+    if not question.strip():
+        raise UserError('the question is empty; expected some text, as in: xreasoner ask tiny "What is 3 + 4?"')
     _quiet(model)
-    completion = put(model, question, image or [], option or [], prompt=prompt, thinking_budget=budget)
-    if as_json:
-        typer.echo(json.dumps(asdict(completion), ensure_ascii=False))
-        return
-    if completion.thought:
-        typer.secho(completion.thought, dim=True)
-    typer.secho(completion.answer or f"(no answer: {completion.exit})", bold=True)
+    settings: dict[str, Any] = {
+        "thinking_budget": budget,
+        "answer_budget": answer_budget,
+        "temperature": temperature,
+        "seed": seed,
+    }
+    settings |= {"prompt": prompt, "system": system, "min_pixels": min_pixels, "max_pixels": max_pixels}
+    place = {"engine": engine, **_place(model, engine, served_model, api_key, device, dtype, attn_implementation)}
+    with Reasoner(model, **settings, **place) as reasoner:
+        stream = reasoner.stream(question, image or [], option or [])
+        if as_json:
+            answer = stream.answer
+            more = {"option_probabilities": answer.option_probabilities, "mass": answer.mass}
+            typer.echo(json.dumps({**asdict(answer.completion), **more}, ensure_ascii=False))
+            return
+        show(stream, Paper())
+        note = epilogue(stream.answer)
+        if note:
+            typer.secho(note, dim=bool(stream.answer.answer), bold=not stream.answer.answer)
+
+
+def _place(
+    model: str,
+    engine: str | None,
+    served_model: str | None,
+    api_key: str | None,
+    device: str | None,
+    dtype: str | None,
+    attn_implementation: str | None,
+) -> dict[str, Any]:
+    """What the engine behind a model is told; a key in the environment is not for a model in this process."""
+    if model.startswith(("http://", "https://")):
+        return {"served_model": served_model, "api_key": api_key}
+    return {"device": device, "dtype": dtype, "attn_implementation": attn_implementation, "served_model": served_model}
 
 
 def _terminated(number: int, frame: FrameType | None) -> None:
