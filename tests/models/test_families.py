@@ -208,7 +208,7 @@ def test_a_model_that_is_split_over_devices_takes_its_own_forward_pass(random_fo
 
 def test_what_cannot_be_had_is_refused_in_words(random_folder: Path, tmp_path: Path) -> None:
     folder = _folder("qwen2_5_vl", random_folder, tmp_path)
-    with pytest.raises(UserError, match="cannot be loaded here: FlashAttention2 .*not"):
+    with pytest.raises(UserError, match=r"cannot be loaded here: FlashAttention2 .*not"):
         load(str(folder), attn_implementation="flash_attention_2")
     config = folder / "config.json"
     whole = json.loads(config.read_text())
