@@ -267,10 +267,14 @@ def table(parts: dict[str, Any]) -> str:
         if "error" in part:
             lines.append(f"| {name}: {part['error']} | | | | | |")
             continue
-        numbers = [f"{part[side]:,.3f} s" if part["unit"] == "s" else f"{part[side]:,.0f}" for side in ("ours", "theirs")]
+        numbers = [
+            f"{part[side]:,.3f} s" if part["unit"] == "s" else f"{part[side]:,.0f}" for side in ("ours", "theirs")
+        ]
         ratio = f"{part['ratio']:.2f} ({part['low']:.2f}–{part['high']:.2f})"
         bar = f"{part['bar']:g} {'met' if part['ratio'] >= part['bar'] else '**missed**'}"
-        lines.append(f"| {part['name']} | {' | '.join(numbers)} | {ratio} | {bar} | {part['same']}/{part['requests']} |")
+        lines.append(
+            f"| {part['name']} | {' | '.join(numbers)} | {ratio} | {bar} | {part['same']}/{part['requests']} |"
+        )
     return "\n".join(lines)
 
 
@@ -289,7 +293,9 @@ def write(found: dict[str, Any]) -> None:
 def machine() -> dict[str, Any]:
     import transformers
 
-    names = re.findall(r"model name\s*: (.*)", Path("/proc/cpuinfo").read_text()) if Path("/proc/cpuinfo").exists() else []
+    names = (
+        re.findall(r"model name\s*: (.*)", Path("/proc/cpuinfo").read_text()) if Path("/proc/cpuinfo").exists() else []
+    )
     return {
         "processor": names[0] if names else platform.processor(),
         "threads": torch.get_num_threads(),

@@ -93,7 +93,9 @@ def test_what_the_card_saves_loads_here(exported: Path, other_side: Path, name: 
     saved = other_side / "saved"
     assert json.loads((saved / "config.json").read_text())["transformers_version"] == "4.57.1"
     back, before = load(str(saved)), load(str(exported))
-    assert fingerprint(sorted(back.model.state_dict().items())) == fingerprint(sorted(before.model.state_dict().items()))
+    assert fingerprint(sorted(back.model.state_dict().items())) == fingerprint(
+        sorted(before.model.state_dict().items())
+    )
     prompt, _ = _ours(back, other_side, name)
     theirs = load_file(other_side / f"{name}.safetensors")
     assert prompt.input_ids.tolist() == theirs["input_ids"][0].tolist()

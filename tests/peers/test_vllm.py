@@ -117,7 +117,9 @@ def test_a_vllm_server_says_what_the_torch_engine_says(servers: list[VllmServer]
     _agree(_said(theirs), _said(TorchEngine(tiny).generate(requests)))
 
 
-def test_option_probabilities_of_a_server_are_those_of_the_torch_engine(servers: list[VllmServer], tiny: Loaded) -> None:
+def test_option_probabilities_of_a_server_are_those_of_the_torch_engine(
+    servers: list[VllmServer], tiny: Loaded
+) -> None:
     engine, torch_engine = OpenAIEngine([servers[0].url]), TorchEngine(tiny)
     for request in cases("natural")[:4]:
         (completion,) = torch_engine.generate([request])[0]
