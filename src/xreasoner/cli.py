@@ -27,6 +27,7 @@ RESUME = {
     "demo": "the same command goes on from here",
     "train": "the same command with --resume goes on from here",
     "eval": "the same command goes on from here",
+    "batch": "the same command goes on from here",
 }
 """What to say to a user who stopped a command."""
 STOPPED = 130
@@ -194,21 +195,12 @@ def ask(
     as_json: Annotated[bool, typer.Option("--json", help="Print the whole completion as JSON.")] = False,
 ) -> None:
     """Ask a model one question: the thought dim, the answer bright."""
-    from xreasoner.reasoner import Reasoner
+    given = dict(locals())
     from xreasoner.talking import Paper, epilogue, show
 
     if not question.strip():
         raise UserError('the question is empty; expected some text, as in: xreasoner ask tiny "What is 3 + 4?"')
-    _quiet(model)
-    settings: dict[str, Any] = {
-        "thinking_budget": budget,
-        "answer_budget": answer_budget,
-        "temperature": temperature,
-        "seed": seed,
-    }
-    settings |= {"prompt": prompt, "system": system, "min_pixels": min_pixels, "max_pixels": max_pixels}
-    place = {"engine": engine, **_place(model, engine, served_model, api_key, device, dtype, attn_implementation)}
-    with Reasoner(model, **settings, **place) as reasoner:
+    with _reasoner(given) as reasoner:
         stream = reasoner.stream(question, image or [], option or [])
         if as_json:
             answer = stream.answer
@@ -221,19 +213,93 @@ def ask(
             typer.secho(note, dim=bool(stream.answer.answer), bold=not stream.answer.answer)
 
 
-def _place(
-    model: str,
-    engine: str | None,
-    served_model: str | None,
-    api_key: str | None,
-    device: str | None,
-    dtype: str | None,
-    attn_implementation: str | None,
-) -> dict[str, Any]:
-    """What the engine behind a model is told; a key in the environment is not for a model in this process."""
-    if model.startswith(("http://", "https://")):
-        return {"served_model": served_model, "api_key": api_key}
-    return {"device": device, "dtype": dtype, "attn_implementation": attn_implementation, "served_model": served_model}
+@app.command()
+def chat(
+    model: Model,
+    prompt: Prompt = None,
+    budget: Budget = None,
+    answer_budget: AnswerBudget = 256,
+    temperature: Temperature = None,
+    seed: Seed = 0,
+    system: System = None,
+    engine: EngineName = None,
+    served_model: Served = None,
+    api_key: ApiKey = None,
+    device: Device = None,
+    dtype: Dtype = None,
+    attn_implementation: Attention = None,
+    min_pixels: MinPixels = None,
+    max_pixels: MaxPixels = None,
+    show_thoughts: Annotated[bool, typer.Option(help="Show what it thinks.")] = True,
+) -> None:
+    """Talk with a model; pictures by their path in the message. /help lists the commands, Ctrl-C stops an answer."""
+    given = dict(locals())
+    from xreasoner.chatting import Chat, converse
+
+    with _reasoner(given) as reasoner:
+        converse(Chat(reasoner, show_thoughts))
+
+
+@app.command()
+def batch(
+    model: Model,
+    source: Annotated[Path, typer.Option("--in", "-i", help="OpenAI batch lines.")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="The answers; the same file goes on from where it stopped.")],
+    budget: Budget = None,
+    answer_budget: AnswerBudget = 256,
+    temperature: Temperature = None,
+    seed: Seed = 0,
+    engine: EngineName = None,
+    served_model: Served = None,
+    api_key: ApiKey = None,
+    device: Device = None,
+    dtype: Dtype = None,
+    attn_implementation: Attention = None,
+    min_pixels: MinPixels = None,
+    max_pixels: MaxPixels = None,
+    media_root: Annotated[
+        Path | None, typer.Option(help="The folder that pictures' files are read below; that of the input if left out.")
+    ] = None,
+    allow_host: Annotated[
+        list[str] | None, typer.Option(help="A host that pictures are fetched from; may be given several times.")
+    ] = None,
+) -> None:
+    """Answer a file of OpenAI batch lines. Killed and started again, it ends with each line answered once."""
+    given = dict(locals())
+    from xreasoner.batching import run_batch
+    from xreasoner.media import Guard
+    from xreasoner.progress import Screen
+
+    if not source.is_file():
+        raise UserError(f"{source}: no such file; expected OpenAI batch lines")
+    guard = Guard(hosts=frozenset(allow_host or ()), root=media_root or source.absolute().parent)
+    with _reasoner(given) as reasoner, Screen() as screen:
+        done = run_batch(reasoner, source, out, guard, lambda done, total: screen.show("answers", done, total))
+    typer.echo(f"{done.answered} answered now, {done.before} before, of {done.total}: {out}")
+    if done.refused:
+        shown = ", ".join(map(str, done.refused[:10])) + (", …" if len(done.refused) > 10 else "")
+        raise UserError(f"{source}: {len(done.refused)} lines are no good requests (lines {shown}); {out} says why")
+
+
+def _reasoner(given: dict[str, Any]) -> Any:
+    """The `Reasoner` of a command's options."""
+    from xreasoner.reasoner import Reasoner
+
+    model: str = given["model"]
+    _quiet(model)
+    names = {"budget": "thinking_budget"} | {
+        name: name
+        for name in ("answer_budget", "temperature", "seed", "prompt", "system", "engine", "min_pixels", "max_pixels")
+    }
+    here = ("device", "dtype", "attn_implementation")
+    there = ("served_model", "api_key")
+    is_remote = model.startswith(("http://", "https://"))
+    for name in here if is_remote else there[:1]:
+        if given[name] is not None:
+            expected = "a model in this process" if is_remote else "a server's URL"
+            raise UserError(f"--{name.replace('_', '-')} is for {expected}; MODEL is {model}")
+    place = {name: given[name] for name in (there if is_remote else here)}
+    return Reasoner(model, **{names[name]: given[name] for name in names if name in given}, **place)
 
 
 def _terminated(number: int, frame: FrameType | None) -> None:

@@ -158,7 +158,7 @@ def test_the_cache_stays_within_its_bound(varied: Loaded) -> None:
     assert [[c.token_ids for c in t.completions] for t in tickets] == [[c.token_ids for c in g] for g in alone]
     many = Request(requests[0].messages, requests[0].images, 4, requests[0].sampling)
     tight.cache_bytes = 3 * tight._ticket(requests[0], None, None).length * tight._token_bytes
-    with pytest.raises(UserError, match="4 samples of up to .* need .* of cache"):
+    with pytest.raises(UserError, match=r"4 samples of up to .* need .* of cache"):
         tight.submit(many)
 
 

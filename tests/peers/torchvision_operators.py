@@ -11,7 +11,8 @@ BOXES = "Tensor input, Tensor rois, float spatial_scale, SymInt pooled_height, S
 BACK = "Tensor grad, Tensor rois, float scale, SymInt h, SymInt w, SymInt n, SymInt c, SymInt ih, SymInt iw"
 DEFORM = (
     "Tensor input, Tensor weight, Tensor offset, Tensor mask, Tensor bias, SymInt stride_h, SymInt stride_w, "
-    "SymInt pad_h, SymInt pad_w, SymInt dilation_h, SymInt dilation_w, SymInt groups, SymInt offset_groups, bool use_mask"
+    "SymInt pad_h, SymInt pad_w, SymInt dilation_h, SymInt dilation_w, SymInt groups, SymInt offset_groups, "
+    "bool use_mask"
 )
 OPERATORS = (
     "nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor",

@@ -5,6 +5,7 @@ import sys
 from pathlib import Path
 
 from peers.cases import BUDGETS, cases
+
 from xreasoner.decisions import decide
 from xreasoner.engines.vllm_engine import VllmEngine
 
