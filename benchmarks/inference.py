@@ -246,8 +246,33 @@ def samples(loaded: Loaded, rounds: int) -> dict[str, Any]:
 
 
 def service(loaded: Loaded, rounds: int) -> dict[str, Any]:
-    """What HTTP costs: the engine's own tokens a second beside those of 64 clients of the service in front of it."""
-    raise RuntimeError("not measured: the HTTP service is not part of this version")
+    """What HTTP costs: 64 clients of the service beside the same questions handed to the engine (benchmarks/serving.py)."""
+    script = ROOT / "benchmarks/serving.py"
+    if not script.is_file():
+        raise RuntimeError("not measured: the HTTP service is not part of this version")
+    shares: list[dict[str, Any]] = []
+    for _ in range(min(rounds, 3)):
+        command = [sys.executable, script, "--clients", str(TOGETHER), "--seconds", "20", "--questions", "200"]
+        ran = subprocess.run(
+            command, capture_output=True, text=True, env={**os.environ, "PYTHONPATH": str(ROOT / "src")}
+        )
+        if ran.returncode:
+            raise RuntimeError(f"benchmarks/serving.py failed: {(ran.stderr or ran.stdout)[-300:]}")
+        shares.append(json.loads(ran.stdout))
+    ratios = [share["share_of_engine"] for share in shares]
+    return {
+        "name": "the HTTP service with 64 clients, against the engine itself",
+        "unit": "tokens/s",
+        "bar": 0.95,
+        "rounds": len(shares),
+        "same": sum(share["statuses"]["200"] - share["wrong_count"] for share in shares),
+        "requests": sum(share["statuses"]["200"] for share in shares),
+        "ours": statistics.median(share["tokens_per_s"] for share in shares),
+        "theirs": statistics.median(share["engine_tokens_per_s"] for share in shares),
+        "ratio": statistics.median(ratios),
+        "low": min(ratios),
+        "high": max(ratios),
+    }
 
 
 PARTS = {
