@@ -246,7 +246,7 @@ def samples(loaded: Loaded, rounds: int) -> dict[str, Any]:
 
 
 def service(loaded: Loaded, rounds: int) -> dict[str, Any]:
-    """What HTTP costs: 64 clients of the service beside the same questions handed to the engine (benchmarks/serving.py)."""
+    """What HTTP costs: benchmarks/serving.py asks the service, 64 at a time, and the engine itself the same."""
     script = ROOT / "benchmarks/serving.py"
     if not script.is_file():
         raise RuntimeError("not measured: the HTTP service is not part of this version")
