@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -198,6 +199,11 @@ def _read(where: str, device: str, dtype: torch.dtype, device_map: str | None, a
     model = AutoModelForImageTextToText.from_pretrained(
         where, dtype=dtype, use_safetensors=True, trust_remote_code=False, **options
     )
+    if "logits_to_keep" not in inspect.signature(model.forward).parameters:
+        raise CheckpointError(
+            f"model {where!r} ({model.config.model_type}) computes logits for whole prompts only; the torch engine "
+            "expected `logits_to_keep`. Serve it with vLLM and give the server's URL"
+        )
     return model if device_map is not None else model.to(device)
 
 
