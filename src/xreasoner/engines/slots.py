@@ -20,19 +20,20 @@ GROWTH = 256
 
 
 class _Layer(DynamicLayer):  # type: ignore[misc]  # transformers is not checked
-    """One layer's keys and values [R, K, C, D]; R rows and C columns are allocated, `slots` says which are in use."""
+    """One layer's keys [R, K, D, C] and values [R, K, C, D]: R rows and C columns are allocated.
 
-    def __init__(self, slots: Slots) -> None:
+    Which are in use, `slots` says. Keys lie with their columns side by side, as the product with a query reads them.
+    """
+
+    def __init__(self, slots: Slots, index: int) -> None:
         super().__init__()
-        self.slots = slots
+        self.slots, self.index = slots, index
         self.is_initialized = True
 
     def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
         """Write one token's keys and values [B, K, 1, D] at the slots' column; returns all of the rows in use."""
-        rows, begin, end = self.slots.rows, self.slots.begin, self.slots.end
-        self.keys[:rows, :, end] = key_states[:, :, 0]
-        self.values[:rows, :, end] = value_states[:, :, 0]
-        return self.keys[:rows, :, begin : end + 1], self.values[:rows, :, begin : end + 1]
+        keys_BKDS, values_BKSD = self.slots.write(self.index, key_states[:, :, 0], value_states[:, :, 0])
+        return keys_BKDS.transpose(2, 3), values_BKSD
 
     def get_seq_length(self) -> int:
         return self.slots.end - self.slots.begin
@@ -48,7 +49,7 @@ class Slots:
         self.rows = self.begin = self.end = 0
         self.dtype, self.device = dtype, device
         self.mask = torch.empty(0, 0, dtype=dtype, device=device)
-        self.layers = [_Layer(self) for _ in range(layers)]
+        self.layers = [_Layer(self, index) for index in range(layers)]
         self.cache = Cache(layers=self.layers)
         self.first: list[int] = []
         """Each row's first column."""
@@ -64,14 +65,22 @@ class Slots:
         chosen = torch.tensor(repeat, device=self.device)
         new, old = slice(self.rows, self.rows + len(repeat)), slice(self.end - width, self.end)
         for layer, prompt in zip(self.layers, prompts.layers, strict=True):
-            layer.keys[new, :, old] = prompt.keys.index_select(0, chosen)
-            layer.values[new, :, old] = prompt.values.index_select(0, chosen)
+            picked = chosen.to(prompt.keys.device)
+            layer.keys[new, :, :, old] = prompt.keys.index_select(0, picked).transpose(2, 3)
+            layer.values[new, :, old] = prompt.values.index_select(0, picked)
         self.first += [self.end - width + pads[k] for k in repeat]
         first_B1 = torch.tensor(self.first[self.rows :], device=self.device)[:, None]
         column_C = torch.arange(self.mask.shape[1], device=self.device)
-        self.mask[new] = torch.zeros_like(self.mask[new]).masked_fill_(column_C < first_B1, MASKED)
+        self.mask[new] = torch.zeros_like(self.mask[new]).masked_fill_(column_C < first_B1, torch.finfo(self.dtype).min)
         self.rows += len(repeat)
         self.begin = min(self.first)
+
+    def write(self, layer: int, key_BKD: Tensor, value_BKD: Tensor) -> tuple[Tensor, Tensor]:
+        """Write one token a row at the column; returns the layer's keys [B, K, D, S] and values [B, K, S, D]."""
+        kept, rows, end = self.layers[layer], self.rows, self.end
+        kept.keys[:rows, :, :, end] = key_BKD
+        kept.values[:rows, :, end] = value_BKD
+        return kept.keys[:rows, :, :, self.begin : end + 1], kept.values[:rows, :, self.begin : end + 1]
 
     def advance(self) -> None:
         """The token at column `end` is written in every row."""
@@ -86,8 +95,9 @@ class Slots:
         chosen = torch.tensor(rows, device=self.device)
         span = slice(self.begin, self.end)
         for layer in self.layers:
-            layer.keys[: len(rows), :, span] = layer.keys[:, :, span].index_select(0, chosen)
-            layer.values[: len(rows), :, span] = layer.values[:, :, span].index_select(0, chosen)
+            picked = chosen.to(layer.keys.device)
+            layer.keys[: len(rows), :, :, span] = layer.keys[..., span].index_select(0, picked)
+            layer.values[: len(rows), :, span] = layer.values[:, :, span].index_select(0, picked)
         self.mask[: len(rows)] = self.mask.index_select(0, chosen)
         self.first = [self.first[k] for k in rows]
         self.rows, self.begin = len(rows), min(self.first)
@@ -102,9 +112,8 @@ class Slots:
         """Allocate for so many rows, and so that `width` columns lie before the next one."""
         if not self.mask.numel():
             for layer, prompt in zip(self.layers, prompts.layers, strict=True):
-                layer.keys, layer.values = (
-                    t.new_empty(0, t.shape[1], 0, t.shape[3]) for t in (prompt.keys, prompt.values)
-                )
+                layer.keys = prompt.keys.new_empty(0, prompt.keys.shape[1], prompt.keys.shape[3], 0)
+                layer.values = prompt.values.new_empty(0, prompt.values.shape[1], 0, prompt.values.shape[3])
         span = max(self.end - self.begin, width) if self.rows else width
         tall, wide = self.mask.shape
         if rows > tall or self.end < width:
@@ -117,14 +126,14 @@ class Slots:
         span = self.end - self.begin if self.rows else 0
         used, place = slice(self.begin, self.begin + span), slice(end - span, end)
         for layer in self.layers:
-            for name in ("keys", "values"):
-                old = getattr(layer, name)
-                new = old.new_zeros(rows, old.shape[1], columns, old.shape[3])
-                new[: self.rows, :, place] = old[: self.rows, :, used]
-                setattr(layer, name, new)
+            keys = layer.keys.new_zeros(rows, *layer.keys.shape[1:3], columns)
+            keys[: self.rows, :, :, place] = layer.keys[: self.rows, :, :, used]
+            values = layer.values.new_zeros(rows, layer.values.shape[1], columns, layer.values.shape[3])
+            values[: self.rows, :, place] = layer.values[: self.rows, :, used]
+            layer.keys, layer.values = keys, values
         mask = torch.zeros(rows, columns, dtype=self.dtype, device=self.device)
         mask[: self.rows, place] = self.mask[: self.rows, used]
-        mask[: self.rows, : end - span] = MASKED
+        mask[: self.rows, : end - span] = torch.finfo(self.dtype).min
         shift = end - span - self.begin
         self.first = [column + shift for column in self.first]
         self.begin, self.end, self.mask = end - span, end, mask

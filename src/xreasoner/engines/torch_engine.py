@@ -7,21 +7,23 @@ the log-probabilities too. What a sample says follows from its own seed alone, w
 
 from __future__ import annotations
 
+import os
 import threading
 from collections import deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
-from transformers import AttentionInterface, DynamicCache
+from transformers import AttentionInterface, Cache, DynamicCache
 
 from xreasoner.completion import Completion, Exit
 from xreasoner.engines import scoring
 from xreasoner.engines.base import Request, Sampling
-from xreasoner.engines.slots import MASKED, Slots
+from xreasoner.engines.decoding import Decoder, fits
+from xreasoner.engines.slots import Slots
 from xreasoner.errors import UserError
 from xreasoner.models.loading import Encoded, Loaded, encode
 from xreasoner.trace import CLOSE, OPEN, repeats, split
@@ -30,18 +32,23 @@ from xreasoner.trace import CLOSE, OPEN, repeats, split
 def grouped_attention(
     module: Any, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor, scaling: float, **_: Any
 ) -> tuple[Tensor, None]:
-    """Attention of one new token a row, without repeating the keys for the heads that share them.
+    """Attention of new tokens, without repeating the keys for the heads that share them.
 
-    query [B, H, 1, D]; key and value [B, K, S, D] with K dividing H; attention_mask [B, 1, 1, S], added.
-    Returns [B, 1, H, D].
+    query [B, H, T, D]; key and value [B, K, S, D] with K dividing H; attention_mask [B, 1, T, S], added.
+    Returns [B, T, H, D].
     """
     rows, heads, steps, width = query.shape
-    assert steps == 1
     groups = key.shape[1]
-    query_BKGD = query.view(rows, groups, heads // groups, width)
-    scores = torch.matmul(query_BKGD, key.transpose(-1, -2)) * scaling + attention_mask
+    query_BKGTD = query.reshape(rows, groups, heads // groups, steps, width)
+    scores = torch.matmul(query_BKGTD, key.unsqueeze(2).transpose(-1, -2)) * scaling + attention_mask.unsqueeze(2)
     weights = torch.softmax(scores, dim=-1, dtype=torch.float32).to(value.dtype)
-    return torch.matmul(weights, value).reshape(rows, 1, heads, width), None
+    mixed_BHTD = torch.matmul(weights, value.unsqueeze(2)).reshape(rows, heads, steps, width)
+    return mixed_BHTD.transpose(1, 2), None
+
+
+def _positions(positions_ABT: Tensor) -> Tensor:
+    """As models take them: [3, B, T], or [B, T] where there is one axis."""
+    return positions_ABT if len(positions_ABT) > 1 else positions_ABT[0]
 
 
 AttentionInterface.register("xreasoner_grouped", grouped_attention)
@@ -79,17 +86,22 @@ class Ticket:
     """A request that was handed to the engine.
 
     done: set when all n completions are there, or an error is. on_text(sample, text): called with each sample's text
-    as it is written; on_done(completions): at the end. Both are called by the thread that drives the engine.
+    as it is written; on_done(completions): at the end. Both are called by the thread that drives the engine. sampling:
+    the request's, with budgets that fit the model; length: the most tokens that a sample takes, prompt included.
     """
 
     def __init__(
         self,
         request: Request,
         prompt: Encoded,
+        sampling: Sampling,
+        exit_tokens: int,
         on_done: Callable[[list[Completion]], None] | None,
         on_text: Callable[[int, str], None] | None,
     ) -> None:
         self.request, self.prompt, self.on_done, self.on_text = request, prompt, on_done, on_text
+        self.sampling = sampling
+        self.length = len(prompt.input_ids) + sampling.thinking_budget + exit_tokens + sampling.answer_budget
         self.samples: dict[int, Completion] = {}
         self.done = threading.Event()
         self.error: BaseException | None = None
@@ -111,29 +123,42 @@ class TorchEngine:
     """Generates with a model that is in this process, sharing its weights with whoever trains it.
 
     max_rows: samples that run together. max_prompt_tokens: prompt tokens, padding included, that are computed
-    together. Neither changes what a sample says, beyond rounding. Any thread may submit; one at a time drives.
+    together; None: what suits the device. Neither changes what a sample says, beyond rounding. cache_bytes: for keys
+    and values; None: half of a GPU's free memory, or a quarter of the machine's. Any thread may submit; one at a time
+    drives.
+
+    A request that goes beyond the model's positions (`max_position_embeddings`) has its budgets cut to what its
+    prompt leaves, thinking first; a prompt that leaves no room for an answer is refused.
     """
 
     name = "torch"
 
-    def __init__(self, loaded: Loaded, max_rows: int = 256, max_prompt_tokens: int = 65_536) -> None:
+    def __init__(
+        self,
+        loaded: Loaded,
+        max_rows: int = 256,
+        max_prompt_tokens: int | None = None,
+        cache_bytes: int | None = None,
+    ) -> None:
         self.loaded = loaded
         self.max_rows = max_rows
-        self.max_prompt_tokens = max_prompt_tokens
-        config, tokenizer = loaded.model.config, loaded.tokenizer
-        special = ("<|vision_start|>", "<|vision_end|>", "<|vision_pad|>", "<|image_pad|>", "<|video_pad|>")
-        named = [tokenizer.convert_tokens_to_ids(token) for token in special]
-        self.banned = sorted({i for i in [*named, config.image_token_id, config.video_token_id] if i is not None})
-        ends = {tokenizer.eos_token_id, *(tokenizer.convert_tokens_to_ids(t) for t in ("<|im_end|>", "<|endoftext|>"))}
-        self.ends = {i for i in ends if i is not None}
+        # a CPU computes what fits its caches fastest
+        self.max_prompt_tokens = max_prompt_tokens or (2048 if loaded.device.type == "cpu" else 65_536)
+        self.cache_bytes = cache_bytes or _spare_bytes(loaded.device)
+        self.banned, self.ends = _banned(loaded), _ends(loaded)
         self._pieces: dict[int, str] = {}
         self._waiting: deque[Ticket] = deque()
         self._driving = threading.Lock()
+        self._decoder = Decoder(loaded.model) if fits(loaded.model) else None
         self._clear()
 
     def _clear(self) -> None:
-        layers = self._text_config().num_hidden_layers
-        self._slots = Slots(layers, next(self.loaded.model.parameters()).dtype, self.loaded.device)
+        weight = self.loaded.model.get_input_embeddings().weight
+        text = self.loaded.text_config
+        self._slots = Slots(text.num_hidden_layers, weight.dtype, self.loaded.device)
+        width = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
+        heads = getattr(text, "num_key_value_heads", None) or text.num_attention_heads
+        self._token_bytes = 2 * text.num_hidden_layers * heads * width * weight.element_size()
         self._rows: list[_Row] = []
         self._logits_BV = torch.empty(0)
         self._next_B = torch.empty(0, dtype=torch.long)
@@ -144,11 +169,10 @@ class TorchEngine:
         on_done: Callable[[int, list[Completion]], None] | None = None,
     ) -> list[list[Completion]]:
         """See `engines.base.Engine`. Raises `UserError` for an exit text that does not close the thought."""
-        prompts = [self._encoded(request) for request in requests]
         tickets: list[Ticket] = []
-        for i, (request, prompt) in enumerate(zip(requests, prompts, strict=True)):
+        for i, request in enumerate(requests):
             told = None if on_done is None else lambda group, i=i: on_done(i, group)
-            tickets.append(Ticket(request, prompt, told, None))
+            tickets.append(self._ticket(request, told, None))
         # neighbours in length are computed together, with little padding
         self._waiting.extend(sorted(tickets, key=lambda ticket: len(ticket.prompt.input_ids)))
         try:
@@ -166,7 +190,7 @@ class TorchEngine:
         on_text: Callable[[int, str], None] | None = None,
     ) -> Ticket:
         """Put a request into the queue; somebody must `step` or `wait`. Raises `UserError` for a bad request."""
-        ticket = Ticket(request, self._encoded(request), on_done, on_text)
+        ticket = self._ticket(request, on_done, on_text)
         self._waiting.append(ticket)
         return ticket
 
@@ -177,7 +201,35 @@ class TorchEngine:
     def _encoded(self, request: Request) -> Encoded:
         if CLOSE not in request.sampling.exit_text:
             raise UserError(f"exit_text {request.sampling.exit_text!r} does not hold {CLOSE}; expected it to")
-        return encode(self.loaded, request.messages, request.images)
+        return encode(self.loaded, request.messages, request.images, request.min_pixels, request.max_pixels)
+
+    def _ticket(
+        self,
+        request: Request,
+        on_done: Callable[[list[Completion]], None] | None,
+        on_text: Callable[[int, str], None] | None,
+    ) -> Ticket:
+        """The request with its prompt and budgets that fit. Raises `UserError` where none do."""
+        prompt = self._encoded(request)
+        exit_tokens = len(self._exit(request.sampling))
+        limit = getattr(self.loaded.text_config, "max_position_embeddings", None) or 1 << 60
+        room = limit - len(prompt.input_ids) - exit_tokens
+        if room < 1:
+            raise UserError(
+                f"the prompt has {len(prompt.input_ids)} tokens and the model takes {limit}, of which the exit text "
+                f"and an answer need {exit_tokens + 1}; shorten it, or lower max_pixels if pictures take the room"
+            )
+        answer = min(request.sampling.answer_budget, room)
+        thinking = min(request.sampling.thinking_budget, room - answer)
+        sampling = replace(request.sampling, answer_budget=answer, thinking_budget=thinking)
+        ticket = Ticket(request, prompt, sampling, exit_tokens, on_done, on_text)
+        if request.n * ticket.length * self._token_bytes > self.cache_bytes:
+            raise UserError(
+                f"{request.n} samples of up to {ticket.length} tokens need "
+                f"{request.n * ticket.length * self._token_bytes / 2**30:.1f} GiB of cache and there are "
+                f"{self.cache_bytes / 2**30:.1f}; ask for fewer samples or smaller budgets"
+            )
+        return ticket
 
     def wait(self, tickets: Sequence[Ticket]) -> None:
         """Drive the engine, or let the thread that does, until these tickets are done."""
@@ -238,22 +290,34 @@ class TorchEngine:
     def _admit(self) -> None:
         """Seat requests that wait, if there is room: at once in a half-empty house, else a good few at a time."""
         running = sum(row.ended is None for row in self._rows)
-        free = self.max_rows - running
-        if not self._waiting or (running > self.max_rows // 2 and free < self.max_rows // 8):
+        if running > self.max_rows // 2 and self.max_rows - running < self.max_rows // 8:
             return
-        chosen: list[Ticket] = []
-        widest = 0
-        while self._waiting:
-            ticket = self._waiting[0]
-            widest = max(widest, len(ticket.prompt.input_ids))
-            full = ticket.request.n > free or (len(chosen) + 1) * widest > self.max_prompt_tokens
-            if full and (chosen or running):
-                break
-            chosen.append(self._waiting.popleft())
-            free -= ticket.request.n
-        if chosen:
+        while chosen := self._next_few():
             self._squeeze(0.0)
             self._seat(chosen)
+
+    def _next_few(self) -> list[Ticket]:
+        """The first of those that wait, as many as fit the rows, the cache, and one computation of prompts.
+
+        A request with more samples than there are rows runs alone.
+        """
+        alive = [row.ticket.length for row in self._rows if row.ended is None]
+        rows, longest, widest = len(alive), max(alive, default=0), 0
+        chosen: list[Ticket] = []
+        while self._waiting:
+            ticket = self._waiting[0]
+            rows, longest = rows + ticket.request.n, max(longest, ticket.length)
+            widest = max(widest, len(ticket.prompt.input_ids))
+            tight = rows > self.max_rows or rows * longest * self._token_bytes > self.cache_bytes
+            if (tight and (chosen or alive)) or (chosen and not self._together(chosen, ticket, widest)):
+                break
+            chosen.append(self._waiting.popleft())
+        return chosen
+
+    def _together(self, chosen: Sequence[Ticket], ticket: Ticket, widest: int) -> bool:
+        """Whether a prompt can be computed with these; pictures of models outside `QWEN_VL` are computed alone."""
+        alone = any(t.prompt.pictures and self.loaded.processor is not None for t in (*chosen, ticket))
+        return not alone and (len(chosen) + 1) * widest <= self.max_prompt_tokens
 
     def _seat(self, tickets: Sequence[Ticket]) -> None:
         """Compute the tickets' prompts and give each of their samples a slot."""
@@ -278,71 +342,70 @@ class TorchEngine:
         self._next_B, self._logits_BV = self._next_B[alive], self._logits_BV[alive]
         return alive
 
-    def _text_config(self) -> Any:
-        return self.loaded.model.model.language_model.config
-
     def _exit(self, sampling: Sampling) -> list[int]:
         ids: list[int] = self.loaded.tokenizer.encode(sampling.exit_text, add_special_tokens=False)
         return ids
 
     def _row(self, ticket: Ticket, sample: int) -> _Row:
-        sampling = ticket.request.sampling
+        sampling = ticket.sampling
         return _Row(ticket, sample, sampling, np.random.default_rng([sampling.seed, sample]))
 
     def _prefill(self, prompts: Sequence[Encoded]) -> tuple[Tensor, DynamicCache, list[int], Tensor]:
         """Logits [P, V] after each prompt, keys and values, columns of padding, and the next positions [P]."""
         cache = DynamicCache()
-        model, device = self.loaded.model, self.loaded.device
+        device = self.loaded.device
         width = max(len(prompt.input_ids) for prompt in prompts)
-        ids_BT = torch.zeros(len(prompts), width, dtype=torch.long)
-        positions_3BT = torch.zeros(3, len(prompts), width, dtype=torch.long)
-        pad_BT = torch.ones(len(prompts), width, dtype=torch.bool)
+        ids_PT = torch.zeros(len(prompts), width, dtype=torch.long)
+        positions_APT = torch.zeros(len(prompts[0].position_ids), len(prompts), width, dtype=torch.long)
+        real_PT = torch.zeros(len(prompts), width, dtype=torch.long)
         for k, prompt in enumerate(prompts):
             start = width - len(prompt.input_ids)
-            ids_BT[k, start:] = prompt.input_ids
-            positions_3BT[:, k, start:] = prompt.position_ids
-            pad_BT[k, start:] = False
-        embedded = model.get_input_embeddings()(ids_BT.to(device))
-        patches = [prompt.pixel_values for prompt in prompts if prompt.pixel_values is not None]
-        if patches:
-            pixels = torch.cat(patches).to(device, embedded.dtype)
-            grids = torch.cat([p.image_grid_thw for p in prompts if p.image_grid_thw is not None]).to(device)
-            merged = model.model.visual(pixels, grid_thw=grids).pooler_output.to(embedded.dtype)
-            places = (ids_BT == model.config.image_token_id).to(device).unsqueeze(-1)
-            embedded = embedded.masked_scatter(places, merged)
-        later_TT = torch.ones(width, width, dtype=torch.bool).triu(1)
-        hidden_BTT = (later_TT | pad_BT[:, None, :]) & ~torch.eye(width, dtype=torch.bool)
-        mask = torch.zeros(len(prompts), 1, width, width).masked_fill_(hidden_BTT[:, None], MASKED)
-        output = model.model.language_model(
-            inputs_embeds=embedded,
-            position_ids=positions_3BT.to(device),
-            attention_mask=mask.to(device, embedded.dtype),
+            ids_PT[k, start:] = prompt.input_ids
+            positions_APT[:, k, start:] = prompt.position_ids
+            real_PT[k, start:] = 1
+        names = {name for prompt in prompts for name in prompt.pictures}
+        pictures = {n: torch.cat([p.pictures[n] for p in prompts if n in p.pictures]).to(device) for n in names}
+        output = self.loaded.model(
+            input_ids=ids_PT.to(device),
+            attention_mask=real_PT.to(device),
+            position_ids=_positions(positions_APT).to(device),
             past_key_values=cache,
             use_cache=True,
+            logits_to_keep=1,
+            **pictures,
         )
-        logits = model.lm_head(output.last_hidden_state[:, -1])
-        return logits, cache, pad_BT.sum(dim=1).tolist(), positions_3BT.amax(dim=(0, 2)) + 1
+        pads = (width - real_PT.sum(dim=1)).tolist()
+        return output.logits[:, -1], cache, pads, positions_APT.amax(dim=(0, 2)) + 1
 
     def _decode(self, token_B: Tensor) -> Tensor:
         """Logits [B, V] after one more token a row."""
-        model, device = self.loaded.model, self.loaded.device
-        config = self._text_config()
-        before = config._attn_implementation
         mask_BS = self._slots.open_column()
+        if self._decoder is not None:
+            logits = self._decoder.step(token_B.to(self.loaded.device), self._next_B, self._slots, mask_BS)
+        else:
+            axes = 3 if self.loaded.processor is None else 1
+            position_AB1 = self._next_B[None, :, None].expand(axes, -1, 1)
+            logits = self.extend(token_B[:, None], position_AB1, mask_BS[:, None, None, :], self._slots.cache)[:, -1]
+        self._slots.advance()
+        self._next_B = self._next_B + 1
+        return logits
+
+    def extend(self, ids_BT: Tensor, positions_ABT: Tensor, mask_B1TS: Tensor, cache: Cache) -> Tensor:
+        """Logits [B, T, V] of T more tokens a row by the model's own forward pass, under a mask that is added."""
+        device, config = self.loaded.device, self.loaded.text_config
+        before = config._attn_implementation
         config._attn_implementation = "xreasoner_grouped"
         try:
-            output = model.model.language_model(
-                inputs_embeds=model.get_input_embeddings()(token_B.to(device)[:, None]),
-                position_ids=self._next_B.to(device)[None, :, None].expand(3, -1, 1),
-                attention_mask=mask_BS[:, None, None, :],
-                past_key_values=self._slots.cache,
+            output = self.loaded.model(
+                input_ids=ids_BT.to(device),
+                position_ids=_positions(positions_ABT).to(device),
+                attention_mask=mask_B1TS.to(device),
+                past_key_values=cache,
                 use_cache=True,
             )
         finally:
             config._attn_implementation = before
-        self._slots.advance()
-        self._next_B = self._next_B + 1
-        logits: Tensor = model.lm_head(output.last_hidden_state[:, -1])
+        logits: Tensor = output.logits
         return logits
 
     def _choose(self) -> Tensor:
@@ -457,6 +520,30 @@ class TorchEngine:
             ticket.done.set()
             if ticket.on_done is not None:
                 ticket.on_done(ticket.completions)
+
+
+def _banned(loaded: Loaded) -> list[int]:
+    """What stands for pictures in a prompt is no word of a reply."""
+    tokens = ("<|vision_start|>", "<|vision_end|>", "<|vision_pad|>", "<|image_pad|>", "<|video_pad|>")
+    return sorted({*_ids(loaded, tokens), *loaded.placeholders})
+
+
+def _ends(loaded: Loaded) -> set[int]:
+    """The tokens that end a reply: the tokenizer's and the model's own, and those of Qwen's template."""
+    own = loaded.model.generation_config.eos_token_id
+    ends = {loaded.tokenizer.eos_token_id, *(own if isinstance(own, list) else [own])}
+    return {*_ids(loaded, ("<|im_end|>", "<|endoftext|>")), *(ends - {None})}
+
+
+def _ids(loaded: Loaded, tokens: Sequence[str]) -> set[int]:
+    found = {loaded.tokenizer.convert_tokens_to_ids(token) for token in tokens}
+    return found - {None, loaded.tokenizer.unk_token_id}
+
+
+def _spare_bytes(device: torch.device) -> int:
+    if device.type == "cuda":
+        return int(torch.cuda.mem_get_info(device)[0]) // 2
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 4
 
 
 def _free(row: _Row) -> list[int]:

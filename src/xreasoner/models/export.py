@@ -74,14 +74,16 @@ def _write_dtype(path: Path, dtype: str) -> None:
 
 
 def _old_rope(config: dict[str, Any]) -> None:
-    """4.57 fails in the forward pass without `rope_scaling` and `rope_theta`."""
+    """4.57 fails in the forward pass without `rope_scaling` and `rope_theta`; Qwen3-VL's have another form."""
     rope = config["text_config"].get("rope_parameters")
-    if rope and "mrope_section" in rope:
-        old = {
-            "rope_scaling": {"type": "mrope", "mrope_section": rope["mrope_section"]},
-            "rope_theta": rope["rope_theta"],
-        }
-        config["text_config"].update(old)
+    if not rope or "mrope_section" not in rope:
+        return
+    old: dict[str, Any] = {"rope_scaling": {"type": "mrope", "mrope_section": rope["mrope_section"]}}
+    if rope.get("mrope_interleaved"):
+        old["rope_scaling"] = {key: rope[key] for key in ("rope_type", "mrope_section", "mrope_interleaved")}
+    old["rope_theta"] = rope["rope_theta"]
+    config["text_config"].update(old)
+    if not rope.get("mrope_interleaved"):
         config.update(old)
 
 

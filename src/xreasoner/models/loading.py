@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import inspect
 import json
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -12,12 +13,15 @@ import torch
 from PIL.Image import Image
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
-from transformers import AutoModelForImageTextToText, AutoTokenizer
+from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor, AutoTokenizer
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
 from xreasoner.engines.base import Message
 from xreasoner.errors import CheckpointError, UserError
 from xreasoner.registry import MODELS, resolve
+
+QWEN_VL = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl", "qwen3_vl_moe")
+"""Model types whose pictures are patches in grids and whose positions have a time, a row and a column."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,6 +29,7 @@ class Loaded:
     """A model with its tokenizer and image processor.
 
     folder: where it came from (a folder, or a hub id); name: as the user gave it; revision: a hub model's commit.
+    processor: transformers' own for text and pictures together, for models outside `QWEN_VL`.
     """
 
     model: Any
@@ -33,25 +38,48 @@ class Loaded:
     folder: str
     name: str
     revision: str | None = None
+    processor: Any = None
 
     @property
     def device(self) -> torch.device:
-        device: torch.device = next(self.model.parameters()).device
+        """Where the tokens go in; for weights that accelerate keeps elsewhere, where it computes with them."""
+        embeddings = self.model.get_input_embeddings()
+        if embeddings.weight.is_meta:
+            return torch.device(embeddings._hf_hook.execution_device)
+        device: torch.device = embeddings.weight.device
         return device
+
+    @property
+    def text_config(self) -> Any:
+        return self.model.config.get_text_config()
+
+    @property
+    def placeholders(self) -> list[int]:
+        """Ids of the tokens that stand for pictures and videos."""
+        ids = [getattr(self.model.config, f"{kind}_token_id", None) for kind in ("image", "video")]
+        return [i for i in ids if i is not None]
 
 
 @dataclass(frozen=True, slots=True)
 class Encoded:
     """One prompt.
 
-    input_ids [T]; position_ids [3, T] (time, row, column); pixel_values [P, D], the patches of all N pictures, and
-    image_grid_thw [N, 3], their grids in patches, or None where there is no picture.
+    input_ids [T]; position_ids [3, T] (time, row, column), or [1, T] outside `QWEN_VL`; pixel_values [P, D], the
+    patches of all N pictures, and image_grid_thw [N, 3], their grids in patches, or None where there is no picture.
+    more: what else the model's own processor made of the pictures.
     """
 
     input_ids: Tensor
     position_ids: Tensor
     pixel_values: Tensor | None
     image_grid_thw: Tensor | None
+    more: Mapping[str, Tensor] = field(default_factory=dict)
+
+    @property
+    def pictures(self) -> dict[str, Tensor]:
+        """The model's inputs beside the tokens."""
+        named = {"pixel_values": self.pixel_values, "image_grid_thw": self.image_grid_thw, **self.more}
+        return {name: tensor for name, tensor in named.items() if tensor is not None}
 
 
 def find(name: str) -> str:
@@ -86,9 +114,6 @@ def _check_files(name: str, folder: Path) -> None:
             raise CheckpointError(
                 f"model {name!r} cannot be read: {path} is damaged or cut short ({_line(error)}); {_mend(name)}"
             ) from error
-    kind = json.loads((folder / "config.json").read_bytes()).get("model_type")
-    if kind != "qwen2_5_vl":
-        raise CheckpointError(f"model {name!r}: {folder / 'config.json'} is of type {kind!r}; expected 'qwen2_5_vl'")
 
 
 def _line(error: Exception) -> str:
@@ -103,22 +128,83 @@ def _mend(name: str) -> str:
     return "copy it again, or run `xreasoner train` with its recipe again"
 
 
-def load(name: str, device: str | None = None, dtype: torch.dtype | None = None) -> Loaded:
+def load(
+    name: str,
+    device: str | None = None,
+    dtype: torch.dtype | None = None,
+    device_map: str | None = None,
+    attn_implementation: str | None = None,
+) -> Loaded:
     """Load a model by registered name, folder or hub id: float32 on a CPU, bfloat16 on a GPU unless told.
 
-    Raises `CheckpointError` for a damaged or foreign checkpoint, `UserError` for a name that stands for nothing.
+    device_map: "auto" spreads a model that does not fit one GPU. attn_implementation: "flash_attention_2", "sdpa" or
+    "eager" for prompts and pictures; None is transformers' choice. Weights are read from safetensors alone and no code
+    of the checkpoint is run. Raises `CheckpointError` for a damaged or foreign checkpoint, or one that the engine
+    cannot run, `UserError` for a name that stands for nothing or an option that cannot be had here.
     """
     where = find(name)
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     dtype = dtype or (torch.float32 if device == "cpu" else torch.bfloat16)
+    options: dict[str, Any] = {"trust_remote_code": False}
     try:
-        model = AutoModelForImageTextToText.from_pretrained(where, dtype=dtype).to(device)
-        tokenizer = AutoTokenizer.from_pretrained(where)
-        image_processor = Qwen2VLImageProcessorPil.from_pretrained(where)
+        config = AutoConfig.from_pretrained(where, **options)
+        _check_kind(name, config)
+        tokenizer = AutoTokenizer.from_pretrained(where, **options)
+        if not tokenizer.chat_template:
+            raise CheckpointError(f"model {name!r} has no chat template; expected one in {where}/chat_template.jinja")
+        image_processor, processor = _processors(where, config)
+        model = _read(where, device, dtype, device_map, attn_implementation)
     except (SafetensorError, json.JSONDecodeError, RuntimeError, OSError, EOFError) as error:
         raise CheckpointError(f"model {name!r} cannot be read from {where}: {_line(error)}; {_mend(name)}") from error
+    except ImportError as error:
+        raise UserError(f"model {name!r} cannot be loaded here: {_line(error)}") from error
+    except ValueError as error:
+        if "trust_remote_code" in str(error):
+            raise CheckpointError(f"model {name!r} wants to run code that came with it, which is never done") from error
+        raise CheckpointError(f"model {name!r} cannot be loaded from {where}: {_line(error)}") from error
     model.eval()
-    return Loaded(model, tokenizer, image_processor, where, name, getattr(model.config, "_commit_hash", None))
+    revision = getattr(model.config, "_commit_hash", None)
+    return Loaded(model, tokenizer, image_processor, where, name, revision, processor)
+
+
+def _check_kind(name: str, config: Any) -> None:
+    """Raise `CheckpointError` for a model that reads no pictures, or whose cache is not plain keys and values."""
+    if type(config) not in AutoModelForImageTextToText._model_mapping:
+        raise CheckpointError(
+            f"model {name!r} is of type {config.model_type!r}; expected a vision-language model that transformers "
+            "loads as AutoModelForImageTextToText, such as 'qwen2_5_vl'"
+        )
+    text = config.get_text_config()
+    kinds = set(getattr(text, "layer_types", None) or []) - {"full_attention"}
+    if kinds or getattr(config, "is_encoder_decoder", False):
+        found = ", ".join(sorted(kinds)) or "an encoder and a decoder"
+        raise CheckpointError(
+            f"model {name!r} ({config.model_type}) has {found}; the torch engine keeps plain keys and values and "
+            "expected full attention in every layer. Serve it with vLLM and give the server's URL"
+        )
+
+
+def _processors(where: str, config: Any) -> tuple[Any, Any]:
+    """The image processor, and the whole processor for models outside `QWEN_VL`."""
+    if config.model_type in QWEN_VL:
+        return Qwen2VLImageProcessorPil.from_pretrained(where), None
+    processor = AutoProcessor.from_pretrained(where, trust_remote_code=False)
+    return processor.image_processor, processor
+
+
+def _read(where: str, device: str, dtype: torch.dtype, device_map: str | None, attention: str | None) -> Any:
+    options: dict[str, Any] = {} if attention is None else {"attn_implementation": attention}
+    if device_map is not None:
+        options["device_map"] = device_map
+    model = AutoModelForImageTextToText.from_pretrained(
+        where, dtype=dtype, use_safetensors=True, trust_remote_code=False, **options
+    )
+    if "logits_to_keep" not in inspect.signature(model.forward).parameters:
+        raise CheckpointError(
+            f"model {where!r} ({model.config.model_type}) computes logits for whole prompts only; the torch engine "
+            "expected `logits_to_keep`. Serve it with vLLM and give the server's URL"
+        )
+    return model if device_map is not None else model.to(device)
 
 
 _LOOKALIKE = str.maketrans({"|": "¦"})
@@ -154,20 +240,33 @@ def _safe_parts(loaded: Loaded, parts: Sequence[Any]) -> list[Any]:
     return [{**part, "text": _plain(loaded, part["text"])} if part["type"] == "text" else part for part in merged]
 
 
-def encode(loaded: Loaded, messages: Sequence[Message], images: Sequence[Image] = ()) -> Encoded:
+def encode(
+    loaded: Loaded,
+    messages: Sequence[Message],
+    images: Sequence[Image] = (),
+    min_pixels: int | None = None,
+    max_pixels: int | None = None,
+) -> Encoded:
     """The ids of a chat prompt that ends where the assistant begins, pictures expanded to their tokens.
 
-    Special tokens that the user's text spells stay text. Raises `UserError` when the number of pictures differs
-    from that of the placeholders.
+    Special tokens that the user's text spells stay text. min_pixels, max_pixels: width times height that pictures are
+    resized to lie between; None: the model's own. Raises `UserError` when the number of pictures differs from that of
+    the placeholders, and for limits that the model cannot keep.
     """
     text = loaded.tokenizer.apply_chat_template(_safe(loaded, messages), tokenize=False, add_generation_prompt=True)
+    size = _size(loaded, min_pixels, max_pixels)
+    pictures = [image.convert("RGB") for image in images]
+    if loaded.processor is not None:
+        return _encode_by_processor(loaded, text, pictures)
     pad = loaded.model.config.image_token_id
     ids: list[int] = loaded.tokenizer.encode(text, add_special_tokens=False)
-    if ids.count(pad) != len(images):
-        raise UserError(f"the messages have {ids.count(pad)} places for pictures, {len(images)} were given")
+    _check_count(ids.count(pad), images)
     patches = grids = None
     if images:
-        pixels = loaded.image_processor([image.convert("RGB") for image in images], return_tensors="pt")
+        try:
+            pixels = loaded.image_processor(pictures, **size, return_tensors="pt")
+        except ValueError as error:
+            raise UserError(f"a picture cannot be read by the model: {_line(error)}") from error
         patches, grids = pixels["pixel_values"], pixels["image_grid_thw"]
         merge = loaded.image_processor.merge_size**2
         counts = iter((grids.prod(-1) // merge).tolist())
@@ -180,3 +279,40 @@ def encode(loaded: Loaded, messages: Sequence[Message], images: Sequence[Image] 
         input_ids[None], mm_token_type_ids=kinds[None], image_grid_thw=grids
     )
     return Encoded(input_ids, position_ids[:, 0], patches, grids)
+
+
+def _check_count(places: int, images: Sequence[Image]) -> None:
+    if places != len(images):
+        raise UserError(f"the messages have {places} places for pictures, {len(images)} were given")
+
+
+def _size(loaded: Loaded, min_pixels: int | None, max_pixels: int | None) -> dict[str, Any]:
+    """The image processor's argument, if any."""
+    if min_pixels is None and max_pixels is None:
+        return {}
+    if loaded.processor is not None:
+        raise UserError(
+            f"min_pixels and max_pixels are given, and {loaded.model.config.model_type} resizes pictures in its own "
+            "way; expected neither"
+        )
+    own = loaded.image_processor.size
+    cell = (loaded.image_processor.patch_size * loaded.image_processor.merge_size) ** 2
+    most = max_pixels if max_pixels is not None else max(own["longest_edge"], min_pixels or 0)
+    least = min_pixels if min_pixels is not None else min(own["shortest_edge"], most)
+    if least < 1 or most < cell or least > most:
+        raise UserError(
+            f"min_pixels {least} and max_pixels {most}; expected 1 <= min_pixels <= max_pixels, and max_pixels of at "
+            f"least {cell}, which is one token"
+        )
+    return {"size": {"shortest_edge": least, "longest_edge": most}}
+
+
+def _encode_by_processor(loaded: Loaded, text: str, pictures: Sequence[Image]) -> Encoded:
+    """By transformers' own processor, which knows how many tokens a picture takes."""
+    place = loaded.tokenizer.decode(loaded.model.config.image_token_id)
+    _check_count(text.count(place), pictures)
+    given = {"images": [list(pictures)]} if pictures else {}
+    inputs = loaded.processor(text=[text], add_special_tokens=False, return_tensors="pt", **given)
+    input_ids = inputs.pop("input_ids")[0]
+    more = {name: inputs[name] for name in inputs if name not in ("attention_mask", "mm_token_type_ids")}
+    return Encoded(input_ids, torch.arange(len(input_ids))[None], more.pop("pixel_values", None), None, more)

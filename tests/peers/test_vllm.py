@@ -1,0 +1,169 @@
+"""A real vLLM, as a server and in process, with the embedded checkpoint: `make test-vllm` makes its environment.
+
+Greedy and in float32, so it says what the torch engine says; where two tokens are as good as equally likely its other
+arithmetic may choose the other, so one reply in eight may differ.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import threading
+import time
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from peers.cases import BUDGETS, cases
+
+from xreasoner.completion import Completion
+from xreasoner.decisions import decide
+from xreasoner.engines.base import Request
+from xreasoner.engines.openai_engine import OpenAIEngine
+from xreasoner.engines.torch_engine import TorchEngine
+from xreasoner.models.loading import Loaded, load
+from xreasoner.tiny.checkpoints import reasoner_folder
+
+pytestmark = [pytest.mark.vllm, pytest.mark.timeout(900)]
+ROOT = Path(__file__).parents[2]
+BIN = ROOT / ".venv-vllm/bin"
+START = 420
+"""Seconds that a server may take to start: about 40 alone on two cores, much longer when they are busy."""
+
+
+def _environment() -> dict[str, str]:
+    paths = f"{ROOT / 'src'}:{ROOT / 'tests'}"
+    return {**os.environ, "VLLM_CPU_KVCACHE_SPACE": "1", "HF_HUB_OFFLINE": "1", "PYTHONPATH": paths}
+
+
+class VllmServer:
+    """`vllm serve` on a free port, in a process group of its own."""
+
+    def __init__(self, log: Path) -> None:
+        assert (BIN / "vllm").is_file(), f"{BIN / 'vllm'} is missing; make it with `make test-vllm`"
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = free.getsockname()[1]
+        self.url, self.log = f"http://127.0.0.1:{port}/v1", log
+        options = ["--dtype", "float32", "--max-model-len", "2048", "--enforce-eager", "--max-num-seqs", "32"]
+        command = [BIN / "vllm", "serve", reasoner_folder(), "--served-model-name", "tiny", "--host", "127.0.0.1"]
+        with log.open("w") as out:
+            self.process = subprocess.Popen(
+                [*command, "--port", str(port), *options],
+                stdout=out,
+                stderr=subprocess.STDOUT,
+                env=_environment(),
+                start_new_session=True,
+            )
+
+    def ready(self) -> None:
+        end = time.monotonic() + START
+        while time.monotonic() < end:
+            assert self.process.poll() is None, self.log.read_text()[-3000:]
+            try:
+                urllib.request.urlopen(f"{self.url}/models", timeout=5).read()
+                return
+            except OSError:
+                time.sleep(1)
+        raise AssertionError(f"vLLM did not start in {START} s: {self.log.read_text()[-3000:]}")
+
+    def kill(self, how: signal.Signals = signal.SIGKILL) -> None:
+        if self.process.poll() is None:
+            os.killpg(self.process.pid, how)
+            self.process.wait(60)
+
+
+@pytest.fixture(scope="module")
+def servers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[VllmServer]]:
+    found = [VllmServer(tmp_path_factory.mktemp("vllm") / f"{k}.log") for k in range(2)]
+    try:
+        for server in found:
+            server.ready()
+        yield found
+    finally:
+        for server in found:
+            server.kill()
+
+
+@pytest.fixture(scope="module")
+def tiny() -> Loaded:
+    return load("tiny")
+
+
+def _agree(theirs: list[Any], ours: list[Any]) -> None:
+    assert len(theirs) == len(ours)
+    differ = [pair for pair in zip(theirs, ours, strict=True) if pair[0] != pair[1]]
+    assert len(differ) <= len(ours) // 8, differ
+
+
+def _said(groups: list[list[Completion]]) -> list[tuple[Any, ...]]:
+    return [(c.text, c.exit, c.prompt_tokens) for group in groups for c in group]
+
+
+@pytest.mark.parametrize("budget", BUDGETS)
+def test_a_vllm_server_says_what_the_torch_engine_says(servers: list[VllmServer], tiny: Loaded, budget: str) -> None:
+    engine = OpenAIEngine([servers[0].url])
+    requests = cases(budget)
+    theirs = engine.generate(requests)
+    engine.close()
+    assert any(request.images for request in requests)
+    assert all(c.exit in (budget, "natural") for group in theirs for c in group)
+    assert budget == "natural" or sum(c.exit == budget for group in theirs for c in group) >= len(requests) // 2
+    _agree(_said(theirs), _said(TorchEngine(tiny).generate(requests)))
+
+
+def test_option_probabilities_of_a_server_are_those_of_the_torch_engine(
+    servers: list[VllmServer], tiny: Loaded
+) -> None:
+    engine, torch_engine = OpenAIEngine([servers[0].url]), TorchEngine(tiny)
+    for request in cases("natural")[:4]:
+        (completion,) = torch_engine.generate([request])[0]
+        theirs = decide(engine, request, completion, ["14", "3", "21"])
+        ours = decide(torch_engine, request, completion, ["14", "3", "21"])
+        assert theirs.probabilities == pytest.approx(ours.probabilities, abs=0.02)
+    engine.close()
+
+
+def test_a_server_that_is_killed_in_the_middle_loses_nothing(servers: list[VllmServer], tiny: Loaded) -> None:
+    """The last test with servers: one of them is gone after it."""
+    engine = OpenAIEngine([server.url for server in servers], max_in_flight=8, timeout=60)
+    requests = cases("natural", 48, seed=7)
+    done: list[int] = []
+    lock = threading.Lock()
+
+    def note(index: int, group: list[Completion]) -> None:
+        with lock:
+            done.append(index)
+            if len(done) == 6:
+                threading.Thread(target=servers[1].kill).start()
+
+    theirs = engine.generate(requests, note)
+    engine.close()
+    assert servers[1].process.poll() is not None
+    assert sorted(done) == list(range(48))  # each answered, and once
+    _agree(_said(theirs), _said(TorchEngine(tiny).generate(requests)))
+
+
+def test_vllm_in_process_says_what_the_torch_engine_says(tiny: Loaded, tmp_path: Path) -> None:
+    out = tmp_path / "said.json"
+    command = [BIN / "python", Path(__file__).with_name("vllm_side.py"), out]
+    ran = subprocess.run(command, capture_output=True, text=True, env=_environment(), timeout=800)
+    assert ran.returncode == 0, ran.stderr[-3000:]
+    found = json.loads(out.read_text())
+    engine = TorchEngine(tiny)
+    for name in BUDGETS:
+        requests = cases(name)
+        _agree([tuple(said) for group in found[name] for said in group], _said(engine.generate(requests)))
+    probabilities = [_decided(engine, request) for request in cases("natural")[:4]]
+    for theirs, ours in zip(found["decisions"], probabilities, strict=True):
+        assert theirs == pytest.approx(ours, abs=0.02)
+
+
+def _decided(engine: TorchEngine, request: Request) -> list[float]:
+    (completion,) = engine.generate([request])[0]
+    return list(decide(engine, request, completion, ["14", "3", "21"]).probabilities)
