@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -32,7 +33,8 @@ class Background:
 
     def __enter__(self) -> Background:
         self._thread.start()
-        self.desk.ready.wait(60)
+        while not self._server.started or not self.desk.ready.wait(60):
+            time.sleep(0.01)
         return self
 
     def __exit__(self, *_: object) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ipaddress
 import socket
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 
 import uvicorn
 
@@ -65,7 +66,8 @@ def serve(
 
     desk.on_loaded = on_loaded
     say(f"loading; {where}/health says when it is ready")
-    server.run(sockets=[listening])
+    with suppress(KeyboardInterrupt):  # the signal that ended it, raised once more when all is done
+        server.run(sockets=[listening])
     if desk.error is not None:
         raise desk.error
 
