@@ -26,7 +26,7 @@ import httpx2
 from xreasoner.engines.driving import finished
 from xreasoner.reasoner import Reasoner
 
-PEOPLE = "Ana Ben Cara Dan Eva".split()
+PEOPLE = ["Ana", "Ben", "Cara", "Dan", "Eva"]
 
 
 def questions(n: int) -> list[str]:
