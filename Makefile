@@ -6,7 +6,7 @@ ARGS ?=
 BIN := .venv/bin
 export TOKENIZERS_PARALLELISM = false
 
-.PHONY: demo report test test-slow test-card test-vllm bench-inference lint format docs base evidence clean
+.PHONY: demo report test test-slow test-card test-vllm bench-inference lint format docs base evidence load clean
 
 demo: .venv/ready
 	$(BIN)/xreasoner demo $(ARGS)
@@ -39,6 +39,10 @@ lint: .venv/ready
 format: .venv/ready
 	$(BIN)/ruff format -q src tests
 	$(BIN)/ruff check --fix -q src tests
+
+# 200 clients for a minute against the service
+load: .venv/ready
+	$(BIN)/python benchmarks/serving.py
 
 # the commands' help, in docs/cli.md; a test compares
 docs: .venv/ready

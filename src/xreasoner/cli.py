@@ -281,6 +281,68 @@ def batch(
         raise UserError(f"{source}: {len(done.refused)} lines are no good requests (lines {shown}); {out} says why")
 
 
+@app.command()
+def serve(
+    models: Annotated[
+        list[str], typer.Argument(metavar="MODEL-or-URL...", help="A folder, a hub id, tiny; or servers' addresses.")
+    ],
+    host: Annotated[
+        str, typer.Option(help="The address to listen at; beyond this machine only with a key.")
+    ] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, max=65535, help="0: any that is free.")] = 8000,
+    key: Annotated[
+        str | None, typer.Option(envvar="XREASONER_API_KEY", help="The API key that clients must give.")
+    ] = None,
+    name: Annotated[
+        list[str] | None, typer.Option(help="A further name that the service is reached under (the Host header).")
+    ] = None,
+    budget: Budget = None,
+    answer_budget: AnswerBudget = 256,
+    temperature: Temperature = None,
+    seed: Seed = 0,
+    prompt: Annotated[str | None, typer.Option(help="The prompt's name, for the page and `options`.")] = None,
+    engine: EngineName = None,
+    served_model: Served = None,
+    api_key: ApiKey = None,
+    device: Device = None,
+    dtype: Dtype = None,
+    attn_implementation: Attention = None,
+    min_pixels: MinPixels = None,
+    max_pixels: MaxPixels = None,
+    media_root: Annotated[
+        Path | None, typer.Option(help="The folder that pictures' files are read below; no files if left out.")
+    ] = None,
+    allow_host: Annotated[
+        list[str] | None, typer.Option(help="A host that pictures are fetched from; may be given several times.")
+    ] = None,
+    max_images: Annotated[int, typer.Option(min=1, help="Pictures of one request.")] = 16,
+    max_body: Annotated[int, typer.Option(min=1, help="Megabytes of one request's body.")] = 32,
+    max_tokens: Annotated[int, typer.Option(min=1, help="Thinking and answer of one sample.")] = 32_768,
+    max_running: Annotated[int, typer.Option(min=1, help="Requests with the engine at a time.")] = 256,
+    max_queue: Annotated[int, typer.Option(min=0, help="Requests that wait for that; more are refused (429).")] = 256,
+    grace: Annotated[float, typer.Option(min=0, help="Seconds that SIGTERM leaves to what runs.")] = 60.0,
+) -> None:
+    """Serve a model, or any number of servers, in OpenAI's interface, with a page at /."""
+    given = {**locals(), "model": ",".join(models)}
+    from xreasoner.media import Guard
+    from xreasoner.serving import serve as run_service
+    from xreasoner.serving.desk import Limits
+
+    guard = Guard(hosts=frozenset(allow_host or ()), root=media_root, max_images=max_images)
+    limits = Limits(max_body=max_body * 2**20, max_tokens=max_tokens, max_running=max_running, max_queue=max_queue)
+    run_service(
+        lambda: _reasoner(given),
+        host=host,
+        port=port,
+        key=key,
+        names=name or (),
+        guard=guard,
+        limits=limits,
+        grace=grace,
+        say=typer.echo,
+    )
+
+
 def _reasoner(given: dict[str, Any]) -> Any:
     """The `Reasoner` of a command's options."""
     from xreasoner.reasoner import Reasoner

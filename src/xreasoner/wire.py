@@ -15,6 +15,7 @@ from xreasoner.completion import Completion
 from xreasoner.engines.base import Message, Request, Sampling
 from xreasoner.errors import UserError
 from xreasoner.media import Guard, pictures
+from xreasoner.trace import CLOSE
 
 ROLES = ("system", "user", "assistant")
 Check = Callable[[Any], bool]
@@ -49,10 +50,21 @@ FIELDS: dict[str, tuple[Check, str]] = {
     "min_pixels": (_whole(1), "a whole number from 1"),
     "max_pixels": (_whole(1), "a whole number from 1"),
     "stream": (lambda value: value is False, "false"),
+    "exit_text": (
+        lambda value: isinstance(value, str) and CLOSE in value and len(value) <= 2000,
+        f"a text with {CLOSE}",
+    ),
+    "exit_on_repeats": (lambda value: isinstance(value, bool), "true or false"),
+    "frequency_penalty": (lambda value: value == 0, "0: penalties are not applied here"),
+    "presence_penalty": (lambda value: value == 0, "0: penalties are not applied here"),
     "user": (lambda value: isinstance(value, str), "a text"),
 }
 """field → (is the value good, what was expected). `user` says who asks and changes nothing."""
-SAME = ("temperature", "top_p", "top_k", "seed", "thinking_budget", "answer_budget")
+SAME = (
+    *("temperature", "top_p", "top_k", "seed", "thinking_budget", "answer_budget"),
+    *("exit_text", "exit_on_repeats"),
+)
+Fields = Mapping[str, tuple[Check, str]]
 
 
 def read_chat(
@@ -61,23 +73,14 @@ def read_chat(
     guard: Guard,
     min_pixels: int | None = None,
     max_pixels: int | None = None,
+    fields: Fields = FIELDS,
 ) -> Request:
     """The request that a body stands for; what it leaves out is as given here.
 
     `max_tokens` (or `max_completion_tokens`) are thinking and answer together: the answer keeps its budget, or half of
     them where that is less. Raises `UserError` that names the field.
     """
-    if not isinstance(body, Mapping):
-        raise UserError(f"body: found {type(body).__name__}, expected an object")
-    given = {name: value for name, value in body.items() if value is not None}
-    for name, value in given.items():
-        if name not in FIELDS:
-            raise UserError(f"{name}: this field is not known here; expected some of {', '.join(FIELDS)}")
-        good, expected = FIELDS[name]
-        if not good(value):
-            raise UserError(f"{name}: found {str(value)[:60]!r}, expected {expected}")
-    if "messages" not in given:
-        raise UserError("messages: is missing; expected a list of messages")
+    given = read_fields(body, fields)
     messages, references = read_messages(given["messages"])
     changes = {name: given[name] for name in SAME if name in given}
     stop = given.get("stop", ())
@@ -90,6 +93,22 @@ def read_chat(
         given.get("min_pixels", min_pixels),
         given.get("max_pixels", max_pixels),
     )
+
+
+def read_fields(body: Any, fields: Fields = FIELDS) -> dict[str, Any]:
+    """A body's fields that are not null. Raises `UserError` that names the one that is unknown or wrong."""
+    if not isinstance(body, Mapping):
+        raise UserError(f"body: found {type(body).__name__}, expected an object")
+    given = {name: value for name, value in body.items() if value is not None}
+    for name, value in given.items():
+        if name not in fields:
+            raise UserError(f"{name[:60]}: this field is not known here; expected some of {', '.join(fields)}")
+        good, expected = fields[name]
+        if not good(value):
+            raise UserError(f"{name}: found {str(value)[:60]!r}, expected {expected}")
+    if "messages" not in given:
+        raise UserError("messages: is missing; expected a list of messages")
+    return given
 
 
 def _capped(sampling: Sampling, most: int | None) -> Sampling:
@@ -137,25 +156,32 @@ def _part(part: Any, where: str, references: list[str]) -> dict[str, Any]:
 
 def chat_body(completions: Sequence[Completion], model: str) -> dict[str, Any]:
     """A chat completion. The thought is in `reasoning` and `reasoning_content`; how it ended in `exit`."""
+    choices = [_choice(k, completion) for k, completion in enumerate(completions)]
+    return {**head("chat.completion", model), "choices": choices, "usage": usage(completions)}
+
+
+def head(kind: str, model: str) -> dict[str, Any]:
+    return {"id": f"chatcmpl-{uuid.uuid4().hex}", "object": kind, "created": int(time.time()), "model": model}
+
+
+def usage(completions: Sequence[Completion]) -> dict[str, Any]:
+    """Tokens, over both passes where a thought was ended by force."""
     thought = sum(completion.thought_tokens for completion in completions)
     said = thought + sum(completion.answer_tokens for completion in completions)
     return {
-        "id": f"chatcmpl-{uuid.uuid4().hex}",
-        "object": "chat.completion",
-        "created": int(time.time()),
-        "model": model,
-        "choices": [_choice(k, completion) for k, completion in enumerate(completions)],
-        "usage": {
-            "prompt_tokens": completions[0].prompt_tokens,
-            "completion_tokens": said,
-            "total_tokens": completions[0].prompt_tokens + said,
-            "completion_tokens_details": {"reasoning_tokens": thought},
-        },
+        "prompt_tokens": completions[0].prompt_tokens,
+        "completion_tokens": said,
+        "total_tokens": completions[0].prompt_tokens + said,
+        "completion_tokens_details": {"reasoning_tokens": thought},
     }
+
+
+def finish_reason(completion: Completion) -> str:
+    return "stop" if completion.exit in ("natural", "forced") else "length"
 
 
 def _choice(k: int, completion: Completion) -> dict[str, Any]:
     thought = completion.thought or None
     message = {"role": "assistant", "content": completion.answer, "reasoning": thought, "reasoning_content": thought}
-    finish = "stop" if completion.exit in ("natural", "forced") else "length"
-    return {"index": k, "message": message, "logprobs": None, "finish_reason": finish, "exit": completion.exit}
+    ended = {"finish_reason": finish_reason(completion), "exit": completion.exit}
+    return {"index": k, "message": message, "logprobs": None, **ended}

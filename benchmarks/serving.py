@@ -1,0 +1,141 @@
+"""Load on the service: many clients, every answer checked against its own prompt, memory afterwards, and the overhead.
+
+    python benchmarks/serving.py [--clients 200] [--seconds 60]
+
+Each client asks questions whose greedy answers were computed before in this process, one after another, with no pause;
+a 429 is waited for as its Retry-After says. The overhead is the service's tokens a second against the same questions
+handed to the engine directly, as many at a time, in this process.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import os
+import statistics
+import subprocess
+import sys
+import time
+from collections import Counter
+from random import Random
+from typing import Any
+
+import httpx2
+
+from xreasoner.engines.driving import finished
+from xreasoner.reasoner import Reasoner
+
+PEOPLE = ["Ana", "Ben", "Cara", "Dan", "Eva"]
+
+
+def questions(n: int) -> list[str]:
+    """Short problems, no two alike in their numbers."""
+    rng = Random(0)
+    found = []
+    for k in range(n):
+        names = rng.sample(PEOPLE, 3)
+        facts = ", ".join(f"{name} has {rng.randint(1, 30)}" for name in names)
+        ending = ("By how much does the highest score exceed the lowest?", "Who has more?")[k % 2]
+        found.append(f"{facts}. {ending}")
+    return found
+
+
+def expected(asked: list[str], clients: int) -> tuple[dict[str, str], float]:
+    """The whole reply to each question, and the engine's own tokens a second with so many at a time."""
+    reasoner = Reasoner("tiny", thinking_budget=160, answer_budget=24)
+    requests = [(question, reasoner.request(question)) for question in asked]
+    list(finished(reasoner.engine, iter(requests[:20]), clients))
+    begun, tokens, found = time.monotonic(), 0, {}
+    for question, outcome in finished(reasoner.engine, iter(requests), clients):
+        if isinstance(outcome, Exception):
+            raise outcome
+        found[question] = outcome[0].answer + "\n" + outcome[0].thought
+        tokens += len(outcome[0].token_ids)
+    return found, tokens / (time.monotonic() - begun)
+
+
+async def load(url: str, answers: dict[str, str], clients: int, seconds: float) -> dict[str, Any]:
+    """What happened in so many seconds with so many clients."""
+    statuses: Counter[str] = Counter()
+    latencies: list[float] = []
+    wrong: list[str] = []
+    tokens, asked, end = 0, list(answers), time.monotonic() + seconds
+    limits = httpx2.Limits(max_connections=None)
+    async with httpx2.AsyncClient(timeout=httpx2.Timeout(120.0), limits=limits) as http:
+
+        async def one(mine: int) -> None:
+            nonlocal tokens
+            rng = Random(mine)
+            while time.monotonic() < end:
+                question = rng.choice(asked)
+                body = {"messages": [{"role": "user", "content": question}], "prompt": "default"}
+                begun = time.monotonic()
+                try:
+                    reply = await http.post(url + "/v1/chat/completions", json=body)
+                except httpx2.HTTPError as error:
+                    statuses[type(error).__name__] += 1
+                    continue
+                statuses[str(reply.status_code)] += 1
+                if reply.status_code == 429:
+                    await asyncio.sleep(float(reply.headers["retry-after"]))
+                    continue
+                if reply.status_code != 200:
+                    wrong.append(reply.text[:200])
+                    continue
+                found = reply.json()
+                said = found["choices"][0]["message"]
+                latencies.append(time.monotonic() - begun)
+                tokens += found["usage"]["completion_tokens"]
+                if said["content"] + "\n" + (said["reasoning"] or "") != answers[question]:
+                    wrong.append(f"{question} → {said}")
+
+        begun = time.monotonic()
+        await asyncio.gather(*(one(k) for k in range(clients)))
+        spent = time.monotonic() - begun
+    return {
+        "clients": clients,
+        "seconds": round(spent, 1),
+        "statuses": dict(statuses),
+        "wrong": wrong[:5],
+        "wrong_count": len(wrong),
+        "latency_median": round(statistics.median(latencies), 2) if latencies else None,
+        "latency_p99": round(sorted(latencies)[int(0.99 * len(latencies))], 2) if latencies else None,
+        "tokens_per_s": round(tokens / spent, 1),
+    }
+
+
+def memory(pid: int) -> float:
+    """Resident megabytes."""
+    with open(f"/proc/{pid}/statm") as file:
+        return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 2**20
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--clients", type=int, default=200)
+    parser.add_argument("--seconds", type=float, default=60)
+    parser.add_argument("--questions", type=int, default=400)
+    given = parser.parse_args()
+    answers, alone = expected(questions(given.questions), given.clients)
+    command = [sys.executable, "-m", "xreasoner.cli", "serve", "tiny", "--port", "0", "--budget", "160"]
+    with subprocess.Popen([*command, "--answer-budget", "24"], stdout=subprocess.PIPE, text=True) as server:
+        assert server.stdout
+        url = server.stdout.readline().split()[1].removesuffix("/health")
+        while "serving" not in server.stdout.readline():
+            pass
+        asyncio.run(load(url, answers, given.clients, given.seconds / 6))
+        first = memory(server.pid)
+        found = asyncio.run(load(url, answers, given.clients, given.seconds))
+        last = memory(server.pid)
+        server.terminate()
+    found |= {"memory_mb": [round(first), round(last)], "engine_tokens_per_s": round(alone, 1)}
+    found["share_of_engine"] = round(found["tokens_per_s"] / alone, 3)
+    print(json.dumps(found, indent=1, ensure_ascii=False))
+    failed = set(found["statuses"]) - {"200", "429"}
+    if failed or found["wrong_count"]:
+        raise SystemExit(f"failed: {failed or 'wrong answers'}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,406 @@
+"""The routes. A request is read, given a place at the desk, and answered whole or as a stream of events."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import re
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterable
+from contextlib import asynccontextmanager, suppress
+from dataclasses import dataclass, replace
+from typing import Any
+
+from fastapi import FastAPI, Request
+from starlette.exceptions import HTTPException
+from starlette.responses import HTMLResponse, JSONResponse, PlainTextResponse, Response, StreamingResponse
+
+from xreasoner.completion import Completion
+from xreasoner.decisions import Decision
+from xreasoner.engines.base import Request as Asking
+from xreasoner.errors import EngineError, UserError, XReasonerError
+from xreasoner.media import Guard
+from xreasoner.problem import LABELS, Problem
+from xreasoner.prompts import PROMPTS, chat_messages, default_prompt
+from xreasoner.reasoner import Reasoner, context
+from xreasoner.registry import nearest
+from xreasoner.serving.desk import BusyError, Desk, log
+from xreasoner.serving.door import Door, error, page
+from xreasoner.trace import Splitter
+from xreasoner.wire import FIELDS, Fields, chat_body, finish_reason, head, read_chat, read_fields, usage
+
+OPTIONS: Fields = {
+    "options": (
+        lambda value: isinstance(value, list) and all(isinstance(o, str) and o.strip() for o in value),
+        "a list of texts",
+    ),
+    "prompt": (lambda value: value in (*PROMPTS, "default"), f"default, or one of {', '.join(PROMPTS)}"),
+}
+"""Ours: the last message's text is the question of a prompt of the grammar, and the options are its options."""
+CHAT: Fields = {
+    **FIELDS,
+    **OPTIONS,
+    "stream": (lambda value: isinstance(value, bool), "true or false"),
+    "stream_options": (
+        lambda value: isinstance(value, dict) and set(value) <= {"include_usage"},
+        "include_usage alone",
+    ),
+    "logprobs": (lambda value: isinstance(value, bool), "true or false"),
+}
+DECISIONS: Fields = {name: rule for name, rule in {**FIELDS, **OPTIONS}.items() if name not in ("n", "stream")}
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """A request as it was read."""
+
+    request: Asking
+    options: tuple[str, ...]
+    stream: bool
+    include_usage: bool
+
+
+def create_app(desk: Desk, guard: Guard, hosts: Iterable[str] | None, key: str | None) -> FastAPI:
+    """The service around a desk. guard: what pictures may be; hosts, key: see `door.Door`."""
+
+    @asynccontextmanager
+    async def life(_: FastAPI) -> AsyncIterator[None]:
+        desk.start()
+        yield
+        await asyncio.to_thread(desk.stop)
+
+    app = FastAPI(lifespan=life, docs_url=None, redoc_url=None, openapi_url=None)
+    app.add_middleware(Door, hosts=hosts, key=key, metrics=desk.metrics)
+    app.add_exception_handler(HTTPException, _http_error)
+    app.add_exception_handler(Exception, _failure)
+
+    @app.get("/health")
+    async def health() -> Response:
+        if desk.ready.is_set():
+            return JSONResponse({"status": "ready"})
+        return JSONResponse({"status": "failed" if desk.error else "loading"}, 503, headers={"retry-after": "2"})
+
+    @app.get("/metrics")
+    async def metrics() -> Response:
+        return PlainTextResponse(desk.metrics.text(), media_type="text/plain; version=0.0.4; charset=utf-8")
+
+    @app.get("/v1/models")
+    @loaded(desk)
+    async def models(request: Request) -> Response:
+        return JSONResponse({"object": "list", "data": [_model(desk.reasoner)]})
+
+    @app.post("/v1/chat/completions")
+    @loaded(desk)
+    async def chat(request: Request) -> Response:
+        asked = await _read(request, desk, guard, CHAT)
+        return await _streamed(desk, asked) if asked.stream else await _whole(request, desk, asked)
+
+    @app.post("/v1/decisions")
+    @loaded(desk)
+    async def decisions(request: Request) -> Response:
+        asked = await _read(request, desk, guard, DECISIONS)
+        if len(asked.options) < 2:
+            raise UserError("options: is missing; expected a list of two or more texts")
+        return await _whole(request, desk, asked, _decision_body)
+
+    for path, name, kind in (
+        ("/", "index.html", "text/html"),
+        ("/page.css", "page.css", "text/css"),
+        ("/page.js", "page.js", "text/javascript"),
+    ):
+        app.add_api_route(path, _file(page(name), kind), methods=["GET"])
+    return app
+
+
+def _file(text: str, kind: str) -> Callable[[], Awaitable[Response]]:
+    async def found() -> Response:
+        return HTMLResponse(text, media_type=kind, headers={"cache-control": "no-cache"})
+
+    return found
+
+
+Route = Callable[[Request], Awaitable[Response]]
+
+
+def loaded(desk: Desk) -> Callable[[Route], Route]:
+    """Routes that need the model: 503 while it loads, and the errors of asking it in OpenAI's shape."""
+
+    def around(route: Route) -> Route:
+        async def answer(request: Request) -> Response:
+            if not desk.ready.is_set():
+                return error(503, "the model is still loading; try again in some seconds", retry=2)
+            try:
+                return await route(request)
+            except Exception as found:
+                return refusal(found)
+
+        return answer
+
+    return around
+
+
+def refusal(found: Exception) -> Response:
+    """What went wrong, as a reply. What nobody meant to say is logged and not told."""
+    if isinstance(found, HTTPException):
+        return error(found.status_code, str(found.detail))
+    if isinstance(found, BusyError):
+        return error(429, "too many requests are here already; try again in a second", "rate_limit_error", retry=1)
+    if isinstance(found, UserError):
+        field = re.match(r"([a-z_]+)(?:\[|\.|:)", str(found))
+        return error(400, str(found), param=field[1] if field else None)
+    if isinstance(found, EngineError):
+        return error(503, str(found), retry=5)
+    log.error("a request failed", exc_info=found)
+    return error(500, str(found) if isinstance(found, XReasonerError) else "the service failed; its log says why")
+
+
+async def _http_error(_: Request, found: Exception) -> Response:
+    assert isinstance(found, HTTPException)
+    refused = error(found.status_code, str(found.detail))
+    refused.headers.update(found.headers or {})
+    return refused
+
+
+async def _failure(_: Request, found: Exception) -> Response:
+    return refusal(found)
+
+
+def _model(reasoner: Reasoner) -> dict[str, Any]:
+    """The model's entry, with what holds for requests that do not say otherwise."""
+    sampling = reasoner.sampling
+    entry = {"id": reasoner.model, "object": "model", "created": 0, "owned_by": "xreasoner"}
+    budgets = {"thinking_budget": sampling.thinking_budget, "answer_budget": sampling.answer_budget}
+    return {**entry, "max_model_len": context(reasoner.engine), **budgets, "temperature": sampling.temperature}
+
+
+# --- reading ---------------------------------------------------------------------------------------------------------
+
+
+async def _read(request: Request, desk: Desk, guard: Guard, fields: Fields) -> Asked:
+    """A request's body. Raises `HTTPException` and `UserError` for what is wrong with it."""
+    kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    if kind != "application/json":
+        raise HTTPException(415, f"content-type: found {kind[:60]!r}, expected application/json")
+    raw = await _body(request, desk.limits.max_body, desk.limits.body_seconds)
+    try:
+        body = json.loads(raw)
+    except (ValueError, RecursionError) as wrong:
+        raise UserError(f"body: not JSON ({getattr(wrong, 'msg', 'nested too deep, or not UTF-8')})") from None
+    return await asyncio.to_thread(understood, body, desk, guard, fields)
+
+
+async def _body(request: Request, most: int, seconds: float) -> bytes:
+    """Read no more than is allowed, in the time that is allowed."""
+    said = request.headers.get("content-length", "0")
+    if not said.isdigit() or int(said) > most:
+        raise HTTPException(413, f"the body is longer than {most} bytes")
+    found = bytearray()
+    try:
+        async with asyncio.timeout(seconds):
+            async for chunk in request.stream():
+                found += chunk
+                if len(found) > most:
+                    raise HTTPException(413, f"the body is longer than {most} bytes")
+    except TimeoutError:
+        raise HTTPException(408, f"the body did not arrive within {seconds:.0f} s") from None
+    return bytes(found)
+
+
+def understood(body: Any, desk: Desk, guard: Guard, fields: Fields) -> Asked:
+    """What a body asks for, within the limits. Raises `UserError` that names the field."""
+    given, reasoner, limits = read_fields(body, fields), desk.reasoner, desk.limits
+    if given.get("model", reasoner.model) != reasoner.model:
+        raise HTTPException(404, f"model: {nearest(given['model'], [reasoner.model])}")
+    options = tuple(given.pop("options", ()))
+    if options and not 2 <= len(options) <= len(LABELS):
+        raise UserError(f"options: found {len(options)}, expected 2 to {len(LABELS)}, or none")
+    stream, told = bool(given.pop("stream", False)), given.pop("stream_options", {})
+    prompt, logprobs = given.pop("prompt", "default" if options else None), bool(given.pop("logprobs", False))
+    if logprobs and (stream or not hasattr(reasoner.engine, "loaded")):
+        raise UserError("logprobs: only without stream, and from a model in the service's own process")
+    sampling = replace(reasoner.sampling, logprobs=logprobs)
+    request = read_chat(given, sampling, guard, reasoner.min_pixels, reasoner.max_pixels)
+    if prompt:
+        request = _asked_by(request, reasoner, options, prompt)
+    for name, found, most in (
+        ("n", request.n, limits.max_samples),
+        ("thinking_budget", request.sampling.thinking_budget + request.sampling.answer_budget, limits.max_tokens),
+        ("min_pixels", request.min_pixels or 0, limits.max_pixels),
+        ("max_pixels", request.max_pixels or 0, limits.max_pixels),
+    ):
+        if found > most:
+            raise UserError(
+                f"{name}: found {found}{' with the answer' if 'budget' in name else ''}, at most {most} here"
+            )
+    return Asked(request, options, stream, bool(told.get("include_usage")))
+
+
+def _asked_by(request: Asking, reasoner: Reasoner, options: tuple[str, ...], prompt: str) -> Asking:
+    """The same request, with the last message put as a prompt of the grammar puts a question."""
+    *before, last = request.messages
+    parts = [{"type": "text", "text": last["content"]}] if isinstance(last["content"], str) else last["content"]
+    question = "".join(part["text"] for part in parts if part["type"] == "text")
+    if not question.strip():
+        raise UserError("messages: the last one holds no question; expected some text")
+    count = sum(part["type"] == "image" for part in parts)
+    shown = request.images[len(request.images) - count :]
+    name = (reasoner.prompt or default_prompt(reasoner.model, options)) if prompt == "default" else prompt
+    problem = Problem("question", question, "", "text", options, tuple(shown))
+    return replace(request, messages=[*before, *chat_messages(problem, name)])
+
+
+# --- answering -------------------------------------------------------------------------------------------------------
+
+
+async def _whole(
+    request: Request,
+    desk: Desk,
+    asked: Asked,
+    shown: Callable[[Desk, Asked, list[Completion], Decision | None], dict[str, Any]] | None = None,
+) -> Response:
+    """The reply in one piece; a client that goes away meanwhile ends the work."""
+
+    async def work() -> dict[str, Any]:
+        async with desk.place():
+            completions: list[Completion] = []
+            async for event in desk.run(asked.request):
+                if isinstance(event, list):
+                    completions = event
+            decision = await _decided(desk, asked, completions, required=shown is not None)
+        return (shown or _chat_body)(desk, asked, completions, decision)
+
+    working, gone = asyncio.ensure_future(work()), asyncio.ensure_future(_gone(request))
+    try:
+        await asyncio.wait({working, gone}, return_when=asyncio.FIRST_COMPLETED)
+        if not working.done():
+            return Response(status_code=499)  # nobody reads it
+        return JSONResponse(working.result())
+    finally:
+        for task in (working, gone):
+            task.cancel()
+            with suppress(asyncio.CancelledError, Exception):
+                await task
+
+
+async def _gone(request: Request) -> None:
+    while (await request.receive())["type"] != "http.disconnect":
+        pass
+
+
+async def _decided(desk: Desk, asked: Asked, completions: list[Completion], required: bool) -> Decision | None:
+    """The options' probabilities after the first completion; None where the engine cannot say and need not."""
+    if not asked.options:
+        return None
+    try:
+        return await desk.decide(asked.request, completions[0], asked.options)
+    except UserError:
+        if required:
+            raise
+        return None
+
+
+def _probabilities(asked: Asked, decision: Decision | None) -> dict[str, Any]:
+    if decision is None:
+        return {}
+    pairs = zip(LABELS, asked.options, decision.probabilities, strict=False)
+    found = [{"label": label, "text": text, "probability": value} for label, text, value in pairs]
+    return {"option_probabilities": found, "mass": decision.mass}
+
+
+def _chat_body(desk: Desk, asked: Asked, completions: list[Completion], decision: Decision | None) -> dict[str, Any]:
+    body = chat_body(completions, desk.reasoner.model)
+    if asked.request.sampling.logprobs:
+        tokenizer: Any = desk.reasoner.engine.loaded.tokenizer  # type: ignore[attr-defined]
+        for choice, completion in zip(body["choices"], completions, strict=True):
+            choice["logprobs"] = {"content": _logprobs(completion, tokenizer)}
+    return body | _probabilities(asked, decision)
+
+
+def _logprobs(completion: Completion, tokenizer: Any) -> list[dict[str, Any]]:
+    """Every token of the whole reply, thought and tags included."""
+    texts = [tokenizer.decode([token]) for token in completion.token_ids]
+    return [
+        {"token": text, "logprob": logprob, "bytes": list(text.encode()), "top_logprobs": []}
+        for text, logprob in zip(texts, completion.logprobs, strict=True)
+    ]
+
+
+def _decision_body(
+    desk: Desk, asked: Asked, completions: list[Completion], decision: Decision | None
+) -> dict[str, Any]:
+    (completion,) = completions
+    assert decision is not None
+    said = {"answer": completion.answer, "reasoning": completion.thought, "exit": completion.exit}
+    body = {**head("decision", desk.reasoner.model), **_probabilities(asked, decision), **said}
+    return {**body, "usage": usage(completions)}
+
+
+async def _streamed(desk: Desk, asked: Asked) -> Response:
+    """Server-sent events. The first one is waited for, so that what is wrong at once has its own status."""
+    events = _events(desk, asked)
+    first = await anext(events)
+
+    async def all_of() -> AsyncIterator[str]:
+        try:
+            yield first
+            async for event in events:
+                yield event
+        finally:
+            await events.aclose()
+
+    return StreamingResponse(all_of(), media_type="text/event-stream", headers={"cache-control": "no-cache"})
+
+
+async def _events(desk: Desk, asked: Asked) -> AsyncGenerator[str, None]:
+    """A chunk for every piece of text, told apart into thought and answer, then how each sample ended."""
+    begin = head("chat.completion.chunk", desk.reasoner.model)
+
+    def chunk(sample: int, delta: dict[str, Any], finish: str | None = None, **more: Any) -> str:
+        choice = {"index": sample, "delta": delta, "logprobs": None, "finish_reason": finish, **more}
+        return _event({**begin, "choices": [choice]})
+
+    splitters = [Splitter() for _ in range(asked.request.n)]
+    completions: list[Completion] = []
+    decision, opened = None, False
+    try:
+        async with desk.place():
+            running = desk.run(asked.request)
+            try:
+                async for event in running:
+                    if not opened:
+                        opened = True
+                        for sample in range(asked.request.n):
+                            yield chunk(sample, {"role": "assistant", "content": ""})
+                    if isinstance(event, list):
+                        completions = event
+                        continue
+                    sample, text = event
+                    for delta in _deltas(splitters[sample].feed(text)):
+                        yield chunk(sample, delta)
+            finally:
+                await running.aclose()
+            decision = await _decided(desk, asked, completions, required=False)
+    except Exception as found:
+        if not opened:
+            raise
+        yield _event(json.loads(bytes(refusal(found).body)))
+        return
+    for sample, (splitter, completion) in enumerate(zip(splitters, completions, strict=True)):
+        for delta in _deltas(splitter.close()[0]):
+            yield chunk(sample, delta)
+        yield chunk(sample, {}, finish_reason(completion), exit=completion.exit)
+    if asked.include_usage or decision is not None:
+        yield _event({**begin, "choices": [], "usage": usage(completions), **_probabilities(asked, decision)})
+    yield "data: [DONE]\n\n"
+
+
+def _deltas(pieces: Iterable[tuple[str, str]]) -> Iterable[dict[str, str]]:
+    """Text outside of all tags is the answer's, but for the space between them."""
+    for label, text in pieces:
+        if label == "thought":
+            yield {"reasoning": text, "reasoning_content": text}
+        elif label == "answer" or text.strip():
+            yield {"content": text}
+
+
+def _event(value: dict[str, Any]) -> str:
+    return f"data: {json.dumps(value, ensure_ascii=False)}\n\n"

@@ -1,0 +1,171 @@
+"""The desk between the routes and the engine: it loads the model, drives it, and lets so many requests in at a time."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import threading
+import time
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+
+from xreasoner.completion import Completion
+from xreasoner.decisions import Decision, decide
+from xreasoner.engines.base import Request, Ticket
+from xreasoner.reasoner import Reasoner
+from xreasoner.serving.metrics import Metrics
+
+log = logging.getLogger("xreasoner.serving")
+
+
+class BusyError(Exception):
+    """Too many requests are here already."""
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What one client, and all together, may ask for."""
+
+    max_body: int = 32 * 2**20
+    """Bytes of a request's body."""
+    body_seconds: float = 30.0
+    """In which a body must have arrived."""
+    max_running: int = 256
+    """Requests with the engine."""
+    max_queue: int = 256
+    """Requests that wait for that."""
+    max_samples: int = 16
+    """`n` of one request."""
+    max_tokens: int = 32_768
+    """Thinking and answer of one sample."""
+    max_pixels: int = 1_048_576
+    """`min_pixels` and `max_pixels` of one request: what a picture may be enlarged to."""
+
+
+Text = tuple[int, str]
+"""(sample, a piece of its text)."""
+
+
+class Desk:
+    """One model behind one service.
+
+    `start` loads it in a thread of the desk's own, which then drives the engine; `ready` and `error` say how that went.
+    """
+
+    def __init__(self, opened: Callable[[], Reasoner], limits: Limits, metrics: Metrics) -> None:
+        self._opened, self.limits, self.metrics = opened, limits, metrics
+        self.ready = threading.Event()
+        self.error: BaseException | None = None
+        self._stop, self._wake = threading.Event(), threading.Event()
+        self._thread = threading.Thread(target=self._run, name="xreasoner-engine", daemon=True)
+        self._places = asyncio.Semaphore(limits.max_running)
+        self._here = 0
+        self.on_loaded: Callable[[], None] = lambda: None
+
+    @property
+    def reasoner(self) -> Reasoner:
+        assert self.ready.is_set()
+        return self._reasoner
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Let the engine go; what runs is cancelled."""
+        self._stop.set()
+        self._wake.set()
+        self._thread.join(timeout=10)
+        if self.ready.is_set():
+            self._reasoner.close()
+
+    def _run(self) -> None:
+        try:
+            self._reasoner = self._opened()
+            self.ready.set()
+        except BaseException as error:
+            self.error = error
+        self.on_loaded()
+        while self.error is None and not self._stop.is_set():
+            try:
+                busy = self._reasoner.engine.step()
+            except Exception:  # those who wait are told by their tickets
+                log.exception("the engine failed in a step")
+                busy = True
+            if not busy:
+                self._wake.wait(0.5)
+                self._wake.clear()
+
+    @asynccontextmanager
+    async def place(self) -> AsyncIterator[None]:
+        """A place at the engine, waited for in the queue. Raises `BusyError` where that is full."""
+        if self._here >= self.limits.max_running + self.limits.max_queue:
+            raise BusyError
+        self._here += 1
+        self.metrics.waiting.inc()
+        seated = False
+        try:
+            async with self._places:
+                seated = True
+                self.metrics.waiting.dec()
+                self.metrics.running.inc()
+                try:
+                    yield
+                finally:
+                    self.metrics.running.dec()
+        finally:
+            self._here -= 1
+            if not seated:
+                self.metrics.waiting.dec()
+
+    async def run(self, request: Request) -> AsyncGenerator[Text | list[Completion], None]:
+        """The texts of a request as they are written, and its completions at the end.
+
+        Leaving it cancels the request. Raises what the engine raises.
+        """
+        loop, begun, first = asyncio.get_running_loop(), time.monotonic(), True
+        events: asyncio.Queue[Text | None] = asyncio.Queue()
+
+        def tell(event: Text | None) -> None:
+            loop.call_soon_threadsafe(events.put_nowait, event)
+
+        submit = self.reasoner.engine.submit
+        submitted = asyncio.ensure_future(
+            asyncio.to_thread(submit, request, lambda _: tell(None), lambda sample, text: tell((sample, text)))
+        )
+        try:
+            ticket = await asyncio.shield(submitted)
+        except asyncio.CancelledError:  # the client went away while its pictures were computed
+            submitted.add_done_callback(_cancelled)
+            raise
+        self._wake.set()
+        try:
+            while True:
+                try:
+                    event = await asyncio.wait_for(events.get(), 0.5)
+                except TimeoutError:
+                    if ticket.done.is_set() and events.empty():
+                        break  # it failed
+                    continue
+                if event is None:
+                    break
+                if first:
+                    self.metrics.first.observe(time.monotonic() - begun)
+                    first = False
+                yield event
+            completions = ticket.completions
+            self.metrics.count(completions, time.monotonic() - begun)
+            yield completions
+        finally:
+            if not ticket.done.is_set():
+                ticket.cancel()
+                self._wake.set()
+                self.metrics.exits.labels("aborted").inc(request.n)
+
+    async def decide(self, request: Request, completion: Completion, options: tuple[str, ...]) -> Decision:
+        return await asyncio.to_thread(decide, self.reasoner.engine, request, completion, options)
+
+
+def _cancelled(submitted: asyncio.Future[Ticket]) -> None:
+    if not submitted.cancelled() and submitted.exception() is None:
+        submitted.result().cancel()

@@ -1,0 +1,335 @@
+// The page: one conversation with the service it came from. No library, no request to anywhere else.
+"use strict";
+
+const $ = (id) => document.getElementById(id);
+const KEPT = "xreasoner.conversation";
+const state = { turns: [], pictures: [], server: {}, running: null };
+
+// --- the service ---------------------------------------------------------------------------------------------------
+
+async function connect() {
+  try {
+    const reply = await fetch("v1/models");
+    if (reply.status === 401) return location.reload();
+    if (reply.ok) {
+      state.server = (await reply.json()).data[0];
+      $("thinking").placeholder = state.server.thinking_budget;
+      $("temperature").placeholder = state.server.temperature;
+      return status(state.server.id, "ready");
+    }
+    status("the model is loading …", "");
+  } catch {
+    status("the service cannot be reached", "failed");
+  }
+  setTimeout(connect, 2000);
+}
+
+function status(text, kind) {
+  $("model").textContent = text;
+  $("model").className = kind;
+}
+
+function inWords(code, said) {
+  const words = {
+    401: "The service asks for its key again. Reload the page to sign in.",
+    413: "That is too much at once: the pictures are larger than the service takes.",
+    429: "The service is busy. Try again in a moment.",
+  };
+  if (code === 0) return "The service cannot be reached. Is it still running?";
+  if (words[code]) return words[code];
+  if (code >= 500) return said || "The service failed. Its log says why.";
+  return said ? said[0].toUpperCase() + said.slice(1) + "." : "The service did not understand the question.";
+}
+
+async function* events(reply) {
+  const reader = reply.body.pipeThrough(new TextDecoderStream()).getReader();
+  for (let held = ""; ; ) {
+    const { value, done } = await reader.read();
+    if (done) return;
+    held += value;
+    const lines = held.split("\n\n");
+    held = lines.pop();
+    for (const line of lines) {
+      const data = line.replace(/^data: /, "");
+      if (data !== "[DONE]") yield JSON.parse(data);
+    }
+  }
+}
+
+function content(turn) {
+  const text = { type: "text", text: turn.question };
+  return [...turn.pictures.map((url) => ({ type: "image_url", image_url: { url } })), text];
+}
+
+function body(turn) {
+  const messages = [];
+  if (turn.history) {
+    for (const old of state.turns.slice(0, -1)) {
+      if (!old.answer) continue;
+      messages.push({ role: "user", content: content(old) }, { role: "assistant", content: old.answer });
+    }
+  }
+  messages.push({ role: "user", content: content(turn) });
+  const asked = { messages, prompt: "default", stream: true, stream_options: { include_usage: true }, seed: turn.seed };
+  if (turn.options.length) asked.options = turn.options;
+  if (turn.thinking !== null) asked.thinking_budget = turn.thinking;
+  if (turn.temperature !== null) asked.temperature = turn.temperature;
+  return JSON.stringify(asked);
+}
+
+async function ask(turn, view) {
+  const stopper = (state.running = new AbortController());
+  busy(true);
+  try {
+    const reply = await fetch("v1/chat/completions", {
+      method: "POST", headers: { "content-type": "application/json" }, body: body(turn), signal: stopper.signal,
+    });
+    if (!reply.ok) {
+      const said = await reply.json().catch(() => ({}));
+      throw { code: reply.status, said: said.error?.message };
+    }
+    for await (const event of events(reply)) heard(event);
+    if (!turn.exit) throw { code: 0 };
+  } catch (error) {
+    if (error.name === "AbortError") turn.exit = "stopped";
+    else turn.error = inWords(error.code ?? 0, error.said);
+  }
+  state.running = null;
+  busy(false);
+  show(turn, view);
+  keep();
+
+  function heard(event) {
+    if (event.error) throw { code: event.error.code, said: event.error.message };
+    const choice = event.choices[0];
+    if (choice?.delta.reasoning) {
+      turn.thought += choice.delta.reasoning;
+      turn.tokens += 1;
+    }
+    if (choice?.delta.content) turn.answer += choice.delta.content;
+    if (choice?.exit) turn.exit = choice.exit;
+    if (event.usage) turn.tokens = event.usage.completion_tokens_details.reasoning_tokens;
+    if (event.option_probabilities) Object.assign(turn, { bars: event.option_probabilities, mass: event.mass });
+    show(turn, view);
+  }
+}
+
+// --- the conversation ----------------------------------------------------------------------------------------------
+
+function add(turn) {
+  $("welcome").hidden = true;
+  const view = $("turn").content.cloneNode(true).firstElementChild;
+  for (const url of turn.pictures) {
+    const item = document.createElement("li");
+    item.append(Object.assign(new Image(), { src: url, alt: "a picture that you sent" }));
+    view.querySelector(".shown").append(item);
+  }
+  const letters = turn.options.map((text, k) => `\n${String.fromCharCode(65 + k)}: ${text}`).join("");
+  view.querySelector(".asked p").textContent = turn.question + letters;
+  view.querySelector(".copy").addEventListener("click", (click) => copy(turn, click.target));
+  $("log").append(view);
+  show(turn, view);
+  return view;
+}
+
+function show(turn, view) {
+  const at = (selector) => view.querySelector(selector);
+  const low = innerHeight + scrollY >= document.body.scrollHeight - 80;
+  const over = turn.exit || turn.error;
+  at(".thought").hidden = !turn.thought && Boolean(over || turn.answer);
+  at(".thought p").textContent = turn.thought.trim();
+  at(".state").textContent = over || turn.answer ? "Thought" : "Thinking …";
+  at(".count").textContent = turn.budget ? `${turn.tokens} of ${turn.budget} tokens` : `${turn.tokens} tokens`;
+  at("progress").value = turn.budget ? Math.min(1, turn.tokens / turn.budget) : 0;
+  at(".answer").textContent = turn.answer.trim();
+  const notes = {
+    forced: "The thinking budget ran out, and the thought was closed there.",
+    truncated: "It ran out of tokens before it came to an answer.",
+    aborted: "The service ended this reply early.",
+    stopped: "Stopped.",
+  };
+  at(".note").textContent = turn.error || notes[turn.exit] || "";
+  at(".note").classList.toggle("bad", Boolean(turn.error));
+  if (turn.error) at(".note").setAttribute("role", "alert");
+  at(".copy").hidden = !(over && turn.answer);
+  if (turn.bars && !at(".bars tr")) bars(turn, at(".bars tbody"));
+  if (low) scrollTo(0, document.body.scrollHeight);
+}
+
+function bars(turn, table) {
+  const most = Math.max(...turn.bars.map((bar) => bar.probability));
+  for (const { label, text, probability } of turn.bars) {
+    const row = table.insertRow();
+    row.className = probability === most ? "most" : "";
+    row.insertCell().textContent = `${label}: ${text}`;
+    const fill = document.createElement("i");
+    fill.style.width = `${100 * probability}%`;
+    const bar = document.createElement("div");
+    bar.className = "bar";
+    bar.append(fill);
+    row.insertCell().append(bar);
+    row.insertCell().textContent = `${(100 * probability).toFixed(1)} %`;
+  }
+  if (turn.mass < 0.5) {
+    const share = (100 * turn.mass).toFixed(1);
+    table.insertRow().insertCell().textContent = `(of the ${share} % that go to any option)`;
+    table.lastElementChild.firstElementChild.colSpan = 3;
+  }
+}
+
+async function copy(turn, button) {
+  try {
+    await navigator.clipboard.writeText(turn.answer.trim());
+    button.textContent = "Copied";
+  } catch {
+    button.textContent = "Copying is not allowed here";
+  }
+  setTimeout(() => (button.textContent = "Copy"), 1500);
+}
+
+function keep() {
+  for (let from = 0; from <= state.turns.length; from += 1) {
+    try {
+      return localStorage.setItem(KEPT, JSON.stringify(state.turns.slice(from)));
+    } catch {
+      // full: the oldest turns go first
+    }
+  }
+}
+
+function recall() {
+  try {
+    state.turns = JSON.parse(localStorage.getItem(KEPT)) ?? [];
+  } catch {
+    state.turns = [];
+  }
+  for (const turn of state.turns) {
+    if (!turn.exit && !turn.error) turn.exit = "stopped"; // the page was left in the middle of it
+    add(turn);
+  }
+  scrollTo(0, document.body.scrollHeight);
+}
+
+// --- the form ------------------------------------------------------------------------------------------------------
+
+function busy(is) {
+  $("stop").hidden = !is;
+  $("send").hidden = is;
+  if (is && document.activeElement === $("send")) $("stop").focus();
+  if (!is) $("question").focus({ preventScroll: true });
+}
+
+function number(id) {
+  return $(id).value === "" ? null : Number($(id).value);
+}
+
+function submit() {
+  const question = $("question").value.trim();
+  if (state.running || !question) return $("question").focus();
+  const options = [...$("options").querySelectorAll("input")].map((input) => input.value.trim()).filter(Boolean);
+  const turn = {
+    question, options, pictures: state.pictures.splice(0), history: $("history").checked, seed: number("seed") ?? 0,
+    thinking: number("thinking"), temperature: number("temperature"), thought: "", answer: "", tokens: 0, exit: "", error: "",
+  };
+  turn.budget = turn.thinking ?? state.server.thinking_budget;
+  state.turns.push(turn);
+  keep();
+  $("question").value = "";
+  $("options").replaceChildren();
+  drawPictures();
+  const view = add(turn);
+  scrollTo(0, document.body.scrollHeight);
+  ask(turn, view);
+}
+
+function option() {
+  const item = document.createElement("li");
+  const input = Object.assign(document.createElement("input"), { ariaLabel: "Option", placeholder: "an option" });
+  const remove = Object.assign(document.createElement("button"), { type: "button", textContent: "×", ariaLabel: "Remove the option" });
+  remove.addEventListener("click", () => item.remove());
+  input.addEventListener("keydown", (key) => {
+    if (key.key === "Enter") {
+      key.preventDefault();
+      if (input.value.trim()) option();
+      else $("question").focus();
+    }
+  });
+  item.append(input, remove);
+  $("options").append(item);
+  input.focus();
+}
+
+async function take(files) {
+  for (const file of files) {
+    if (!file.type.startsWith("image/")) continue;
+    const reader = new FileReader();
+    reader.readAsDataURL(file);
+    await new Promise((done) => (reader.onloadend = done));
+    if (reader.result) state.pictures.push(reader.result);
+  }
+  drawPictures();
+}
+
+function drawPictures() {
+  const items = state.pictures.map((url, k) => {
+    const item = document.createElement("li");
+    const remove = Object.assign(document.createElement("button"), { type: "button", textContent: "×", ariaLabel: `Remove picture ${k + 1}` });
+    remove.addEventListener("click", () => {
+      state.pictures.splice(k, 1);
+      drawPictures();
+    });
+    item.append(Object.assign(new Image(), { src: url, alt: `picture ${k + 1}` }), remove);
+    return item;
+  });
+  $("pictures").replaceChildren(...items);
+}
+
+$("ask").addEventListener("submit", (event) => {
+  event.preventDefault();
+  submit();
+});
+$("question").addEventListener("keydown", (key) => {
+  if (key.key === "Enter" && !key.shiftKey && !key.isComposing) {
+    key.preventDefault();
+    submit();
+  }
+});
+$("stop").addEventListener("click", () => state.running?.abort());
+$("option").addEventListener("click", option);
+$("new").addEventListener("click", () => {
+  state.running?.abort();
+  state.turns = [];
+  keep();
+  $("log").replaceChildren($("welcome"));
+  $("welcome").hidden = false;
+  $("question").focus();
+});
+$("pick").addEventListener("keydown", (key) => {
+  if (key.key === "Enter" || key.key === " ") {
+    key.preventDefault();
+    $("files").click();
+  }
+});
+$("files").addEventListener("change", () => take($("files").files).then(() => ($("files").value = "")));
+addEventListener("paste", (event) => take(event.clipboardData?.files ?? []));
+addEventListener("dragover", (event) => {
+  event.preventDefault();
+  document.body.classList.add("dropping");
+});
+addEventListener("dragleave", (event) => event.relatedTarget ?? document.body.classList.remove("dropping"));
+addEventListener("drop", (event) => {
+  event.preventDefault();
+  document.body.classList.remove("dropping");
+  take(event.dataTransfer.files);
+});
+addEventListener("keydown", (key) => {
+  if (key.key === "Escape") {
+    if ($("settings").open) $("settings").open = false;
+    else state.running?.abort();
+  }
+});
+addEventListener("click", (event) => {
+  if ($("settings").open && !$("settings").contains(event.target)) $("settings").open = false;
+});
+recall();
+connect();

@@ -1,0 +1,160 @@
+"""The page in Debian's Chromium, as a person uses it."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from playwright.sync_api import Browser, Page, Playwright, expect, sync_playwright
+from serving.background import QUESTION, Background
+
+from xreasoner.reasoner import Reasoner
+from xreasoner.tiny.benchmarks import cell
+
+CHROMIUM = Path("/usr/bin/chromium")
+ARGS = [
+    *("--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run"),
+    *("--disable-background-networking", "--disable-component-update", "--disable-sync"),
+]
+pytestmark = pytest.mark.skipif(not CHROMIUM.exists(), reason="no Chromium here; apt-get install chromium")
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    with sync_playwright() as playwright:
+        yield _launched(playwright)
+
+
+def _launched(playwright: Playwright) -> Browser:
+    return playwright.chromium.launch(executable_path=str(CHROMIUM), args=ARGS)
+
+
+@pytest.fixture
+def page(browser: Browser, service: Background) -> Iterator[Page]:
+    found = browser.new_page(viewport={"width": 1000, "height": 800})
+    found.set_default_timeout(60_000)
+    expect.set_options(timeout=60_000)
+    problems: list[Any] = []
+    found.on("console", lambda said: problems.append(said.text) if "Content Security" in said.text else None)
+    found.on("pageerror", lambda error: problems.append(error))
+    found.on(
+        "request",
+        lambda sent: None if sent.url.startswith((service.url, "data:", "blob:")) else problems.append(sent.url),
+    )
+    found.goto(service.url)
+    expect(found.locator("#model.ready")).to_have_text("tiny")
+    yield found
+    found.close()
+    assert not problems
+
+
+def ask(page: Page, question: str = QUESTION) -> None:
+    page.fill("#question", question)
+    page.keyboard.press("Enter")
+
+
+def test_a_question_by_keyboard(page: Page, reasoner: Reasoner) -> None:
+    ask(page)
+    expect(page.locator("article .answer")).to_have_text("11")
+    thought = page.locator("article .thought")
+    expect(thought.locator(".count")).to_have_text(re.compile(r"^\d+ of 160 tokens$"))
+    expect(thought.locator("p")).to_be_hidden()
+    thought.locator("summary").click()
+    expect(thought.locator("p")).to_have_text(reasoner.ask(QUESTION).thought)
+    expect(page.locator("article .copy")).to_be_visible()
+    assert page.evaluate("document.activeElement.id") == "question"
+
+
+def test_a_picture_with_options(page: Page, tmp_path: Path) -> None:
+    problem = next(p for p in cell("general", "image", 8, 5) if p.options)
+    problem.images[0].save(tmp_path / "table.png")
+    page.set_input_files("#files", tmp_path / "table.png")
+    expect(page.locator("#pictures img")).to_have_count(1)
+    page.click("#option")
+    for option in problem.options:
+        page.keyboard.type(option)
+        page.keyboard.press("Enter")
+    ask(page, problem.question)
+    expect(page.locator("article .shown img")).to_have_count(1)
+    rows = page.locator("article .bars tr")
+    expect(rows).to_have_count(len(problem.options))
+    shares = [float(text.removesuffix(" %")) for text in rows.locator("td:last-child").all_inner_texts()]
+    assert sum(shares) == pytest.approx(100, abs=0.5)
+
+
+def test_a_picture_is_pasted_and_taken_back(page: Page) -> None:
+    page.evaluate(
+        """async () => {
+            const canvas = new OffscreenCanvas(40, 40);
+            canvas.getContext("2d").fillRect(0, 0, 40, 40);
+            const data = new DataTransfer();
+            data.items.add(new File([await canvas.convertToBlob()], "a.png", { type: "image/png" }));
+            dispatchEvent(new ClipboardEvent("paste", { clipboardData: data }));
+            dispatchEvent(new DragEvent("drop", { dataTransfer: data, cancelable: true }));
+        }"""
+    )
+    expect(page.locator("#pictures img")).to_have_count(2)
+    page.get_by_label("Remove picture 1").click()
+    expect(page.locator("#pictures img")).to_have_count(1)
+
+
+def test_stop(page: Page, service: Background) -> None:
+    page.click("#settings summary")
+    page.fill("#thinking", "900")
+    page.fill("#temperature", "2")
+    page.keyboard.press("Escape")
+    ask(page, "Say as much as you can of anything.")
+    page.click("#stop")
+    expect(page.locator("article .note")).to_have_text("Stopped.")
+    expect(page.locator("#send")).to_be_visible()
+
+
+def test_an_error_in_words(page: Page, tmp_path: Path) -> None:
+    (tmp_path / "broken.png").write_bytes(b"\x89PNG\r\n\x1a\nnothing")
+    page.set_input_files("#files", tmp_path / "broken.png")
+    ask(page)
+    expect(page.locator("article .note.bad[role=alert]")).to_contain_text("icture")
+    expect(page.locator("#send")).to_be_visible()
+
+
+def test_a_reload_keeps_the_conversation(page: Page) -> None:
+    ask(page)
+    expect(page.locator("article .answer")).to_have_text("11")
+    page.reload()
+    expect(page.locator("article .answer")).to_have_text("11")
+    expect(page.locator("article .asked p")).to_have_text(QUESTION)
+    page.click("#new")
+    expect(page.locator("article")).to_have_count(0)
+    page.reload()
+    expect(page.locator("article")).to_have_count(0)
+
+
+def test_a_narrow_screen(page: Page) -> None:
+    page.set_viewport_size({"width": 360, "height": 640})
+    ask(page, QUESTION + " " + "x" * 200)
+    expect(page.locator("#send")).to_be_visible()
+    assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
+    for name in ("#send", "#pick", "#option", "#new"):
+        box = page.locator(name).bounding_box()
+        assert box
+        assert box["x"] >= 0
+        assert box["x"] + box["width"] <= 360
+
+
+def test_signing_in(browser: Browser, reasoner: Reasoner) -> None:
+    with Background(lambda: reasoner, key="s3cret") as running:
+        page = browser.new_page()
+        page.set_default_timeout(60_000)
+        page.goto(running.url)
+        page.fill("input[name=key]", "wrong")
+        page.click("button")
+        expect(page.locator("[role=alert]")).to_have_text("That is not the key.")
+        page.fill("input[name=key]", "s3cret")
+        page.click("button")
+        expect(page.locator("#model.ready")).to_have_text("tiny")
+        ask(page)
+        expect(page.locator("article .answer")).to_have_text("11")
+        page.close()

@@ -1,0 +1,441 @@
+"""The HTTP service, by the official client and by hand."""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+import http.client
+import io
+import json
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+from random import Random
+from typing import Any
+
+import openai
+import pytest
+from serving.background import QUESTION, Background
+
+from xreasoner.errors import UserError
+from xreasoner.reasoner import Reasoner
+from xreasoner.serving import serve
+from xreasoner.serving.desk import Limits
+from xreasoner.tiny.benchmarks import cell
+
+CHAT = "/v1/chat/completions"
+
+
+def client(service: Background, key: str = "none") -> openai.OpenAI:
+    return openai.OpenAI(base_url=service.url + "/v1", api_key=key, max_retries=0, timeout=60)
+
+
+def post(
+    service: Background, path: str, body: Any, headers: dict[str, str] | None = None
+) -> tuple[int, dict[str, Any], Any]:
+    """(status, body, headers)."""
+    data = body if isinstance(body, bytes) else json.dumps(body).encode()
+    asked = urllib.request.Request(service.url + path, data, {"content-type": "application/json", **(headers or {})})
+    try:
+        with urllib.request.urlopen(asked, timeout=60) as reply:
+            return reply.status, json.loads(reply.read()), reply.headers
+    except urllib.error.HTTPError as refused:
+        with refused:
+            return refused.code, json.loads(refused.read()), refused.headers
+
+
+def get(service: Background, path: str, headers: dict[str, str] | None = None) -> tuple[int, str, Any]:
+    try:
+        with urllib.request.urlopen(urllib.request.Request(service.url + path, headers=headers or {})) as reply:
+            return reply.status, reply.read().decode(), reply.headers
+    except urllib.error.HTTPError as refused:
+        with refused:
+            return refused.code, refused.read().decode(), refused.headers
+
+
+def ask(text: str = QUESTION, **more: Any) -> dict[str, Any]:
+    return {"messages": [{"role": "user", "content": text}], "prompt": "default", **more}
+
+
+def metric(service: Background, name: str) -> float:
+    found = re.findall(rf"^{re.escape(name)} (\S+)$", get(service, "/metrics")[1], re.MULTILINE)
+    return float(found[0]) if found else 0.0
+
+
+def test_the_official_client_asks(service: Background, reasoner: Reasoner) -> None:
+    with client(service) as there:
+        (model,) = there.models.list().data
+        reply: Any = there.chat.completions.create(
+            model=model.id, messages=[{"role": "user", "content": QUESTION}], extra_body={"prompt": "default"}
+        )
+    expected = reasoner.ask(QUESTION)
+    assert model.id == "tiny"
+    assert reply.choices[0].message.content == expected.answer == "11"
+    assert reply.choices[0].message.reasoning == reply.choices[0].message.reasoning_content == expected.thought
+    assert reply.choices[0].finish_reason == "stop"
+    assert reply.choices[0].exit == "natural"
+    assert reply.usage.completion_tokens_details.reasoning_tokens == expected.usage.thought_tokens
+    assert reply.usage.completion_tokens == expected.usage.thought_tokens + expected.usage.answer_tokens
+
+
+def test_the_official_client_streams(service: Background, reasoner: Reasoner) -> None:
+    with client(service) as there:
+        stream = there.chat.completions.create(
+            model="tiny",
+            messages=[{"role": "user", "content": QUESTION}],
+            stream=True,
+            stream_options={"include_usage": True},
+            extra_body={"prompt": "default"},
+        )
+        chunks: list[Any] = list(stream)
+    deltas = [choice.delta for chunk in chunks for choice in chunk.choices]
+    expected = reasoner.ask(QUESTION)
+    assert "".join(delta.content or "" for delta in deltas).strip() == expected.answer
+    assert "".join(getattr(delta, "reasoning", None) or "" for delta in deltas).strip() == expected.thought
+    assert sum(bool(getattr(delta, "reasoning", None)) for delta in deltas) > 10, "it came in one piece"
+    assert [c.finish_reason for chunk in chunks for c in chunk.choices if c.finish_reason] == ["stop"]
+    assert chunks[-1].usage.prompt_tokens > 0
+
+
+def test_a_picture_by_the_official_client(service: Background, reasoner: Reasoner) -> None:
+    problem = cell("general", "image", 3, 5)[1]
+    buffer = io.BytesIO()
+    problem.images[0].save(buffer, "PNG")
+    url = "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
+    content: Any = [{"type": "image_url", "image_url": {"url": url}}, {"type": "text", "text": problem.question}]
+    with client(service) as there:
+        reply = there.chat.completions.create(
+            model="tiny",
+            messages=[{"role": "user", "content": content}],
+            extra_body={"prompt": "default", "options": list(problem.options)}
+            if problem.options
+            else {"prompt": "default"},
+        )
+    expected = reasoner.ask(problem.question, [problem.images[0]], problem.options)
+    assert reply.choices[0].message.content == expected.answer
+
+
+def test_n_samples_and_seeds(service: Background) -> None:
+    body = ask(n=3, temperature=1.0, seed=5)
+    first, second = post(service, CHAT, body)[1], post(service, CHAT, body)[1]
+    texts = [choice["message"]["reasoning"] for choice in first["choices"]]
+    assert texts == [choice["message"]["reasoning"] for choice in second["choices"]]
+    assert len(set(texts)) > 1
+    assert [choice["index"] for choice in first["choices"]] == [0, 1, 2]
+
+
+def test_the_budget_is_kept_and_told(service: Background) -> None:
+    _, reply, _ = post(service, CHAT, ask(thinking_budget=8))
+    (choice,) = reply["choices"]
+    assert choice["exit"] == "forced"
+    assert reply["usage"]["completion_tokens_details"]["reasoning_tokens"] < 30
+    assert choice["message"]["content"]
+
+
+def test_a_thought_that_is_cut_off_is_no_content(service: Background) -> None:
+    _, reply, _ = post(service, CHAT, ask(thinking_budget=8, answer_budget=1, exit_text=" </think>"))
+    (choice,) = reply["choices"]
+    assert choice["finish_reason"] == "length"
+    assert choice["exit"] == "truncated"
+
+
+def test_stop_and_logprobs(service: Background) -> None:
+    _, reply, _ = post(service, CHAT, ask(logprobs=True))
+    tokens = reply["choices"][0]["logprobs"]["content"]
+    assert "</think>" in "".join(token["token"] for token in tokens)
+    assert all(token["logprob"] <= 0 for token in tokens)
+    _, reply, _ = post(service, CHAT, ask(stop=["14 high"]))
+    assert "14 high" not in str(reply["choices"][0]["message"])
+
+
+def test_decisions(service: Background) -> None:
+    asked = ask("Ana has 14 and Ben has 9. Who has more?", options=["Ana", "Ben"])
+    status, reply, _ = post(service, "/v1/decisions", asked)
+    assert status == 200
+    assert [option["label"] for option in reply["option_probabilities"]] == ["A", "B"]
+    assert sum(option["probability"] for option in reply["option_probabilities"]) == pytest.approx(1)
+    assert 0 < reply["mass"] <= 1
+    assert reply["exit"] in ("natural", "forced", "truncated")
+    asked.pop("options")
+    status, reply, _ = post(service, "/v1/decisions", asked)
+    assert (status, reply["error"]["param"]) == (400, "options")
+
+
+@pytest.mark.parametrize(
+    ("body", "status", "said"),
+    [
+        (b"{", 400, "not JSON"),
+        (b"[" * 100_000, 400, "not JSON"),
+        (b"\xff\xfe", 400, "not JSON"),
+        ([], 400, "expected an object"),
+        ({}, 400, "messages: is missing"),
+        (ask(foo=1), 400, "foo: this field is not known"),
+        (ask(tools=[]), 400, "tools: this field is not known"),
+        (ask(chat_template="{{ x }}"), 400, "chat_template: this field is not known"),
+        (ask(temperature="hot"), 400, "temperature: found 'hot'"),
+        (ask(frequency_penalty=0.5), 400, "frequency_penalty"),
+        (ask(n=17), 400, "n: found 17, at most 16"),
+        (ask(max_pixels=10**9), 400, "max_pixels"),
+        (ask(thinking_budget=10**6), 400, "thinking_budget"),
+        (ask(options=["one"]), 400, "options: found 1"),
+        (ask(logprobs=True, stream=True), 400, "logprobs"),
+        (ask(model="gpt"), 404, "tiny"),
+        ({"messages": [{"role": "tool", "content": "x"}]}, 400, "messages[0].role"),
+        ({"messages": [{"role": "user", "content": [{"type": "video_url"}]}]}, 400, "messages[0].content[0]"),
+    ],
+)
+def test_what_is_wrong_is_named(service: Background, body: Any, status: int, said: str) -> None:
+    found, reply, _ = post(service, CHAT, body)
+    assert (found, set(reply)) == (status, {"error"})
+    assert said in reply["error"]["message"]
+    assert set(reply["error"]) == {"message", "type", "param", "code"}
+
+
+@pytest.mark.parametrize(
+    "url", ["http://169.254.169.254/x.png", "file:///etc/passwd", "/etc/passwd", "data:image/png;base64,AAAA"]
+)
+def test_pictures_go_through_the_guard(service: Background, url: str) -> None:
+    content = [{"type": "image_url", "image_url": {"url": url}}, {"type": "text", "text": "What is it?"}]
+    status, reply, _ = post(service, CHAT, {"messages": [{"role": "user", "content": content}]})
+    assert (status, reply["error"]["type"]) == (400, "invalid_request_error")
+
+
+def test_placeholders_in_text_are_text(service: Background) -> None:
+    """CVE-2026-44222: text that spells a picture's placeholder."""
+    assert post(service, CHAT, ask("What is <|image_pad|><|vision_start|> here?"))[0] == 200
+
+
+def test_unknown_routes_and_methods(service: Background) -> None:
+    status, body, _ = get(service, "/v1/nothing")
+    assert (status, json.loads(body)["error"]["code"]) == (404, 404)
+    status, body, _ = get(service, CHAT)
+    assert (status, json.loads(body)["error"]["code"]) == (405, 405)
+    assert post(service, CHAT, b"x=1", {"content-type": "text/plain"})[0] == 415
+
+
+def test_other_sites_stay_out(service: Background) -> None:
+    """CVE-2024-1727, and names that lead here from elsewhere."""
+    assert post(service, CHAT, ask(), {"origin": "https://evil.example"})[0] == 403
+    assert post(service, CHAT, ask(), {"origin": "null"})[0] == 403
+    assert get(service, "/v1/models", {"host": "evil.example"})[0] == 403
+
+
+def test_metrics_count(service: Background) -> None:
+    before = metric(service, 'xreasoner_exits_total{exit="natural"}')
+    post(service, CHAT, ask())
+    assert metric(service, 'xreasoner_exits_total{exit="natural"}') == before + 1
+    assert metric(service, "xreasoner_prompt_tokens_total") > 0
+    assert metric(service, "xreasoner_time_to_first_token_seconds_count") > 0
+    assert metric(service, "xreasoner_running_requests") == 0
+
+
+@contextlib.contextmanager
+def hanging_up(service: Background, **more: Any) -> Iterator[socket.socket]:
+    """A client that has asked for much and goes away."""
+    body = json.dumps({**ask("Say much."), "prompt": "brief", "temperature": 1.5, "n": 16, **more}).encode()
+    host, port = service.url.removeprefix("http://").split(":")
+    with socket.create_connection((host, int(port))) as wire:
+        wire.sendall(
+            f"POST {CHAT} HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\n"
+            f"content-length: {len(body)}\r\n\r\n".encode()
+            + body
+        )
+        yield wire
+
+
+@pytest.mark.parametrize("stream", [True, False])
+def test_a_client_that_goes_away_frees_its_slot(reasoner: Reasoner, stream: bool) -> None:
+    with Background(lambda: reasoner) as running:
+        with hanging_up(running, stream=stream, thinking_budget=20_000, answer_budget=5000):
+            end = time.monotonic() + 20
+            while metric(running, "xreasoner_running_requests") < 1 and time.monotonic() < end:
+                time.sleep(0.02)
+            assert metric(running, "xreasoner_running_requests") == 1
+        gone = time.monotonic()
+        engine: Any = reasoner.engine
+        while (metric(running, "xreasoner_running_requests") or engine._rows) and time.monotonic() < gone + 10:
+            time.sleep(0.02)
+        assert time.monotonic() - gone < 1.0 * patience()
+
+
+def patience() -> float:
+    """A second on a machine at rest; more where it has other work."""
+    return max(1.0, os.getloadavg()[0] / (os.cpu_count() or 1)) * 2
+
+
+def test_too_many_are_told_to_wait(reasoner: Reasoner) -> None:
+    with Background(lambda: reasoner, limits=Limits(max_running=1, max_queue=0)) as running:
+        with hanging_up(running, stream=True, thinking_budget=2000):
+            while metric(running, "xreasoner_running_requests") < 1:
+                time.sleep(0.02)
+            status, reply, headers = post(running, CHAT, ask())
+            assert (status, reply["error"]["type"], headers["retry-after"]) == (429, "rate_limit_error", "1")
+        end = time.monotonic() + 10
+        while (status := post(running, CHAT, ask())[0]) == 429 and time.monotonic() < end:
+            time.sleep(0.1)
+        assert status == 200
+
+
+def test_the_body_is_measured_while_it_is_read(reasoner: Reasoner) -> None:
+    """PYSEC-2026-4184: a body without a length must not be read whole first."""
+    with Background(lambda: reasoner, limits=Limits(max_body=10_000, body_seconds=1.0)) as running:
+        assert post(running, CHAT, ask("x" * 20_000))[0] == 413
+        host, port = running.url.removeprefix("http://").split(":")
+        head = f"POST {CHAT} HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\n"
+        with socket.create_connection((host, int(port)), timeout=10) as wire:
+            wire.sendall((head + "transfer-encoding: chunked\r\n\r\n").encode())
+            for _ in range(20):
+                wire.sendall(b"400\r\n" + b"x" * 1024 + b"\r\n")
+            assert b" 413 " in wire.recv(100)
+        with socket.create_connection((host, int(port)), timeout=10) as wire:
+            wire.sendall((head + "content-length: 100\r\n\r\n{").encode())
+            assert b" 408 " in wire.recv(100)
+
+
+def test_the_key_is_asked_for_everywhere_but_at_health(reasoner: Reasoner) -> None:
+    with Background(lambda: reasoner, key="s3cret") as running:
+        assert get(running, "/health")[0] == 200
+        for path in ("/", "/page.js", "/page.css", "/v1/models", "/metrics", "/v1/chat/completions", "/nothing"):
+            assert get(running, path)[0] == 401, path
+        assert post(running, CHAT, ask(), {"authorization": "Bearer wrong"})[0] == 401
+        with client(running, "s3cret") as there:
+            assert there.models.list().data[0].id == "tiny"
+        with client(running, "wrong") as there, pytest.raises(openai.AuthenticationError):
+            there.models.list()
+
+
+def test_a_browser_signs_in(reasoner: Reasoner) -> None:
+    with Background(lambda: reasoner, key="s3cret") as running:
+        host = running.url.removeprefix("http://")
+        for key, status in (("wrong", 401), ("s3cret", 303)):
+            wire = http.client.HTTPConnection(host)
+            wire.request("POST", "/sign-in", f"key={key}", {"content-type": "application/x-www-form-urlencoded"})
+            reply = wire.getresponse()
+            assert reply.status == status
+            cookie = reply.headers.get("set-cookie")
+            wire.close()
+        assert cookie
+        assert "s3cret" not in cookie
+        assert {"HttpOnly", "SameSite=strict"} <= {part.strip() for part in cookie.split(";")}
+        assert get(running, "/", {"cookie": cookie.partition(";")[0]})[0] == 200
+        assert get(running, "/", {"cookie": "xreasoner=guess"})[0] == 401
+
+
+def test_a_failure_while_it_streams_is_an_error_event(
+    reasoner: Reasoner, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    engine: Any = reasoner.engine
+    steps = iter(range(10**9))
+    real = engine.step
+
+    def step() -> bool:
+        if engine._rows and next(steps) == 12:
+            engine._fail(RuntimeError("a secret address 0xdeadbeef"))
+        return bool(real())
+
+    with Background(lambda: reasoner) as running:
+        monkeypatch.setattr(engine, "step", step)
+        with client(running) as there, pytest.raises(openai.APIError) as caught:
+            list(
+                there.chat.completions.create(
+                    model="tiny",
+                    messages=[{"role": "user", "content": QUESTION}],
+                    stream=True,
+                    extra_body={"prompt": "default"},
+                )
+            )
+        assert "0xdeadbeef" not in str(caught.value)
+        monkeypatch.undo()
+        assert post(running, CHAT, ask())[0] == 200
+
+
+def test_loading_is_told_and_a_failure_to_load_ends_it(reasoner: Reasoner) -> None:
+    wait = threading.Event()
+
+    def slow() -> Reasoner:
+        wait.wait(20)
+        return reasoner
+
+    running = Background(slow)
+    running._thread.start()
+    end = time.monotonic() + 10
+    status = 0
+    while status == 0 and time.monotonic() < end:
+        with contextlib.suppress(OSError):
+            status, body, _ = get(running, "/health")
+    assert (status, json.loads(body)) == (503, {"status": "loading"})
+    assert post(running, CHAT, ask())[0] == 503
+    wait.set()
+    assert running.desk.ready.wait(10)
+    assert get(running, "/health")[0] == 200
+    running.__exit__()
+    with pytest.raises(UserError, match="no such folder"):
+        serve(lambda: Reasoner("./nothing"), port=0, say=lambda _: None)
+
+
+def test_beyond_this_machine_only_with_a_key(reasoner: Reasoner) -> None:
+    with pytest.raises(UserError, match="api-key"):
+        serve(lambda: reasoner, host="0.0.0.0", port=0)
+
+
+def test_sigterm_finishes_what_runs(tmp_path: Path) -> None:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    command = [sys.executable, "-m", "xreasoner.cli", "serve", "tiny", "--port", str(port)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as server:
+        assert server.stdout
+        while "serving tiny" not in (line := server.stdout.readline()):
+            assert line, "it ended"
+        wire = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
+        wire.request("POST", CHAT, json.dumps(ask(n=8, temperature=1.0)), {"content-type": "application/json"})
+        time.sleep(0.2)
+        server.send_signal(signal.SIGTERM)
+        reply = wire.getresponse()
+        assert reply.status == 200
+        assert len(json.loads(reply.read())["choices"]) == 8
+        wire.close()
+        assert server.wait(30) == 0
+
+
+def test_in_front_of_other_services(service: Background, reasoner: Reasoner) -> None:
+    with Background(
+        lambda: Reasoner([service.url + "/v1"], thinking_budget=160, prompt="brief", temperature=0)
+    ) as front:
+        _, reply, _ = post(front, CHAT, ask())
+        assert reply["choices"][0]["message"]["content"] == "11"
+        assert json.loads(get(front, "/v1/models")[1])["data"][0]["id"] == "tiny"
+
+
+def test_many_clients_get_their_own_answers(service: Background, reasoner: Reasoner) -> None:
+    """The short form of benchmarks/serving.py."""
+    rng = Random(0)
+    questions = [f"Ana has {rng.randint(1, 20)}, Ben has {rng.randint(1, 20)}. Who has more?" for _ in range(8)]
+    expected = {
+        answer.id: answer.text for answer in reasoner.ask_many({"id": q, "question": q} for q in set(questions))
+    }
+    wrong: list[str] = []
+
+    def one(mine: int) -> None:
+        for k in range(2):
+            question = questions[(mine + 7 * k) % len(questions)]
+            _, reply, _ = post(service, CHAT, ask(question))
+            said = reply["choices"][0]["message"]
+            if said["reasoning"] not in expected[question] or said["content"] not in expected[question]:
+                wrong.append(question)
+
+    threads = [threading.Thread(target=one, args=(k,)) for k in range(20)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not wrong
