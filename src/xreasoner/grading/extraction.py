@@ -23,8 +23,8 @@ _WRAPPER = re.compile(
 )
 _POWER = re.compile(r"(?<=[\d)])\*\*(?=[\d(])")
 _MARKUP = re.compile(
-    r"\*\*|__|~~|`{1,3}(?:\w+\n)?|\\?\$|(?<!\\)\\[()\[\]]|(?<!\\)\\[,;:!]|\\(?:left|right|displaystyle)\b"
-    r"|</?(?:b|i|strong|em|u|mark|code|p|span|br)\s*/?>",
+    r"\*\*|__|~~|`{1,3}(?:\w+\n)?|\\?\$|(?<!\\)\\[()\[\]]|(?<!\\)\\[,;:! ]|\\(?:left|right|displaystyle)\b"
+    r"|</?(?:b|i|strong|em|u|mark|code|p|span|br|answer)\s*/?>",
     re.IGNORECASE,
 )
 _STARRED = re.compile(r"(?<![\w*])\*([^*\n]+)\*(?![\w*])|(?<!\w)_([^_\n]+)_(?!\w)")
@@ -37,7 +37,7 @@ _ADVERB = r"(?:(?:therefore|thus|then|clearly|definitely|most|very|probably|like
 _CUE = re.compile(
     r"(?:\b(?:answers?|ans|solution|result|antwort|lösung|réponse|respuesta|risposta|resposta|jawaban|cevap|odpowiedź"
     r"|antwoord|svar|ответ|đáp\s+án|(?:correct|best|right|final|chosen|my)\s+(?:option|choice|letter|one)|conclusion)\b"
-    r"(?:\s+(?:choice|option|letter))?(?:\s+(?:to|for|of)\s[^.:\n]{0,60}?)?[\"']?\s*"
+    r"(?:\s+(?:choice|option|letter|correct[ae]?|corretta|final[e]?))?(?:\s+(?:to|for|of)\s[^.:\n]{0,60}?)?[\"']?\s*"
     rf"(?:[:=]|->|→|⇒|\b(?:is|was|(?:must|should|would|could|might|may|will|can\s+only|has\s+to)\s+{_ADVERB}be"
     rf"|seems(?:\s+to\s+be)?|appears\s+to\s+be|ist|est|es|é|è)\b)"
     r"|(?:答案|答え|正解|정답|الإجابة|الجواب|उत्तर)(?:应该|應該)?(?:是|为|為|は|:|=|ist)?"
@@ -53,7 +53,7 @@ _WEAK_CUE = re.compile(
     rf"|\b(?:it|this|that)(?:'s|\s+(?:is|was|(?:must|should|could|might|may|can\s+only|has\s+to)\s+be|seems\s+to\s+be))"
     rf"\s+{_ADVERB}"
     r"|(?:^|[.,;!?\n])\s*(?:so|thus|hence|therefore|finally|consequently|in\s+conclusion)\b[,:]?\s*"
-    r"|\b(?:wait|actually|correction|rather|sorry|i\s+mean)\b[,:.!]?\s*(?:no,?\s*)?"
+    r"|\b(?:no,?\s+)?(?:wait|actually|correction|rather|sorry|i\s+mean)\b[,:.!]?\s*(?:no,?\s*)?"
     r"|\bnot\s+\S{1,40}?,?\s+but\s+(?:rather\s+)?|\b(?:leaving|leaves)\s+(?:us\s+with\s+|only\s+|just\s+)?",
     re.IGNORECASE,
 )
@@ -89,6 +89,7 @@ _NEGATIVE_START = re.compile(
     r"(?:(?:not|never|neither|nor|isn't|wasn't)\b|不)",
     re.IGNORECASE,
 )
+_QUOTED = re.compile(r'\s*"([^"]+)"')
 _BUT = re.compile(r"\bbut\s+(?:rather\s+)?|\brather,?\s+|\binstead,?\s+|而是", re.IGNORECASE)
 _FILLER = re.compile(
     r"[\s:]*(?:(?:it\s+is|it's|it\s+must\s+be|that|i\s+(?:think|believe|guess|would\s+say|am\s+sure)|probably|likely|maybe"
@@ -156,7 +157,7 @@ def clean(text: str) -> str:
     text = plain(text)
     for _ in range(3 if "\\" in text else 0):  # wrappers nest
         text = _WRAPPER.sub(r"\1", text)
-    text = text.replace("{,}", ",").replace("\\%", "%").replace("\\ ", " ").replace("\\quad", " ")
+    text = text.replace("{,}", ",").replace("\\%", "%").replace("\\quad", " ")
     text = _HEADING.sub("", _GSM_MARK.sub("Answer: ", _MARKUP.sub("", _POWER.sub("^", text))))
     return _STARRED.sub(lambda match: match[1] or match[2], text).strip()
 
@@ -195,6 +196,11 @@ def denied(text: str, start: int, end: int) -> bool:
     return bool(_DENIED_AFTER.match(text, end)) or asked(text, end)
 
 
+def negates(text: str) -> bool:
+    """Does the text hold a word of negation?"""
+    return _DENIAL.search(text) is not None
+
+
 def asked(text: str, end: int) -> bool:
     """Does the sentence that goes on at `end` finish with a question mark?"""
     match = re.compile(r"[^.!?\n]{0,200}([.!?\n]|$)").match(text, end)
@@ -216,7 +222,8 @@ def payload(text: str, start: int) -> str | None:
     if negative is not None:
         but = _BUT.search(content)
         return content[but.end() :].strip() if but else None
-    return content.strip().strip('"') or None
+    quoted = _QUOTED.match(content)
+    return (quoted[1] if quoted else content).strip() or None
 
 
 def bare(content: str) -> str:
@@ -250,7 +257,8 @@ def declarations(text: str) -> list[Declaration]:
     for pattern, strong in ((_CUE, True), (_CHINESE_CHOICE, True), (_TITLE, True), (_WEAK_CUE, False)):
         for match in pattern.finditer(text):
             content = payload(text, match.end())
-            if content is None or content in ("", "{") or denied(text, match.start(), match.start()):
+            begin = match.end() - len(match[0].lstrip(" .,;!?\n"))
+            if content is None or content in ("", "{") or denied(text, begin, begin):
                 continue
             at = match.end() if strong else match.end() - 1
             inner = boxes(content)

@@ -88,6 +88,8 @@ def _yes_no(problem: Problem, reply: Reply) -> Verdict:
 
 def _text(problem: Problem, reply: Reply) -> Verdict:
     golds = [words.comparable(extraction.clean(gold)) for gold in words.accepted(problem.gold)]
+    if reply.content.rstrip().endswith("?"):
+        return Verdict("unparsed", reply.content)
     said = [reply.content, *words.free_text(reply)]
     given = next((each for each in said if words.comparable(each) in golds), None)
     if given is not None:

@@ -30,10 +30,11 @@ _BRACKETS = {"(": ")", "[": "]", "{": "}"}
 _COMMON = (
     (re.compile(r"\x0c(?=rac)"), r"\\f"),
     (re.compile(r"\\[dtc]frac"), r"\\frac"),
-    (re.compile(r"\\(?:left|right|[bB]igg?[lr]?|displaystyle|limits|,|;|:|!| |quad|qquad)(?![a-zA-Z])"), " "),
+    (re.compile(r"(?<!\\)\\(?:left|right|[bB]igg?[lr]?|displaystyle|limits|,|;|:|!| |quad|qquad)(?![a-zA-Z])"), " "),
     (re.compile(r"\\frac\s*(\d)\s*(\d)"), r"\\frac{\1}{\2}"),
     (re.compile(r"\\frac\s*(\d)\s*\{"), r"\\frac{\1}{"),
     (re.compile(r"(\\frac\s*\{[^{}]*\})\s*(\d)"), r"\1{\2}"),
+    (re.compile(r"(?<![\d^_{}.])(\d+)\s*(\\frac\s*\{\d+\}\s*\{\d+\})"), r"(\1+\2)"),  # a mixed number
     (re.compile(r"\\sqrt\s*(\d|[a-zA-Z](?![a-zA-Z]))"), r"\\sqrt{\1}"),
     (re.compile(r"\^?\s*\{?\s*(?:\\circ|\\degree|°|掳)\s*\}?"), ""),
     (re.compile(r"\\(?:leqslant|leq)(?![a-z])|≤"), r"\\le"),
@@ -164,6 +165,12 @@ def compare(gold: str, given: str) -> Sameness:
         return "unparsed"
     if ":" in gold or ":" in given:
         return "different"
+    named = [_NAME.match(text) for text in (gold, given)]
+    if "=" in gold and "=" in given and (named[0] is None) != (named[1] is None) and not _SEPARATOR.search(gold + given):
+        return _equations(gold, given)
+    names = [_squeezed(match[0]).rstrip("=") for match in named if match and match[0].endswith("=")]
+    if len(names) == 2 and names[0] != names[1]:
+        return "different"
     return _parts(shape(gold), shape(given))
 
 
@@ -264,11 +271,14 @@ def _read(text: str) -> Any:
     import sympy
     from math_verify import LatexExtractionConfig, parse
 
+    number = simple_number(text)
+    if number is not None:
+        return sympy.Rational(number.numerator, number.denominator)
     latex = re.sub(r"(?<!\\)%", r"\\%", text)
     found = parse(f"${latex}$", extraction_config=[LatexExtractionConfig()], parsing_timeout=None)
     if not found or not isinstance(found[0], sympy.Expr):
         raise Unreadable(text)
-    source = re.sub(r"\\(?:[a-zA-Z]+|.)", " ", text)
+    source = re.sub(r"\\binom\s*\{\d+\}\s*\{\d+\}|\\(?:[a-zA-Z]+|.)", " ", text)  # binomials come out as their values
     shown = str(found[0])
     digits = {run.strip("0") for run in re.findall(r"\d+", shown)}
     for run in re.findall(r"\d+", re.sub(r"(?<![\d.])1(?=\s*[a-zA-Z(])", "", source)):
@@ -279,8 +289,7 @@ def _read(text: str) -> Any:
             raise Unreadable(text)
     exact = found[0].replace(lambda each: each.is_Float, lambda each: sympy.Rational(str(each)))
     names = {symbol: sympy.Symbol(symbol.name) for symbol in exact.free_symbols}
-    e = {sympy.Symbol("e"): sympy.E} if "e" not in shown.replace("exp", "").replace("sec", "") else {}
-    return exact.xreplace(names).subs(e or {sympy.Symbol("e"): sympy.E})
+    return exact.xreplace(names).subs({sympy.Symbol("e"): sympy.E, sympy.Symbol("i"): sympy.I})
 
 
 def _readable(gold: str, given: str) -> tuple[Any, Any] | Sameness:

@@ -35,6 +35,9 @@ _ENDING = re.compile(
     r"(?:\b(?:is|are|be|equals|makes|leaves|gives|get|got|was|were|total(?:s|ing)?|has|have|cost|costs|pay|pays|earns?)\b|=)"
     r"\s*(?:only\s+|exactly\s+|about\s+)?((?:[-+]\s*)?[€£¥]?[\d.\\][^=\n]*)$"
 )
+_LETTER_UNITS = "mgsLlVANJWKCFhTH°€£¥"
+"""Units of one letter; any other letter behind a number is a variable."""
+_FIRST_SENTENCE = re.compile(r"[.!;]\s+(?=[A-Z(])")
 _LIMIT = 200
 """Characters; a longer run of digits is no answer, and costs time."""
 
@@ -94,7 +97,9 @@ def parse_number(text: str) -> Fraction | None:
 
 def is_unit(text: str) -> bool:
     """May this stand behind a number without changing it ("km", "apples", "m/s^2"), unlike "dozen" or "percent"?"""
-    plain = re.sub(r"\^\s*\{?-?\d\}?", "", text).strip().strip(".")
+    plain = re.sub(r"(?<=[A-Za-z])\^\s*\{?-?\d\}?", "", text).strip().strip(".")
+    if len(plain) == 1:
+        return plain in _LETTER_UNITS
     return not plain or (
         _UNIT.fullmatch(plain) is not None and _SCALE.search(plain) is None and len(plain.split()) <= 4
     )
@@ -135,19 +140,18 @@ def numeral(text: str, exclaims: bool = False) -> str | None:
 def stated_number(reply: Reply) -> str | None:
     """The numeral that the reply gives, `CONFLICT` for two, None for none."""
     text = extraction.unboxed(reply.content)
-    found = numeral(text)
-    if found is not None and "\n" not in text:
+    one_piece = re.search(r"[.;!?]\s|\n", text.strip()) is None
+    found = numeral(extraction.bare(text)) if one_piece else None
+    if found is not None:
         return found
     for declaration in extraction.declarations(text):
-        content = extraction.bare(declaration.content)
+        content = _FIRST_SENTENCE.split(extraction.bare(declaration.content), maxsplit=1)[0]
         said = numeral(content, exclaims=not declaration.boxed)
         if said is None and declaration.strong:
             ending = _ENDING.search(content.rstrip(" .!"))
             said = numeral(ending[1], exclaims=True) if ending else None
         if said is not None:
             return None if extraction.retracted(text, declaration.start) else said
-    if found is not None and reply.tagged:
-        return found
     return _concluded(text)
 
 

@@ -26,6 +26,8 @@ _RIGHT = (
 )
 _ARTICLE = re.compile(r"(?:(?:it|this|that)\s+(?:is|was)\s+|it's\s+)?(?:(?:an?|the)\s+)?", re.IGNORECASE)
 _ENDING = re.compile(r"(?:\b(?:is|are|equals|be)\b|=)\s*([^=\n]{1,80}?)[\s.]*$")
+_BEFORE, _AFTER = r"(?<![A-Za-z0-9_À-ɏ'])", r"(?![A-Za-z0-9_À-ɏ'])"
+"""Where a label may stand; other scripts write no spaces around it."""
 _SHORT = 25
 """Words; in a longer reply an option's text that merely occurs does not count as chosen."""
 
@@ -58,21 +60,32 @@ def _patterns(labels: tuple[str, ...]) -> Patterns:
     any_case = "|".join(sorted({x for label in labels for x in (label, label.lower())}, key=lambda x: (-len(x), x)))
     upper = "|".join(sorted(labels, key=lambda label: (-len(label), label)))
     lower = "|".join(sorted((label.lower() for label in labels if label.lower() != label), key=len, reverse=True)) or "(?!)"
-    closed = rf"[(\[{{<\"']\s*({any_case})\s*[)\]}}>\"']"
-    open_ = rf"({upper})(?![\w'])|({lower})(?=\s*[.:)\]}},]\s|\s*[.:)\]]?\s*$|\s+(?:is|because)\b)"
-    prefix = r"[\s\"'>*•-]*(?:the\s+)?(?:(?:option|choice|letter|answer|statement)\s+)?"
+    closed = rf"[(\[{{<\"']+\s*({any_case})\s*[)\]}}>\"']+"
+    open_ = rf"({upper}){_AFTER}|({lower})(?=\s*[.:)\]}},]\s|\s*[.:)\]]?\s*$|\s+(?:is|because)\b)"
+    prefix = (
+        r"[\s\"'>*•-]*(?:(?:the|la|le|el|die|der|das)\s+)?"
+        r"(?:(?:option|choice|letter|answer|statement|opción|opção|opzione|lettre|letra)\s+|选项)?"
+    )
     rest = (
         r"(?P<rest>\s*$|\s*[:.)\]},;!/&+?–—](?!\d).*|\s*-\s.*|\s*\n.*|\s*\(.*"
-        r"|\s+(?:and|or|is|was|because|since|as|for|with|not|rather|instead|by)\b.*|\s+(?=[A-Z]).*|\s*是.*|\s*正确.*)"
+        r"|\s+(?:and|or|is|was|because|since|as|for|with|not|rather|instead|by)\b.*|\s+(?=[A-Z]).*|\s*(?:是|正确|选项).*)"
     )
-    joint = r"\s*(?:,\s*(?:and\s+|or\s+)?|/|&|\+|;|\band\b|\bor\b|\s)\s*(?:option\s+|choice\s+)?"
+    joint = (
+        r"\s*(?:,?\s*(?:but|or|and|though|although)\s+(?:it\s+)?(?:could|might|may|possibly|perhaps|maybe)\b"
+        r"(?:\s+also)?(?:\s+be)?|,\s*(?:and\s+|or\s+)?|/|&|\+|;|\band\b|\bor\b|\s)\s*(?:option\s+|choice\s+)?"
+    )
     ordinals = "|".join(_ORDINALS[: len(labels)])
     return Patterns(
         start=re.compile(rf"(?i:{prefix})(?:{closed}|{open_}){rest}", re.DOTALL),
-        another=re.compile(rf"{joint}[(\[]?({upper})[)\]]?(?![\w'])(?=\s*(?:$|[.,;:!)\]/&?\n]|and\b|or\b))"),
-        marker=re.compile(rf"(?:^|\n)[\s*•-]*(?:[(\[]({any_case})[)\]]|({any_case})[.):])(?!\d)(?=\s|$)"),
+        another=re.compile(
+            rf"{joint}[(\[]?({upper})[)\]]?{_AFTER}(?=\s*(?:$|[.,;:!)\]/&?\n]|and\b|or\b|(?:{upper}){_AFTER}))"
+        ),
+        marker=re.compile(
+            rf"(?:^|\n)[\s*•-]*(?:[(\[]({any_case})[)\]]|({any_case})[.):])(?!\d)(?=\s|$)"
+            rf"|{_BEFORE}(?:[(\[]({upper})[)\]]|({upper})\s*[:)])(?!\d)(?=\s|$)"
+        ),
         right=re.compile(
-            rf"(?:{closed}|(?<![\w'])({upper})(?![\w'])|\b((?i:{ordinals}))\s+(?:option|choice|answer|one)\b)"
+            rf"(?:{closed}|{_BEFORE}({upper}){_AFTER}|\b((?i:{ordinals}))\s+(?:option|choice|answer|one)\b)"
             rf"(?:\s*[:.)]?\s*\([^()]{{1,80}}\))?(?:{_RIGHT})"
         ),
         whole=re.compile(rf"(?i:{prefix})[(\[{{\"']?({any_case})[)\]}}\"']?[.:)]?"),
@@ -212,24 +225,37 @@ def _declared(text: str, options: Options) -> tuple[int, str | None, str]:
     return last
 
 
-def _lone_line(text: str, options: Options) -> str | None:
-    """The label that stands alone on the first or the last line of a reply of several lines."""
-    lines = [line.strip() for line in text.split("\n") if line.strip()]
+def _lone(lines: list[str], text: str, options: Options) -> str | None:
+    """The label that stands alone on the first or the last line of a reply (or in its first or last sentence)."""
     found = {}
     for line, beside in ((lines[0], lines[1]), (lines[-1], lines[-2])):
         label, rest = read(line, options)
         own = label in options.own and extraction.normalise(_SEPARATOR.sub("", rest)) in ("", options.own[label or ""])
         if label is not None and (own or line is lines[0]) and not options.patterns.whole.fullmatch(beside):
             found[line] = label
-    others = {(m[1] or m[2]).upper() for m in options.patterns.marker.finditer(text) if not _line_denied(text, m)}
+    others = _listed(text, options)
     if len(set(found.values())) != 1:
         return CONFLICT if found else None
     label = next(iter(found.values()))
     return CONFLICT if others - {label} else label
 
 
-def _line_denied(text: str, match: re.Match[str]) -> bool:
-    return extraction._DENIAL.search(text[match.end() :].split("\n", 1)[0]) is not None
+def _listed(text: str, options: Options) -> set[str]:
+    """The labels that the text lists ("A: …", "(B) …"), but for those that it denies in the same line."""
+    found = set()
+    for match in options.patterns.marker.finditer(text):
+        begin = match.end() - len(match[0].lstrip())
+        behind = text[match.end() :].split("\n", 1)[0]
+        if not extraction.denied(text, begin, match.end()) and not extraction.negates(behind):
+            found.add(next(group for group in match.groups() if group).upper())
+    return found
+
+
+def _opening(text: str, options: Options) -> str | None:
+    """The option with whose text the reply begins, a pause behind it ("No, it is not.")."""
+    said = extraction.collapse(text).casefold()
+    label = next((label for option, label in options.texts if re.match(rf"{re.escape(option)}[,.;:]\s", said)), None)
+    return CONFLICT if label and _quoted(text, options) not in (None, label) else label
 
 
 def _quoted(text: str, options: Options) -> str | None:
@@ -267,11 +293,13 @@ def chosen(reply: Reply, options: Options) -> tuple[str | None, str]:
         label, rest = read(text, options)
         if label is None:
             label, rest = read(extraction.bare(text), options)
-        listed = {(m[1] or m[2]).upper() for m in options.patterns.marker.finditer(text) if not _line_denied(text, m)}
-        if label in options.own and (listed - {label} or re.search(rf"\bor\s+[(\[]?[{LABELS}]\s*[:)]", rest)):
+        if label in options.own and _listed(text, options) - {label}:
             label = CONFLICT
-    if label is None and lines:
-        label, rest = _lone_line(text, options), ""
+    parts = [part.strip() for part in text.split("\n") if part.strip()] if lines else re.split(r"(?<=[.!])\s+", text)
+    if label is None and len(parts) > 1:
+        label, rest = _lone(parts, text, options), ""
+    if label is None and not lines:
+        label, rest = _opening(text, options), ""
     if label is not None and extraction.retracted(text, 0):
         return None, ""
     if label is None and len(text.split()) <= _SHORT:

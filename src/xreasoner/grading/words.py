@@ -14,6 +14,7 @@ _WORD = re.compile(r"(?<![\w'-])(yes|no|maybe|true|false|yeah|nope|是的|是|�
 _LEAD = re.compile(r"(?!not\b|never\b)[A-Za-z][A-Za-z ]{0,19}:\s+", re.IGNORECASE)
 _ARTICLE = re.compile(r"^(?:an?|the)\s+")
 _HYPHEN = re.compile(r"(?<=[^\W\d])-(?=[^\W\d])")
+_APPOSITION = re.compile(r"(?<=\w\w)[.;]\s|,\s+(?:the|an?|which|because|since|as)\s|\s+because\s")
 _IT_IS = re.compile(r"(?:it|this|that)(?:'s|\s+(?:is|was))\s+", re.IGNORECASE)
 
 
@@ -89,7 +90,7 @@ def free_text(reply: Reply) -> list[str]:
             if extraction.retracted(text, declaration.start):
                 return []
             content = extraction.bare(declaration.content)
-            return [content, re.split(r"(?<=\w\w)[.;]\s", content, maxsplit=1)[0]]
+            return [content, _APPOSITION.split(content, maxsplit=1)[0]]
     match = None if reply.tagged else _LEAD.match(text)
     said = text[match.end() :] if match else text
     is_it = _IT_IS.match(said)
