@@ -24,7 +24,7 @@ _FRACTION = re.compile(
 )
 _NAMED = re.compile(r"(?:\\?[A-Za-zθπαβγλµ]\w{0,11}(?:_\{?\w+\}?)?(?:\([^()]{1,12}\))?\s*)?(?:=|≈|\\approx)\s*")
 _JOINED = re.compile(r"\s*(?:,|;|/|-|–|—|±|\\pm|\bor\b|\band\b|\bto\b|\+/-)\s*(?:[A-Za-z]\w{0,8}\s*=\s*)?[-+]?\s*[\d.]", re.I)
-_UNIT = re.compile(r"\s*([A-Za-zµ°Å€£¥][\w°µ/^{}·*() -]{0,39}?)\s*[.!]?\s*", re.DOTALL)
+_UNIT = re.compile(r"[^\W\d_°][^\W\d_]*|[^\W\d_°][^\d_=<>+,;:\"]{0,39}|°[A-Za-z]?|[€£¥₹]")
 _CUT = re.compile(r"(?:[.;!]?\s*\n|[.;!)]\s+|,\s+(?!\d)|[\s.]+\(|\s+(?:because|since|as|which|where|when|so|after|left|in total)\b)")
 _SCALE = re.compile(
     r"\b(?:hundreds?|thousands?|millions?|billions?|trillions?|dozens?|pairs?|half|percent|per\s?cent|k|mn|bn|times"
@@ -97,7 +97,7 @@ def parse_number(text: str) -> Fraction | None:
 
 def is_unit(text: str) -> bool:
     """May this stand behind a number without changing it ("km", "apples", "m/s^2"), unlike "dozen" or "percent"?"""
-    plain = re.sub(r"(?<=[A-Za-z])\^\s*\{?-?\d\}?", "", text).strip().strip(".")
+    plain = re.sub(r"(?<=[A-Za-z])(?:\^\s*\{?-?[1-4]\}?|-?[1-4](?!\d))", "", text).strip().strip(".")
     if len(plain) == 1:
         return plain in _LETTER_UNITS
     return not plain or (

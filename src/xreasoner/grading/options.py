@@ -68,7 +68,7 @@ def _patterns(labels: tuple[str, ...]) -> Patterns:
     )
     rest = (
         r"(?P<rest>\s*$|\s*[:.)\]},;!/&+?–—](?!\d).*|\s*-\s.*|\s*\n.*|\s*\(.*"
-        r"|\s+(?:and|or|is|was|because|since|as|for|with|not|rather|instead|by)\b.*|\s+(?=[A-Z]).*|\s*(?:是|正确|选项).*)"
+        r"|(?<=[)\]}>])\s+\S.*|\s+(?:and|or|is|was|because|since|as|for|with|not|rather|instead|by)\b.*|\s+(?=[A-Z]).*|\s*(?:是|正确|选项).*)"
     )
     joint = (
         r"\s*(?:,?\s*(?:but|or|and|though|although)\s+(?:it\s+)?(?:could|might|may|possibly|perhaps|maybe)\b"
@@ -261,6 +261,9 @@ def _opening(text: str, options: Options) -> str | None:
 def _quoted(text: str, options: Options) -> str | None:
     """The one option whose text stands in the reply; a longer option's text hides a shorter one inside it."""
     said = extraction.collapse(text).casefold()
+    both = {exact(part, options) for part in re.split(r"\s*(?:,|/|;|\bor\b|\band\b)\s*", said)}
+    if None not in both and len(both) > 1:
+        return CONFLICT
     ending = _ENDING.search(said)
     found = set()
     for option, label in options.texts:

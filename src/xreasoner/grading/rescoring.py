@@ -45,7 +45,7 @@ _AT_ONCE = 8
 
 @dataclass(slots=True)
 class Tally:
-    """What a file came to. bad: lines that could not be judged, each with its complaint; correct, total: lines."""
+    """What a file came to, in lines. bad: those that could not be judged."""
 
     total: int = 0
     correct: int = 0
@@ -127,16 +127,31 @@ def grade_line(line: bytes) -> tuple[dict[str, Any], str]:
     """(the output row, the complaint or "") of one input line."""
     row: object = None
     try:
-        row = json.loads(line)
+        row = json.loads(line.decode("utf-8-sig"))
         if not isinstance(row, dict):
             raise _Bad(f"found {type(row).__name__}, expected an object")
         problem, response = problem_of(row)
         verdict = judge(problem, response, str(row.get("exit") or "natural"))
-    except (ValueError, RecursionError) as error:
-        complaint = str(error) if isinstance(error, _Bad) else f"not JSON: {error}"
+    except Exception as error:  # whatever a line holds, the rest goes on
+        complaint = _complaint(error, line)
         carried = row if isinstance(row, dict) else {}
         return {**carried, "outcome": "error", "extracted": "", "correct": False, "note": complaint}, complaint
     return {**row, **_added(verdict)}, verdict.note if verdict.outcome == "error" else ""
+
+
+def _complaint(error: Exception, line: bytes) -> str:
+    if isinstance(error, _Bad):
+        return str(error)
+    if isinstance(error, json.JSONDecodeError | UnicodeDecodeError):
+        return f"not JSON: {error}" if line.strip() else "is empty; expected a JSON object"
+    return f"cannot be judged: {type(error).__name__}: {error}"[:300]
+
+
+def _encoded(row: dict[str, Any]) -> bytes:
+    try:
+        return json.dumps(row, ensure_ascii=False).encode() + b"\n"
+    except UnicodeEncodeError:  # half of a surrogate pair, cut in two by whoever wrote the file
+        return json.dumps(row).encode() + b"\n"
 
 
 def _added(verdict: Verdict) -> dict[str, Any]:
@@ -154,14 +169,13 @@ def _graded(lines: Iterable[bytes]) -> Iterator[tuple[dict[str, Any], str]]:
 
 def _write(source: IO[bytes], put: Callable[[bytes], object], complain: Callable[[str], None], name: str) -> Tally:
     tally = Tally()
-    lines = (line for line in source)
-    for number, (row, complaint) in enumerate(_graded(lines), 1):
+    for number, (row, complaint) in enumerate(_graded(source), 1):
         tally.total += 1
         tally.correct += bool(row["correct"])
         if complaint:
             tally.bad += 1
             complain(f"{name}:{number}: {complaint}")
-        put(json.dumps(row, ensure_ascii=False).encode("utf-8", "surrogatepass") + b"\n")
+        put(_encoded(row))
     return tally
 
 
@@ -175,7 +189,9 @@ def grade_file(path: Path, out: Path | None, complain: Callable[[str], None]) ->
         raise DataError(f"{path}: no such file; expected JSONL with response, gold, answer_type and choices")
     if out is None:
         with path.open("rb") as source:
-            return _write(source, sys.stdout.buffer.write, complain, path.name)
+            tally = _write(source, sys.stdout.buffer.write, complain, path.name)
+            sys.stdout.flush()
+            return tally
     if out.is_dir() or (out.exists() and out.samefile(path)):
         raise UserError(f"{out}: expected another file than the input and no folder; choose another --out")
     aside = out.with_name(f"{out.name}.{os.getpid()}.part")
