@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from xreasoner.grading import judge
 from xreasoner.problem import LABELS, Problem
 
-WORDS = "oedema ischaemia granite basalt copper nickel sparrow heron walnut maple cobalt thyme osmosis relay".split()
+WORDS = ["oedema", "ischaemia", "granite", "basalt", "copper", "nickel", "sparrow", "heron", "walnut", "maple", "cobalt", "thyme", "osmosis", "relay"]
 DECLARED = (
     "The answer is {0}.",
     "Answer: {0}",
@@ -30,7 +30,7 @@ DECLARED = (
     "Therefore, the answer must be {0}: {1}",
     "So the correct choice is {0}) {1}.",
     "The best answer is {0} because of the second sign.",
-    "Not {2} but {0}." ,
+    "Not {2} but {0}.",
     "{0} is the correct answer.",
     "答案：{0}",
     "正确答案是（{0}）。",
@@ -39,7 +39,7 @@ DECLARED = (
     "Ответ: {0}",
     "Answer: 【{0}】",
     "Answer: `{0}`",
-    "Answer: \"{1}\"",
+    'Answer: "{1}"',
     "The answer is {1}.",
 )
 BEFORE = (
@@ -174,9 +174,11 @@ def test_numbers_in_any_script_among_decoys(gold: int, other: int, digits: str, 
         )
     ).format(said, other)  # fmt: skip
     before = data.draw(
-        st.sampled_from(("", "The answer is not {0}.\n", "We have {0} + 1 first.\n", "If doubled, the answer is {0}.\n"))
+        st.sampled_from(
+            ("", "The answer is not {0}.\n", "We have {0} + 1 first.\n", "If doubled, the answer is {0}.\n")
+        )
     ).format(other)
-    text = "<think> {0}? </think> ".format(other) + before + declared
+    text = f"<think> {other}? </think> " + before + declared
     problem = Problem("p", "How many?", str(gold), "integer")
     assert judge(problem, text).outcome == "correct", text
     assert judge(Problem("p", "How many?", str(other), "integer"), text).outcome != "correct", text
@@ -192,7 +194,9 @@ def test_no_other_number_is_credited(gold: int, said: int) -> None:
 
 
 @pytest.mark.parametrize("answer", ("yes", "no", "maybe"))
-@given(form=st.sampled_from(("{}", "Answer: {}.", "**{}**", "\\boxed{{\\text{{{}}}}}", "The answer is {}.", "{}, it is.")))
+@given(
+    form=st.sampled_from(("{}", "Answer: {}.", "**{}**", "\\boxed{{\\text{{{}}}}}", "The answer is {}.", "{}, it is."))
+)
 def test_yes_no_maybe(answer: str, form: str) -> None:
     text = "<think> yes? no? maybe? </think> " + form.format(answer.capitalize())
     for gold in ("yes", "no", "maybe"):

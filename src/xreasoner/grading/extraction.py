@@ -33,15 +33,18 @@ _HEADING = re.compile(r"^#{1,6}[ \t]+", re.MULTILINE)
 _SPACES = re.compile(r"\s+")
 _BOX = re.compile(r"\\(?:boxed|fbox|framebox)\s*\{")
 _JOINED = re.compile(r"[\s$]*(?:,|/|;|\bor\b|\band\b)[\s$]*", re.IGNORECASE)
-_ADVERB = r"(?:(?:therefore|thus|then|clearly|definitely|most|very|probably|likely|simply|indeed|hence|still|actually)\s+)*"
+_ADVERB = (
+    r"(?:(?:therefore|thus|then|clearly|definitely|most|very|probably|likely|simply|indeed|hence|still|actually)\s+)*"
+)
 _CUE = re.compile(
     r"(?:\b(?:answers?|ans|solution|result|antwort|lösung|réponse|respuesta|risposta|resposta|jawaban|cevap|odpowiedź"
     r"|antwoord|svar|ответ|đáp\s+án|(?:correct|best|right|final|chosen|my)\s+(?:option|choice|letter|one)|conclusion)\b"
-    r"(?:\s+(?:choice|option|letter|correct[ae]?|corretta|final[e]?))?(?:\s+(?:to|for|of)\s[^.:\n]{0,60}?)?[\"']?\s*"
-    rf"(?:[:=]|->|→|⇒|\b(?:is|was|(?:must|should|would|could|might|may|will|can\s+only|has\s+to)\s+{_ADVERB}be"
+    r"(?:\s+(?:choice|option|letter|correct[ae]?|corretta|final[e]?))?"
+    r"(?:\s+(?:that\s+)?(?:I|we)\s+(?:get|got|find|found|obtain|chose|give))?(?:\s+(?:to|for|of)\s[^.:\n]{0,60}?)?[\"']?\s*"
+    rf"(?:[:=]|\s[-–—]\s|->|→|⇒|\b(?:is|was|turns\s+out\s+to\s+be|(?:must|should|would|could|might|may|will|can\s+only|has\s+to)\s+{_ADVERB}be"
     rf"|seems(?:\s+to\s+be)?|appears\s+to\s+be|ist|est|es|é|è)\b)"
     r"|(?:答案|答え|正解|정답|الإجابة|الجواب|उत्तर)(?:应该|應該)?(?:是|为|為|は|:|=|ist)?"
-    rf"|\b(?:option|choice)\s*:)\s*{_ADVERB}[\s:]*",
+    rf"|\b(?:option|choice|final|correct)\s*:)\s*{_ADVERB}[\s:]*",
     re.IGNORECASE,
 )
 _CHINESE_CHOICE = re.compile(r"(?:故|应|應|所以|因此|我)?(?:选择|選擇|选项|選項|选|選)(?:是|为|為|:)?\s*")
@@ -52,7 +55,9 @@ _WEAK_CUE = re.compile(
     r"|say|vote\s+for|think|believe|guess)\b(?:\s+(?:that|it\s+is|it's))?\s*:?\s*"
     rf"|\b(?:it|this|that)(?:'s|\s+(?:is|was|(?:must|should|could|might|may|can\s+only|has\s+to)\s+be|seems\s+to\s+be))"
     rf"\s+{_ADVERB}"
-    r"|(?:^|[.,;!?\n])\s*(?:so|thus|hence|therefore|finally|consequently|in\s+conclusion)\b[,:]?\s*"
+    r"|\bgoing\s+with\s+|\b(?:corresponds?\s+to|match(?:es)?|points?\s+to)\s+(?=(?:the\s+)?(?:option|choice|answer)\b)"
+    r"|(?:^|\n)\s*(?:∴|=>|->|→|⇒)\s*|\bno,\s+(?=\S{1,12}\s*(?:$|\n))"
+    r"|(?:^|[.,:;!?\n])\s*(?:so|thus|hence|therefore|finally|consequently|in\s+conclusion)\b[,:]?\s*"
     r"|\b(?:no,?\s+)?(?:wait|actually|correction|rather|sorry|i\s+mean)\b[,:.!]?\s*(?:no,?\s*)?"
     r"|\bnot\s+\S{1,40}?,?\s+but\s+(?:rather\s+)?|\b(?:leaving|leaves)\s+(?:us\s+with\s+|only\s+|just\s+)?",
     re.IGNORECASE,
@@ -71,7 +76,9 @@ _OTHERS_VIEW = re.compile(
     r"|tempted\s+to)\b|\bi\s+(?:first\s+)?thought\b",
     re.IGNORECASE,
 )
-_SUPPOSED = re.compile(r"\b(?:if|unless|whether|suppose|assume|imagine|were\s+it|had\s+it|in\s+case)\b|如果|若", re.IGNORECASE)
+_SUPPOSED = re.compile(
+    r"\b(?:if|unless|whether|suppose|assume|imagine|were\s+it|had\s+it|in\s+case)\b|如果|若", re.IGNORECASE
+)
 _DENIED_AFTER = re.compile(
     r"\W{0,3}(?:,\s*)?(?:(?:is|was|are|were|be|seems?)\s+(?:clearly\s+|therefore\s+|also\s+|definitely\s+)?"
     r"(?:not|never|incorrect|wrong|false|excluded|ruled\s+out|eliminated|impossible|a\s+(?:common\s+)?distractor"
@@ -257,7 +264,7 @@ def declarations(text: str) -> list[Declaration]:
     for pattern, strong in ((_CUE, True), (_CHINESE_CHOICE, True), (_TITLE, True), (_WEAK_CUE, False)):
         for match in pattern.finditer(text):
             content = payload(text, match.end())
-            begin = match.end() - len(match[0].lstrip(" .,;!?\n"))
+            begin = match.end() - len(match[0].lstrip(" .,:;!?\n"))
             if content is None or content in ("", "{") or denied(text, begin, begin):
                 continue
             at = match.end() if strong else match.end() - 1

@@ -28,6 +28,7 @@ _LONGEST = 2000
 """Characters; a longer expression is not parsed."""
 _BRACKETS = {"(": ")", "[": "]", "{": "}"}
 _COMMON = (
+    (re.compile(r"\\(?:text|mbox|mathrm|textbf|mathbf)\s*\{([^{}]*)\}"), r"\1"),
     (re.compile(r"\x0c(?=rac)"), r"\\f"),
     (re.compile(r"\\[dtc]frac"), r"\\frac"),
     (re.compile(r"(?<!\\)\\(?:left|right|[bB]igg?[lr]?|displaystyle|limits|,|;|:|!| |quad|qquad)(?![a-zA-Z])"), " "),
@@ -55,7 +56,9 @@ _SEPARATOR = re.compile(r"\s*(?:,|;|(?<![a-zA-Z\\])(?:and|or)(?![a-zA-Z]))\s*")
 _NAME = re.compile(
     r"\s*(?:\\[a-zA-Z]+|[a-zA-Z])(?:_\{?\w+\}?)?\s*(?:\(\s*[a-zA-Z](?:\s*,\s*[a-zA-Z])*\s*\))?\s*(?:=|\\in(?![a-z])|\\approx)"
 )
-_UNIT = re.compile(r"(.*[\d)}])\s*(?<![\\a-zA-Z])((?:[a-zA-Z]{2,}|[a-zA-Z](?=/))[a-zA-Z ./]*(?:\^\s*\{?\d\}?)?)\s*", re.DOTALL)
+_UNIT = re.compile(
+    r"(.*[\d)}])\s*(?<![\\a-zA-Z])((?:[a-zA-Z]{2,}|[a-zA-Z](?=/))[a-zA-Z ./]*(?:\^\s*\{?\d\}?)?)\s*", re.DOTALL
+)
 _WORD = re.compile(r"(?<![\\a-zA-Z])[a-zA-Z]{3,}")
 _MATRIX = re.compile(r"\s*\\begin\{([bpvBV]?matrix|array)\}(?:\{[^}]*\})?(.*)\\end\{\1\}\s*", re.DOTALL)
 _RELATION = re.compile(r"\\(?:le|ge|ne)(?![a-zA-Z])|[<>]|\\lt(?![a-z])|\\gt(?![a-z])")
@@ -169,7 +172,12 @@ def compare(gold: str, given: str) -> Sameness:
     if ":" in gold or ":" in given:
         return "different"
     named = [_NAME.match(text) for text in (gold, given)]
-    if "=" in gold and "=" in given and (named[0] is None) != (named[1] is None) and not _SEPARATOR.search(gold + given):
+    if (
+        "=" in gold
+        and "=" in given
+        and (named[0] is None) != (named[1] is None)
+        and not _SEPARATOR.search(gold + given)
+    ):
         return _equations(gold, given)
     names = [_squeezed(match[0]).rstrip("=") for match in named if match and match[0].endswith("=")]
     if len(names) == 2 and names[0] != names[1]:
@@ -379,9 +387,12 @@ def _close(a: Any, b: Any, point: dict[Any, Any]) -> bool:
     x, y = a.evalf(_DIGITS), b.evalf(_DIGITS)
     if not (x.is_number and y.is_number) or not (x.is_finite and y.is_finite):
         return False
-    if x == 0 or y == 0:
+    if x == 0 or y == 0 or (a.is_Rational and b.is_Rational):
         return bool(sympy.simplify(a - b) == 0)
-    return bool(abs((x - y) / y) < sympy.Float(10) ** (5 - _DIGITS))
+    if not abs((x - y) / y) < sympy.Float(10) ** (5 - _DIGITS):
+        return False
+    parts = (a - b).evalf(10, maxn=400).as_real_imag()  # 10^{100} + \pi is not 10^{100}
+    return all(part == 0 or getattr(part, "_prec", 2) == 1 for part in parts)
 
 
 def _guard(seconds: float) -> None:

@@ -14,9 +14,11 @@ from xreasoner.problem import LABELS
 CONFLICT = "conflict"
 """Returned in place of a label where a reply chose two options."""
 
-_ROMAN = tuple("I II III IV V VI VII VIII IX X XI XII XIII XIV XV XVI XVII XVIII XIX XX".split())
-_OWN_LABEL = re.compile(r"\s*(?:\(([A-Za-z]{1,5}|\d{1,2})\)|([A-Za-z]{1,5}|\d{1,2})(?:[.)]|(?<=[A-Za-z]):))\s*(?!\d)(?=\S)")
-_ORDINALS = "first second third fourth fifth sixth seventh eighth ninth tenth eleventh twelfth".split()
+_ROMAN = tuple(["I", "II", "III", "IV", "V", "VI", "VII", "VIII", "IX", "X", "XI", "XII", "XIII", "XIV", "XV", "XVI", "XVII", "XVIII", "XIX", "XX"])
+_OWN_LABEL = re.compile(
+    r"\s*(?:\(([A-Za-z]{1,5}|\d{1,2})\)|([A-Za-z]{1,5}|\d{1,2})(?:[.)]|(?<=[A-Za-z]):))\s*(?!\d)(?=\S)"
+)
+_ORDINALS = ["first", "second", "third", "fourth", "fifth", "sixth", "seventh", "eighth", "ninth", "tenth", "eleventh", "twelfth"]
 _SEPARATOR = re.compile(r"^[\s:.)\]},;–—\"'>]*(?:-\s+)?")
 _RIGHT = (
     r"\s*,?\s*(?:option|选项|選項)?\s*(?:(?:is|must\s+be|should\s+be|seems|looks|appears(?:\s+to\s+be)?)\s+"
@@ -46,11 +48,12 @@ class Options:
 @dataclass(frozen=True, slots=True)
 class Patterns:
     """start: a label at the start and what follows. another: a second label joined to the first. marker: a label that
-    begins a line. right: a label that is said to be right. whole: nothing but a label."""
+    begins a line. named: a label in brackets, or after "option". right: a label that is said to be right. whole: nothing but a label."""
 
     start: re.Pattern[str]
     another: re.Pattern[str]
     marker: re.Pattern[str]
+    named: re.Pattern[str]
     right: re.Pattern[str]
     whole: re.Pattern[str]
 
@@ -59,16 +62,18 @@ class Patterns:
 def _patterns(labels: tuple[str, ...]) -> Patterns:
     any_case = "|".join(sorted({x for label in labels for x in (label, label.lower())}, key=lambda x: (-len(x), x)))
     upper = "|".join(sorted(labels, key=lambda label: (-len(label), label)))
-    lower = "|".join(sorted((label.lower() for label in labels if label.lower() != label), key=len, reverse=True)) or "(?!)"
+    lower = (
+        "|".join(sorted((label.lower() for label in labels if label.lower() != label), key=len, reverse=True)) or "(?!)"
+    )
     closed = rf"[(\[{{<\"']+\s*({any_case})\s*[)\]}}>\"']+"
-    open_ = rf"({upper}){_AFTER}|({lower})(?=\s*[.:)\]}},]\s|\s*[.:)\]]?\s*$|\s+(?:is|because)\b)"
+    open_ = rf"({upper}){_AFTER}(?!\.[a-z](?:\.|\s))|({lower})(?=\s*[.:)\]}},]\s|\s*[.:)\]]?\s*$|\s+(?:is|because)\b)"
     prefix = (
         r"[\s\"'>*•-]*(?:(?:the|la|le|el|die|der|das)\s+)?"
         r"(?:(?:option|choice|letter|answer|statement|opción|opção|opzione|lettre|letra)\s+|选项)?"
     )
     rest = (
         r"(?P<rest>\s*$|\s*[:.)\]},;!/&+?–—](?!\d).*|\s*-\s.*|\s*\n.*|\s*\(.*"
-        r"|(?<=[)\]}>])\s+\S.*|\s+(?:and|or|is|was|because|since|as|for|with|not|rather|instead|by)\b.*|\s+(?=[A-Z]).*|\s*(?:是|正确|选项).*)"
+        r"|(?<=[)\]}>])\s+\S.*|\s+(?:and|or|is|was|because|since|as|for|with|not|but\s+not|rather|instead|by)\b.*|\s+(?=[A-Z]).*|\s*(?:是|正确|选项).*)"
     )
     joint = (
         r"\s*(?:,?\s*(?:but|or|and|though|although)\s+(?:it\s+)?(?:could|might|may|possibly|perhaps|maybe)\b"
@@ -78,8 +83,9 @@ def _patterns(labels: tuple[str, ...]) -> Patterns:
     return Patterns(
         start=re.compile(rf"(?i:{prefix})(?:{closed}|{open_}){rest}", re.DOTALL),
         another=re.compile(
-            rf"{joint}[(\[]?({upper})[)\]]?{_AFTER}(?=\s*(?:$|[.,;:!)\]/&?\n]|and\b|or\b|(?:{upper}){_AFTER}))"
+            rf"{joint}[(\[{{]?({upper})[)\]}}]?{_AFTER}(?=\s*(?:$|[.,;:!)\]}}/&?\n]|and\b|or\b|(?:{upper}){_AFTER}))"
         ),
+        named=re.compile(rf"[(\[]\s*({any_case})\s*[)\]]|\b(?i:option|choice)\s+({any_case}){_AFTER}"),
         marker=re.compile(
             rf"(?:^|\n)[\s*•-]*(?:[(\[]({any_case})[)\]]|({any_case})[.):])(?!\d)(?=\s|$)"
             rf"|{_BEFORE}(?:[(\[]({upper})[)\]]|({upper})\s*[:)])(?!\d)(?=\s|$)"
@@ -207,8 +213,6 @@ def _declared(text: str, options: Options) -> tuple[int, str | None, str]:
     last: tuple[int, str | None, str] = (-1, None, "")
     for declaration in extraction.declarations(text):
         content = declaration.content
-        if "{" in content[:1] and not declaration.boxed:
-            content = content.strip("{} ")
         for said in dict.fromkeys((content, extraction.bare(content), content.split(". ", 1)[0])):
             label, rest = read(said, options)
             label = label or (_ordinal(said, options) if declaration.strong else None)
@@ -275,6 +279,9 @@ def _quoted(text: str, options: Options) -> str | None:
             if not extraction.denied(said, match.start(), match.end()):
                 found.add(label)
             said = said[: match.start()] + " " * len(option) + said[match.end() :]
+    for match in options.patterns.named.finditer(text):
+        if found and not extraction.denied(text, match.start(), match.end()):
+            found.add((match[1] or match[2]).upper())
     return None if not found else found.pop() if len(found) == 1 else CONFLICT
 
 

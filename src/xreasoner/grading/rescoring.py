@@ -76,9 +76,7 @@ def option_texts(choices: object) -> tuple[str, ...]:
     for _ in range(3):
         if isinstance(choices, str) and choices.strip()[:1] in "[{(":
             choices = _literal(choices)
-        if isinstance(choices, list | tuple) and len(choices) == 1 and isinstance(choices[0], list):
-            choices = choices[0]
-        elif isinstance(choices, list) and len(choices) == 1 and str(choices[0]).strip().startswith("["):
+        if (isinstance(choices, list | tuple) and len(choices) == 1 and isinstance(choices[0], list)) or (isinstance(choices, list) and len(choices) == 1 and str(choices[0]).strip().startswith("[")):
             choices = choices[0]
     if choices is None or choices == "":
         return ()
@@ -113,6 +111,8 @@ def problem_of(row: dict[str, Any]) -> tuple[Problem, str]:
         options = option_texts(row.get(name))
     except ValueError as error:
         raise _Bad(f"field {name!r}: {error}") from None
+    if kind == "choice" and not options and re.fullmatch(r"\W*[A-Za-z]\W*", str(gold)):
+        options = ("",) * len(LABELS)  # the options stand in the question or the picture; labels alone can be compared
     if kind == "choice" and not 1 <= len(options) <= len(LABELS):
         raise _Bad(f"field {name!r}: found {len(options)} options, expected 1 to {len(LABELS)}")
     extra = row.get("meta") or {}
@@ -155,7 +155,11 @@ def _encoded(row: dict[str, Any]) -> bytes:
 
 
 def _added(verdict: Verdict) -> dict[str, Any]:
-    added = {"outcome": verdict.outcome, "extracted": verdict.normalised or verdict.extracted, "correct": verdict.correct}
+    added = {
+        "outcome": verdict.outcome,
+        "extracted": verdict.normalised or verdict.extracted,
+        "correct": verdict.correct,
+    }
     return {**added, "note": verdict.note} if verdict.note else added
 
 
