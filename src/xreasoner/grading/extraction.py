@@ -72,8 +72,8 @@ _DENIAL = re.compile(
     re.IGNORECASE,
 )
 _OTHERS_VIEW = re.compile(
-    r"(?<!\bi )(?<!\bwe )\b(?:claim(?:s|ed)?|says|said|thinks|thought|argue[sd]?|believes|(?:would|might|may)\s+(?:say|think)"
-    r"|tempted\s+to)\b|\bi\s+(?:first\s+)?thought\b",
+    r"(?<!\bi )(?<!\bwe )\b(?:claim(?:s|ed)?|says|said|thinks|thought|argue[sd]?|believes"
+    r"|(?:would|might|may)\s+(?:say|think)|tempted\s+to)\b|\bi\s+(?:first\s+)?thought\b",
     re.IGNORECASE,
 )
 _SUPPOSED = re.compile(
@@ -131,7 +131,7 @@ class Reply:
 @dataclass(frozen=True, slots=True)
 class Declaration:
     """What a reply declares. start: where in the text. content: what is declared, to the end of the line (a box: all
-    of it). strong: by a word such as "answer" or by a box; weak ones ("it is …", "so …") need an answer's exact form."""
+    of it). strong: by a word such as "answer" or by a box; weak ones ("it is …", "so …") need an exact form."""
 
     start: int
     content: str

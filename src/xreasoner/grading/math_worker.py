@@ -272,19 +272,19 @@ def _relations(gold: str, given: str) -> Sameness:
     return "different"
 
 
-class Unreadable(Exception):
+class UnreadableError(Exception):
     """An expression that math-verify does not read, or of which it reads only a part."""
 
 
 def _parsed(text: str) -> Any:
-    """What math-verify makes of one expression: a sympy expression. Raises `Unreadable`."""
+    """What math-verify makes of one expression: a sympy expression. Raises `UnreadableError`."""
     import sympy
     from math_verify import LatexExtractionConfig, parse
 
     latex = re.sub(r"(?<!\\)%", r"\\%", text)
     found = parse(f"${latex}$", extraction_config=[LatexExtractionConfig()], parsing_timeout=None)
     if not found or not isinstance(found[0], sympy.Expr):
-        raise Unreadable(text)
+        raise UnreadableError(text)
     return found[0]
 
 
@@ -307,7 +307,7 @@ def _whole(text: str, expression: Any) -> bool:
 
 @lru_cache(maxsize=4096)
 def _read(text: str) -> Any:
-    """The expression with exact numbers. Raises `Unreadable`, or what sympy raises."""
+    """The expression with exact numbers. Raises `UnreadableError`, or what sympy raises."""
     import sympy
 
     number = simple_number(text)
@@ -315,7 +315,7 @@ def _read(text: str) -> Any:
         return sympy.Rational(number.numerator, number.denominator)
     found = _parsed(text)
     if not _whole(text, found):
-        raise Unreadable(text)
+        raise UnreadableError(text)
     exact = found.replace(lambda each: each.is_Float, lambda each: sympy.Rational(str(each))).doit()
     names = {symbol: sympy.Symbol(symbol.name) for symbol in exact.free_symbols}
     return exact.xreplace(names).subs({sympy.Symbol("e"): sympy.E, sympy.Symbol("i"): sympy.I})
@@ -347,12 +347,12 @@ def _equations(gold: str, given: str) -> Sameness:
             return "different"
         differences.append((left, right))
     (a, b), (c, d) = differences
-    left, right = _readable(a, c), _readable(b, d)
-    if isinstance(left, str) or isinstance(right, str):
-        return "unparsed" if "unparsed" in (left, right) else "different"
+    lefts, rights = _readable(a, c), _readable(b, d)
+    if isinstance(lefts, str) or isinstance(rights, str):
+        return "unparsed" if "unparsed" in (lefts, rights) else "different"
     import sympy
 
-    ratio = sympy.simplify((left[0] - right[0]) / (left[1] - right[1]))
+    ratio = sympy.simplify((lefts[0] - rights[0]) / (lefts[1] - rights[1]))
     return "equal" if ratio.is_number and ratio.is_finite and not ratio.is_zero else "different"
 
 

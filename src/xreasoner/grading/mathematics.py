@@ -7,6 +7,7 @@ that passes it costs its own second, and the worker is replaced. No signal is us
 from __future__ import annotations
 
 import atexit
+import contextlib
 import json
 import os
 import queue
@@ -39,7 +40,8 @@ class _Worker:
         self.process = subprocess.Popen(
             program, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=quiet, start_new_session=True
         )
-        assert self.process.stdin is not None and self.process.stdout is not None
+        assert self.process.stdin is not None
+        assert self.process.stdout is not None
         self._in: IO[bytes] = self.process.stdin
         self._out: IO[bytes] = self.process.stdout
         self._ready = False
@@ -72,10 +74,8 @@ class _Worker:
         self.process.kill()
         self.process.wait()
         for stream in (self._in, self._out):
-            try:
+            with contextlib.suppress(OSError):  # what was not yet written has nobody to read it
                 stream.close()
-            except OSError:  # what was not yet written has nobody to read it
-                pass
         return ended
 
 

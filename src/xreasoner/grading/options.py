@@ -14,11 +14,11 @@ from xreasoner.problem import LABELS
 CONFLICT = "conflict"
 """Returned in place of a label where a reply chose two options."""
 
-_ROMAN = tuple(["I", "II", "III", "IV", "V", "VI", "VII", "VIII", "IX", "X", "XI", "XII", "XIII", "XIV", "XV", "XVI", "XVII", "XVIII", "XIX", "XX"])
+_ROMAN = tuple("I,II,III,IV,V,VI,VII,VIII,IX,X,XI,XII,XIII,XIV,XV,XVI,XVII,XVIII,XIX,XX".split(","))  # noqa: SIM905
 _OWN_LABEL = re.compile(
     r"\s*(?:\(([A-Za-z]{1,5}|\d{1,2})\)|([A-Za-z]{1,5}|\d{1,2})(?:[.)]|(?<=[A-Za-z]):))\s*(?!\d)(?=\S)"
 )
-_ORDINALS = ["first", "second", "third", "fourth", "fifth", "sixth", "seventh", "eighth", "ninth", "tenth", "eleventh", "twelfth"]
+_ORDINALS = "first,second,third,fourth,fifth,sixth,seventh,eighth,ninth,tenth,eleventh,twelfth".split(",")  # noqa: SIM905
 _SEPARATOR = re.compile(r"^[\s:.)\]},;–—\"'>]*(?:-\s+)?")
 _RIGHT = (
     r"\s*,?\s*(?:option|选项|選項)?\s*(?:(?:is|must\s+be|should\s+be|seems|looks|appears(?:\s+to\s+be)?)\s+"
@@ -48,7 +48,8 @@ class Options:
 @dataclass(frozen=True, slots=True)
 class Patterns:
     """start: a label at the start and what follows. another: a second label joined to the first. marker: a label that
-    begins a line. named: a label in brackets, or after "option". right: a label that is said to be right. whole: nothing but a label."""
+    begins a line, or is set off in it. named: a label in brackets, or after "option". right: a label that is said to be
+    right. whole: nothing but a label."""
 
     start: re.Pattern[str]
     another: re.Pattern[str]
