@@ -14,7 +14,7 @@ from xreasoner.grading.characters import plain
 
 _LEAKED_TURN = re.compile(
     r"<\|[^|>\s]{1,40}\|>|</s>|<(?:start|end)_of_turn>|\[/?INST\]"
-    r"|\n\s*(?:#+\s*)?(?:user|human|assistant|system|instruction|(?:next\s+)?question(?:\s+\d+)?|q\d*|problem\s+\d+)\s*:",
+    r"|\n[ \t]{0,8}(?:#{1,6}[ \t]*)?(?:user|human|assistant|system|instruction|(?:next\s+)?question(?:\s+\d+)?|q\d*|problem\s+\d+)\s*:",
     re.IGNORECASE,
 )
 _WRAPPER = re.compile(
@@ -48,7 +48,7 @@ _CUE = re.compile(
     re.IGNORECASE,
 )
 _CHINESE_CHOICE = re.compile(r"(?:故|应|應|所以|因此|我)?(?:选择|選擇|选项|選項|选|選)(?:是|为|為|:)?\s*")
-_TITLE = re.compile(r"(?:^|\n)\W*(?:the\s+)?(?:final\s+|correct\s+)?(?:answer|conclusion)\W*\n+", re.IGNORECASE)
+_TITLE = re.compile(r"(?:^|\n)\W{0,6}(?:the\s+)?(?:final\s+|correct\s+)?(?:answer|conclusion)\W{0,6}\n+", re.IGNORECASE)
 _WEAK_CUE = re.compile(
     r"\b(?:I|we)(?:'d|'ll|\s+would|\s+will|\s+shall)?\s+(?:therefore\s+|thus\s+|will\s+)?"
     r"(?:choose|pick|select|chose|picked|selected|answer|conclude|go\s+with|went\s+with|opt\s+for|settle\s+on|go\s+for"
@@ -116,6 +116,10 @@ _REFUSAL = re.compile(
     r"(?:answer|determine|tell|say|help|assist)|cannot\s+be\s+(?:determined|answered))\b",
     re.IGNORECASE,
 )
+_BLANKS = re.compile(r"\s{3,}")
+LAST, _LONGEST, _READ = 60, 4000, 20_000
+"""Bounds on time, for replies that go round in circles: how many declarations of a kind are read (the last ones), how
+many characters of one, and how many characters of an answer (its end)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -159,9 +163,13 @@ def own_words(text: str) -> str:
     return text
 
 
+def _blank(match: re.Match[str]) -> str:
+    return "\n\n" if "\n" in match[0] else "  "
+
+
 def clean(text: str) -> str:
     """Plain characters, and no Markdown, HTML emphasis or LaTeX wrappers (`\\boxed` stays: it declares)."""
-    text = plain(text)
+    text = _BLANKS.sub(_blank, plain(text[-_READ:]))
     for _ in range(3 if "\\" in text else 0):  # wrappers nest
         text = _WRAPPER.sub(r"\1", text)
     text = text.replace("{,}", ",").replace("\\%", "%").replace("\\quad", " ")
@@ -170,11 +178,11 @@ def clean(text: str) -> str:
 
 
 def boxes(text: str) -> list[tuple[int, int, str]]:
-    """(start, end, content) of every `\\boxed{…}` whose braces balance, in order."""
+    """(start, end, content) of the last boxes (`\\boxed{…}`) whose braces balance, in order."""
     found = []
-    for match in _BOX.finditer(text):
+    for match in list(_BOX.finditer(text))[-LAST:]:
         depth = 1
-        for at in range(match.end(), len(text)):
+        for at in range(match.end(), min(len(text), match.end() + _LONGEST)):
             depth += {"{": 1, "}": -1}.get(text[at], 0)
             if not depth:
                 found.append((match.start(), at + 1, text[match.end() : at].strip()))
@@ -224,7 +232,7 @@ def payload(text: str, start: int) -> str | None:
 
     Of "not A but B" it is "B"; of "not A" nothing.
     """
-    content = text[start:].lstrip().split("\n", 1)[0]
+    content = text[start : start + _LONGEST].lstrip().split("\n", 1)[0]
     negative = _NEGATIVE_START.match(content)
     if negative is not None:
         but = _BUT.search(content)
@@ -262,7 +270,7 @@ def declarations(text: str) -> list[Declaration]:
     found = _boxed(text) if "\\" in text else []
     taken = {declaration.start for declaration in found}
     for pattern, strong in ((_CUE, True), (_CHINESE_CHOICE, True), (_TITLE, True), (_WEAK_CUE, False)):
-        for match in pattern.finditer(text):
+        for match in list(pattern.finditer(text))[-LAST:]:
             content = payload(text, match.end())
             begin = match.end() - len(match[0].lstrip(" .,:;!?\n"))
             if content is None or content in ("", "{") or denied(text, begin, begin):

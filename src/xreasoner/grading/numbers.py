@@ -123,7 +123,7 @@ def numeral(text: str, exclaims: bool = False) -> str | None:
     if after is None:
         return CONFLICT
     text = after.strip()
-    while text[:1] in "([" and text[-1:] in ")].":
+    while text and text[0] in "([" and text[-1:] in ")].":
         text = text[1:].rstrip(".")[:-1].strip()
     found = read_number(text)
     if found is None:
@@ -151,7 +151,7 @@ def stated_number(reply: Reply) -> str | None:
         content = _FIRST_SENTENCE.split(extraction.bare(declaration.content), maxsplit=1)[0]
         said = numeral(content, exclaims=not declaration.boxed)
         if said is None and declaration.strong:
-            ending = _ENDING.search(content.rstrip(" .!"))
+            ending = _ENDING.match(content.rstrip(" .!")[-300:])
             said = numeral(ending[1], exclaims=True) if ending else None
         if said is not None:
             return None if extraction.retracted(text, declaration.start) else said
@@ -166,8 +166,8 @@ def _concluded(text: str) -> str | None:
     last = lines[-1].rstrip(" .!")
     if len(lines) > 1 and (alone := numeral(last, exclaims=True)) is not None:
         return alone if read_number(lines[-2]) is None else CONFLICT
-    ending = _ENDING.search(last)
-    if ending is None or extraction.denied(last, ending.start(1), ending.end()):
+    ending = _ENDING.match(last[-300:])
+    if ending is None or extraction.denied(last[-300:], ending.start(1), ending.end()):
         return CONFLICT if len(text.split()) <= 12 and two_numbers(text) else None
     return numeral(ending[1], exclaims=True)
 

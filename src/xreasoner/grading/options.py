@@ -66,7 +66,7 @@ def _patterns(labels: tuple[str, ...]) -> Patterns:
     lower = (
         "|".join(sorted((label.lower() for label in labels if label.lower() != label), key=len, reverse=True)) or "(?!)"
     )
-    closed = rf"[(\[{{<\"']+\s*({any_case})\s*[)\]}}>\"']+"
+    closed = rf"[(\[{{<\"']{{1,3}}\s*({any_case})\s*[)\]}}>\"']+"
     open_ = rf"({upper}){_AFTER}(?!\.[a-z](?:\.|\s))|({lower})(?=\s*[.:)\]}},]\s|\s*[.:)\]]?\s*$|\s+(?:is|because)\b)"
     prefix = (
         r"[\s\"'>*•-]*(?:(?:the|la|le|el|die|der|das)\s+)?"
@@ -222,7 +222,7 @@ def _declared(text: str, options: Options) -> tuple[int, str | None, str]:
                 break
         if last[1] is not None:
             break
-    for match in options.patterns.right.finditer(text):
+    for match in list(options.patterns.right.finditer(text))[-extraction.LAST :]:
         if match.start() > last[0] and not extraction.denied(text, match.start(), match.end()):
             word = next(group for group in match.groups() if group)
             label = _ordinal(f"{word} option", options) if word.lower() in _ORDINALS else word.upper()
@@ -248,7 +248,7 @@ def _lone(lines: list[str], text: str, options: Options) -> str | None:
 def _listed(text: str, options: Options) -> set[str]:
     """The labels that the text lists ("A: …", "(B) …"), but for those that it denies in the same line."""
     found = set()
-    for match in options.patterns.marker.finditer(text):
+    for match in list(options.patterns.marker.finditer(text))[-extraction.LAST :]:
         begin = match.end() - len(match[0].lstrip())
         behind = text[match.end() :].split("\n", 1)[0]
         if not extraction.denied(text, begin, match.end()) and not extraction.negates(behind):
