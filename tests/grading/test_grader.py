@@ -248,3 +248,15 @@ def test_two_thousand_verdicts_a_second() -> None:
     for _ in range(1000):
         judge(problem, reply)
     assert time.process_time() - start < 0.5
+
+
+@pytest.mark.parametrize(
+    "piece", ["= ", "\n", "(", "so ", "A or ", "\\boxed{", "I think ", "the answer is not A. ", "1,", "{"]
+)
+def test_a_reply_that_goes_round_in_circles_costs_little(piece: str) -> None:
+    start = time.process_time()
+    for answer_type, gold in (("choice", "B"), ("number", "5"), ("quantity", "5 m"), ("latex", "x"), ("text", "oak")):
+        options = NUMBERS if answer_type == "choice" else ()
+        reply = (piece * 20_000)[:20_000]
+        assert judge(Problem("p", "?", gold, answer_type, options), reply).outcome != "correct"  # type: ignore[arg-type]
+    assert time.process_time() - start < 10

@@ -14,7 +14,8 @@ from xreasoner.grading.characters import plain
 
 _LEAKED_TURN = re.compile(
     r"<\|[^|>\s]{1,40}\|>|</s>|<(?:start|end)_of_turn>|\[/?INST\]"
-    r"|\n[ \t]{0,8}(?:#{1,6}[ \t]*)?(?:user|human|assistant|system|instruction|(?:next\s+)?question(?:\s+\d+)?|q\d*|problem\s+\d+)\s*:",
+    r"|\n[ \t]{0,8}(?:#{1,6}[ \t]*)?(?:user|human|assistant|system|instruction"
+    r"|(?:next\s+)?question(?:\s+\d+)?|q\d*|problem\s+\d+)\s*:",
     re.IGNORECASE,
 )
 _WRAPPER = re.compile(
