@@ -174,7 +174,8 @@ def contradiction(label: str, text: str, options: Options) -> str:
     longest = [option for option, _ in options.texts if _starts_with(said, option)][:1]
     if longest:
         return "" if longest[0] == options.own[label] else said
-    return said if parse_number(said) is not None and parse_number(options.own[label]) is not None else ""
+    given, own = parse_number(said), parse_number(options.own[label])
+    return said if given is not None and own is not None and given != own else ""
 
 
 def read(text: str, options: Options) -> tuple[str | None, str]:
