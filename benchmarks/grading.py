@@ -47,7 +47,7 @@ def mathematical(random: Random, numbers: float) -> tuple[Problem, str]:
 
 
 def rate(make: Callable[[Random], tuple[Problem, str]], seconds: float, threads: int) -> float:
-    """Verdicts a second on the clock; cases are made beforehand."""
+    """Verdicts a second on the clock; cases are made beforehand. A busy machine gives less."""
     random = Random(0)
     with ThreadPoolExecutor(threads) as pool:
         list(pool.map(lambda case: judge(*case), [make(random) for _ in range(32)]))  # start the workers
