@@ -106,6 +106,7 @@ def evaluate(
     samples: Annotated[int, typer.Option(min=1, help="Samples of each item.")] = 1,
     temperature: Annotated[float, typer.Option(min=0, help="0 is greedy.")] = 0.0,
     blind: Annotated[bool, typer.Option("--blind", help="Withhold the pictures.")] = False,
+    swapped: Annotated[bool, typer.Option("--swapped", help="Show each item another item's pictures.")] = False,
     prompt: Annotated[str | None, typer.Option(help="The prompt's name.")] = None,
     seed: Annotated[int, typer.Option(min=0, help="Which items, and of the sampling.")] = 0,
     budget: Annotated[int, typer.Option(min=1, help="Thinking budget in tokens.")] = 160,
@@ -115,6 +116,8 @@ def evaluate(
     from xreasoner.evaluating import evaluate_model
     from xreasoner.progress import Screen
 
+    if blind and swapped:
+        raise UserError("--blind withholds the pictures and --swapped shows others; choose one")
     names = [name.strip() for name in bench.split(",")]
     _quiet(model)
     with Screen() as screen:
@@ -125,7 +128,7 @@ def evaluate(
             n=limit,
             samples=samples,
             temperature=temperature,
-            blind=blind,
+            condition="blind" if blind else "swapped" if swapped else "seen",
             prompt=prompt,
             seed=seed,
             budget=budget,

@@ -7,7 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from xreasoner.ask import default_prompt
-from xreasoner.benchmarks.running import evaluate, summarise
+from xreasoner.benchmarks.running import evaluate
+from xreasoner.benchmarks.store import Condition
+from xreasoner.benchmarks.summary import summarise
 from xreasoner.demo import Show, silent
 from xreasoner.engines.base import Sampling
 from xreasoner.engines.torch_engine import TorchEngine
@@ -26,7 +28,7 @@ def evaluate_model(
     n: int,
     samples: int,
     temperature: float,
-    blind: bool,
+    condition: Condition,
     prompt: str | None,
     seed: int,
     budget: int,
@@ -52,12 +54,14 @@ def evaluate_model(
             n=n,
             seed=seed,
             sampling=Sampling(temperature=temperature, thinking_budget=budget, answer_budget=64, seed=seed),
-            blind=blind,
+            condition=condition,
             samples=samples,
             progress=lambda done, total, bench=bench: show(bench, done, total),  # type: ignore[misc]
         )
         (result,) = [
-            entry for group in summarise([{**row, "blind": False} for row in rows]).values() for entry in group.values()
+            entry
+            for group in summarise([{**row, "condition": "seen"} for row in rows]).values()
+            for entry in group.values()
         ]
         found[bench] = result
     return found

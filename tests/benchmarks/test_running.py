@@ -11,8 +11,9 @@ import pytest
 from PIL import Image
 
 from xreasoner import registry, trace
-from xreasoner.benchmarks.running import evaluate, gains, group_of, summarise
+from xreasoner.benchmarks.running import evaluate, swaps
 from xreasoner.benchmarks.store import ResultStore, latest, read_rows, save_picture
+from xreasoner.benchmarks.summary import gains, group_of, summarise
 from xreasoner.completion import Completion
 from xreasoner.engines.base import Request, Sampling
 from xreasoner.errors import DataError, UserError, XReasonerError
@@ -136,7 +137,7 @@ def test_another_setting_is_run_again(tmp_path: Path, changed: dict[str, Any]) -
 def test_blind_runs_withhold_the_pictures_and_give_the_floor(tmp_path: Path) -> None:
     run(Adder(16), tmp_path)
     engine = Adder(4)
-    run(engine, tmp_path, blind=True)
+    run(engine, tmp_path, condition="blind")
     assert len(engine.seen) == 20
     assert all(not r.images and r.messages[0]["content"][0]["type"] == "text" for r in engine.seen)
     summary = summarise(read_rows(tmp_path / "eval" / "sft" / "results.jsonl"))
@@ -146,6 +147,24 @@ def test_blind_runs_withhold_the_pictures_and_give_the_floor(tmp_path: Path) -> 
     assert cell["outcomes"] == {"correct": 16, "wrong": 2, "conflict": 2}
     assert cell["families"]["sum"] == {"accuracy": 0.8, "n": 10, "blind": 0.2}
     assert "blind" not in summary["cells"]["text/general"]
+
+
+def test_swapped_runs_show_another_items_picture(tmp_path: Path) -> None:
+    engine = Adder(4)
+    rows = run(engine, tmp_path, condition="swapped")
+    assert len(engine.seen) == len(rows) == 20
+    assert {row["condition"] for row in rows} == {"swapped"}
+    shown = {}
+    for request in engine.seen:
+        number = int(request.messages[0]["content"][-1]["text"].split()[2])
+        shown[number] = request.images[0].getpixel((0, 0))[0]
+    assert all(number != pixel for number, pixel in shown.items())
+    assert sorted(shown.values()) == list(range(20))
+    assert swaps(image_general(20, 3)) == swaps(image_general(20, 3)[::-1])
+    assert swaps(image_general(1, 3)) == {}
+    again = Adder(4)
+    run(again, tmp_path, condition="swapped")
+    assert not again.seen
 
 
 def test_gains_are_paired_and_over_the_better_base(tmp_path: Path) -> None:

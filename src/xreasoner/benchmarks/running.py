@@ -1,21 +1,16 @@
-"""Run benchmarks with an engine, judge, store; then say what the results show.
-
-A benchmark named `tiny-MODALITY-DOMAIN` is a cell of the transfer matrix, `tiny-read-MODALITY-DOMAIN` measures
-perception in that cell, and any other stands for itself.
-"""
+"""Run benchmarks with an engine, judge, and store every reply; what the results show is summary.py's."""
 
 from __future__ import annotations
 
-import math
-import re
-from collections import Counter
+import hashlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import cycle, islice
 from pathlib import Path
 from typing import Any
 
-from xreasoner.benchmarks import statistics
-from xreasoner.benchmarks.store import ResultStore, Row, result_key, sampling_key, save_picture
+from xreasoner.benchmarks.store import Condition, ResultStore, Row, result_key, sampling_key, save_picture
+from xreasoner.benchmarks.summary import group_of
 from xreasoner.completion import Completion
 from xreasoner.engines.base import Engine, Request, Sampling
 from xreasoner.grading import judge
@@ -23,19 +18,7 @@ from xreasoner.problem import Problem
 from xreasoner.prompts import chat_messages
 from xreasoner.registry import BENCHMARKS, resolve
 
-BASES = ("base", "base-direct")
-REASONERS = ("sft", "sft+rl")
-GROUPS = ("cells", "perception", "benchmarks")
-_CELL = re.compile(r"tiny-(read-)?(text|image)-([a-z]+)")
 _CHUNK = 1024
-
-
-def group_of(bench: str) -> tuple[str, str]:
-    """Where a benchmark's number stands in the summary: ("cells" | "perception" | "benchmarks", its name there)."""
-    match = _CELL.fullmatch(bench)
-    if match is None:
-        return "benchmarks", bench
-    return "perception" if match[1] else "cells", f"{match[2]}/{match[3]}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,19 +41,21 @@ def evaluate(
     n: int,
     seed: int,
     sampling: Sampling,
-    blind: bool = False,
+    condition: Condition = "seen",
     samples: int = 1,
     progress: Callable[[int, int], None] | None = None,
 ) -> list[Row]:
     """Judge n problems of each benchmark, `samples` times each; results go to out/eval/STAGE/results.jsonl.
 
-    What the store holds already (same stage, model, prompt, sampling and seed) is not run again. blind: pictures
-    are withheld, and benchmarks' text problems are left out. progress(done, total) counts completions. Returns
-    the rows asked for, in the order of the benchmarks. Raises `UserError` for an unknown benchmark.
+    What the store holds already (same stage, model, prompt, sampling and seed) is not run again. condition:
+    whether items are shown their pictures, none ("blind"), or another item's ("swapped"); under the last two, text
+    problems are left out. progress(done, total) counts completions. Returns the rows asked for, in the order of
+    the benchmarks. Raises `UserError` for an unknown benchmark.
     """
     store = ResultStore(out / "eval" / stage / "results.jsonl")
-    base = {"stage": stage, "model": model_hash, "blind": blind, "prompt": prompt, "seed": seed}
+    base = {"stage": stage, "model": model_hash, "condition": condition, "prompt": prompt, "seed": seed}
     base["sampling"] = sampling_key(sampling)
+    budgets = {name: getattr(sampling, name) for name in ("thinking_budget", "answer_budget", "temperature")}
     items = list(_items(benches, n, seed, samples, base))
     keys = [key for item in items for key in item.keys]
     done = store.done()
@@ -85,7 +70,7 @@ def evaluate(
             nonlocal finished
             item = chunk[index]
             picture = save_picture(item.problem.images[0], out) if item.problem.images else None
-            store.append([_row(item, s, c, base, picture) for s, c in enumerate(completions)])
+            store.append([_row(item, s, c, {**base, **budgets}, picture) for s, c in enumerate(completions)])
             finished += len(completions)
             if progress:
                 progress(finished, len(keys))
@@ -98,11 +83,39 @@ def _items(benches: Sequence[str], n: int, seed: int, samples: int, base: Mappin
     """Every problem to run, with the names of its results."""
     for bench in benches:
         problems: list[Problem] = resolve(BENCHMARKS, "benchmark", bench)(n, seed)
+        donors = swaps(problems) if base["condition"] == "swapped" else {}
         for problem in problems:
-            if base["blind"] and problem.modality != "image":
+            if base["condition"] != "seen" and problem.modality != "image":
                 continue
-            keys = tuple(result_key(**base, bench=bench, item=problem.id, sample=s) for s in range(samples))
-            yield _Item(bench, problem.without_images() if base["blind"] else problem, keys)
+            donor = donors.get(problem.id)
+            if base["condition"] == "swapped" and donor is None:
+                continue
+            place = {**base, "condition": f"swapped with {donor.id}"} if donor else base
+            keys = tuple(result_key(**place, bench=bench, item=problem.id, sample=s) for s in range(samples))
+            yield _Item(bench, _shown(problem, base["condition"], donor), keys)
+
+
+def _shown(problem: Problem, condition: Condition, donor: Problem | None) -> Problem:
+    """The problem as the condition shows it: with its pictures, without, or with as many of the donor's."""
+    if donor is not None:
+        return replace(problem, images=tuple(islice(cycle(donor.images), len(problem.images))))
+    return problem.without_images() if condition == "blind" else problem
+
+
+def swaps(problems: Sequence[Problem]) -> dict[str, Problem]:
+    """For each item with pictures another whose pictures it is shown: the next in the order of a hash of the id
+    whose pictures differ. An item that no other differs from is left out.
+    """
+    ring = [problem for problem in problems if problem.images]
+    ring.sort(key=lambda problem: hashlib.sha256(problem.id.encode()).digest())
+    pixels = [[picture.tobytes() for picture in problem.images] for problem in ring]
+    found: dict[str, Problem] = {}
+    for index, problem in enumerate(ring):
+        others = (other % len(ring) for other in range(index + 1, index + len(ring)))
+        donor = next((other for other in others if pixels[other] != pixels[index]), None)
+        if donor is not None:
+            found[problem.id] = ring[donor]
+    return found
 
 
 def _request(problem: Problem, prompt: str, samples: int, sampling: Sampling) -> Request:
@@ -141,170 +154,3 @@ def _row(item: _Item, sample: int, completion: Completion, base: Mapping[str, An
         "image": picture,
         "facts": problem.meta.get("facts"),
     }
-
-
-def _grouped(results: Sequence[Row]) -> dict[tuple[str, str], list[Row]]:
-    groups: dict[tuple[str, str], list[Row]] = {}
-    for row in results:
-        groups.setdefault(group_of(row["bench"]), []).append(row)
-    return groups
-
-
-def _accuracy(rows: Sequence[Row]) -> statistics.Estimate:
-    return statistics.accuracy([row["correct"] for row in rows], [(row["bench"], row["id"]) for row in rows])
-
-
-def _describe(rows: Sequence[Row], blind: Sequence[Row]) -> dict[str, Any]:
-    """One entry of the summary. Shares are of the rows with their pictures; outcomes are counts."""
-    estimate = _accuracy(rows)
-    families: dict[str, list[Row]] = {}
-    for row in rows:
-        families.setdefault(row["family"], []).append(row)
-    described: dict[str, Any] = {
-        "accuracy": estimate.value,
-        "n": len(rows),
-        "low": estimate.low,
-        "high": estimate.high,
-        "forced": sum(row["exit"] == "forced" for row in rows) / len(rows),
-        "truncated": sum(row["exit"] == "truncated" for row in rows) / len(rows),
-        "thought_tokens": sum(row["thought_tokens"] for row in rows) / len(rows),
-        "outcomes": dict(Counter(row["outcome"] for row in rows)),
-        "families": {
-            name: {"accuracy": _accuracy(members).value, "n": len(members)}
-            for name, members in sorted(families.items())
-        },
-    }
-    if blind:
-        floor = _accuracy(blind)
-        described |= {"blind": floor.value, "blind_n": len(blind), "blind_low": floor.low, "blind_high": floor.high}
-        for name, entry in described["families"].items():
-            unseen = [row for row in blind if row["family"] == name]
-            if unseen:
-                entry["blind"] = _accuracy(unseen).value
-    return described
-
-
-def summarise(results: Sequence[Row]) -> dict[str, dict[str, dict[str, Any]]]:
-    """What one stage's results show: {"cells": {CELL: …}, "perception": {CELL: …}, "benchmarks": {NAME: …}}.
-
-    Each entry holds accuracy, n, low, high (95 %), the shares `forced` and `truncated`, mean `thought_tokens`,
-    `outcomes` (counts), `families`, and, where there are blind rows, `blind` (accuracy) with its n and interval.
-    """
-    summary: dict[str, dict[str, dict[str, Any]]] = {group: {} for group in GROUPS}
-    for (group, name), rows in _grouped(results).items():
-        seen = [row for row in rows if not row["blind"]]
-        if seen:
-            summary[group][name] = _describe(seen, [row for row in rows if row["blind"]])
-    return summary
-
-
-def _by_item(rows: Sequence[Row], blind: bool = False) -> dict[tuple[str, str], float]:
-    """Mean correctness of each item."""
-    found: dict[tuple[str, str], list[bool]] = {}
-    for row in rows:
-        if row["blind"] == blind:
-            found.setdefault((row["bench"], row["id"]), []).append(row["correct"])
-    return {item: sum(values) / len(values) for item, values in found.items()}
-
-
-def _mean(items: Mapping[Any, float]) -> float:
-    return sum(items.values()) / len(items) if items else 0.0
-
-
-def _difference(after: Mapping[Any, float], before: Mapping[Any, float]) -> dict[str, Any] | None:
-    """After − before on the items that both have, or None where there are none."""
-    shared = [item for item in after if item in before]
-    if not shared:
-        return None
-    a, b = [after[item] for item in shared], [before[item] for item in shared]
-    estimate = statistics.paired_difference(a, b, shared)
-    binary = all(value in (0.0, 1.0) for value in [*a, *b])
-    discordant = sum(abs(x - y) for x, y in zip(a, b, strict=True)) / len(shared)
-    return {
-        "n": len(shared),
-        "accuracy_after": sum(a) / len(a),
-        "accuracy_before": sum(b) / len(b),
-        "difference": estimate.value,
-        "low": estimate.low,
-        "high": estimate.high,
-        "p": statistics.mcnemar(a, b) if binary else None,
-        "detectable": statistics.detectable_paired(len(shared), discordant),
-    }
-
-
-def _best_base(stages: Mapping[str, Mapping[Any, float]]) -> str | None:
-    """The more accurate of the two bases that answer directly: the stronger control."""
-    bases = [stage for stage in BASES if stages.get(stage)]
-    return max(bases, key=lambda stage: _mean(stages[stage]), default=None)
-
-
-def _pairs(stages: Mapping[str, Mapping[Any, float]], group: str) -> list[tuple[str, str]]:
-    """(after, before): each reasoner over the better base (perception: over the base itself), RL over SFT."""
-    before = _best_base({"base": stages.get("base", {})} if group == "perception" else stages)
-    pairs = [(stage, before) for stage in REASONERS if before is not None and stages.get(stage)]
-    if stages.get("sft") and stages.get("sft+rl"):
-        pairs.append(("sft+rl", "sft"))
-    return pairs
-
-
-def gains(results_by_stage: Mapping[str, Sequence[Row]]) -> list[dict[str, Any]]:
-    """What each stage added, paired on the items.
-
-    Entries of kind "cell", "perception" and "benchmark": {"kind", "cell" (or the benchmark's name), "after",
-    "before" (stages), "n", "accuracy_after", "accuracy_before", "difference", "low", "high" (95 %), "p" (exact
-    McNemar; None with several samples an item), "detectable" (the smallest difference these items show with
-    power 0.8), and for image cells with blind rows "above_blind" (accuracy after − the larger of the accuracy
-    before and the blind floor)}. Entries of kind "ratio": {"kind", "cell" (the domain), "domain", "after",
-    "before", "ratio", "low", "high"}, None where undefined or unbounded. `before` is the better base.
-    """
-    grouped = {stage: _grouped(rows) for stage, rows in results_by_stage.items()}
-    names = sorted({key for groups in grouped.values() for key in groups}, key=lambda k: (GROUPS.index(k[0]), k[1]))
-    found: list[dict[str, Any]] = []
-    for group, name in names:
-        stages = {stage: _by_item(groups.get((group, name), [])) for stage, groups in grouped.items()}
-        for after, before in _pairs(stages, group):
-            entry = _difference(stages[after], stages[before])
-            if entry is None:
-                continue
-            blind = _by_item(grouped[after].get((group, name), []), blind=True)
-            if blind:
-                floor = max(entry["accuracy_before"], _mean(blind))
-                entry["above_blind"] = entry["accuracy_after"] - floor
-            kind = group.removesuffix("s")
-            found.append({"kind": kind, "cell": name, "after": after, "before": before, **entry})
-    return found + _ratios(grouped)
-
-
-def summary_of(results_by_stage: Mapping[str, Sequence[Row]]) -> dict[str, Any]:
-    """What summary.json says of results: {"cells" | "perception" | "benchmarks": {stage: {name: {}}}, "gains": []}."""
-    found: dict[str, Any] = {group: {} for group in GROUPS}
-    for stage, rows in results_by_stage.items():
-        for group, entries in summarise(rows).items():
-            found[group][stage] = entries
-    return {**found, "gains": gains(results_by_stage)}
-
-
-def _ratios(grouped: Mapping[str, Mapping[tuple[str, str], list[Row]]]) -> list[dict[str, Any]]:
-    """Image gain ÷ text gain over the better base, for each domain and reasoner."""
-    domains = {name.split("/")[1] for groups in grouped.values() for group, name in groups if group == "cells"}
-    found: list[dict[str, Any]] = []
-    for domain in sorted(domains, reverse=True):
-        for after in REASONERS:
-            image, text = (_gain_over_base(grouped, f"{modality}/{domain}", after) for modality in ("image", "text"))
-            if image and text:
-                estimate = statistics.gain_ratio(list(image.values()), list(image), list(text.values()), list(text))
-                ratio, low, high = (value if math.isfinite(value) else None for value in estimate)
-                entry = {"kind": "ratio", "cell": domain, "domain": domain, "after": after, "before": "best base"}
-                found.append({**entry, "ratio": ratio, "low": low, "high": high})
-    return found
-
-
-def _gain_over_base(
-    grouped: Mapping[str, Mapping[tuple[str, str], list[Row]]], cell: str, after: str
-) -> dict[str, float]:
-    """after − the better base for each shared item, by its id alone: text and image cells share their scenes."""
-    stages = {stage: _by_item(groups.get(("cells", cell), [])) for stage, groups in grouped.items()}
-    before = _best_base(stages)
-    if before is None or after not in stages:
-        return {}
-    return {item[1]: value - stages[before][item] for item, value in stages[after].items() if item in stages[before]}

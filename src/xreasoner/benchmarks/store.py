@@ -9,7 +9,7 @@ import os
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from PIL.Image import Image
 
@@ -17,8 +17,10 @@ from xreasoner.engines.base import Sampling
 from xreasoner.errors import DataError, XReasonerError
 
 Row = dict[str, Any]
-PLACE = ("stage", "bench", "id", "blind", "prompt", "sample")
-"""The fields that say which cell of the table a row fills; of two rows in one place, the later holds."""
+Condition = Literal["seen", "blind", "swapped"]
+"""What became of an item's pictures: shown, withheld, or another item's shown in their place."""
+PLACE = ("stage", "bench", "id", "prompt", "sample")
+"""The fields that, with the condition, say which cell of the table a row fills; the later of two holds."""
 
 
 def _short_hash(value: object) -> str:
@@ -31,10 +33,10 @@ def sampling_key(sampling: Sampling) -> str:
 
 
 def result_key(
-    *, stage: str, model: str, bench: str, item: str, blind: bool, prompt: str, sampling: str, seed: int, sample: int
+    *, stage: str, model: str, bench: str, item: str, condition: str, prompt: str, sampling: str, seed: int, sample: int
 ) -> str:
     """The name of one judged completion: all that decides it. model: the checkpoint's fingerprint."""
-    return _short_hash([stage, model, bench, item, blind, prompt, sampling, seed, sample])
+    return _short_hash([stage, model, bench, item, condition, prompt, sampling, seed, sample])
 
 
 def _complete_length(data: bytes) -> int:
@@ -62,9 +64,15 @@ def read_rows(path: Path) -> list[Row]:
     return rows
 
 
+def condition_of(row: Row) -> Condition:
+    """A row's condition; rows of before there were three say `blind` instead."""
+    found: Condition = row.get("condition") or ("blind" if row.get("blind") else "seen")
+    return found
+
+
 def latest(rows: Iterable[Row]) -> list[Row]:
-    """One row for each place (stage, benchmark, item, blind, prompt, sample): the last one written."""
-    return list({tuple(row.get(name) for name in PLACE): row for row in rows}.values())
+    """One row for each place (stage, benchmark, item, condition, prompt, sample): the last one written."""
+    return list({(condition_of(row), *(row.get(name) for name in PLACE)): row for row in rows}.values())
 
 
 class ResultStore:
