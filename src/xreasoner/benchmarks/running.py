@@ -1,33 +1,62 @@
-"""Run benchmarks with an engine, judge, and store every reply; what the results show is summary.py's."""
+"""Run benchmarks with an engine, judge, and store every sample; what the results show is summary.py's."""
 
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from itertools import cycle, islice
 from pathlib import Path
 from typing import Any
 
-from xreasoner.benchmarks.store import Condition, ResultStore, Row, result_key, sampling_key, save_picture
+from xreasoner.benchmarks.opening import check_name, default_prompt_of, open_benchmark
+from xreasoner.benchmarks.store import (
+    Condition,
+    ResultStore,
+    Row,
+    picture_hash,
+    prompt_hash,
+    result_key,
+    sample_seed,
+    sampling_key,
+    save_picture,
+)
 from xreasoner.benchmarks.summary import group_of
 from xreasoner.completion import Completion
 from xreasoner.engines.base import Engine, Request, Sampling
+from xreasoner.engines.driving import finished
+from xreasoner.errors import DataError, XReasonerError
 from xreasoner.grading import judge
 from xreasoner.problem import Problem
 from xreasoner.prompts import chat_messages
-from xreasoner.registry import BENCHMARKS, resolve
 
-_CHUNK = 1024
+GIVE_UP = 32
+"""Requests that fail one after the other before the rest is given up."""
+_CARRIED = ("precision", "name", "entry")
 
 
 @dataclass(frozen=True, slots=True)
-class _Item:
-    """One problem of one benchmark and the keys of its samples."""
+class _Sample:
+    """One sample of one problem that is to be run, and the fields of its row that are known before."""
 
-    bench: str
     problem: Problem
-    keys: tuple[str, ...]
+    fields: Row
+
+
+@dataclass(slots=True)
+class _Work:
+    """What is asked for, and how far it is."""
+
+    store: ResultStore
+    base: Row
+    sampling: Sampling
+    samples: int
+    prompt: str | None
+    pixels: tuple[int | None, int | None]
+    keys: list[str] = field(default_factory=list)
+    done: int = 0
+    failures: list[str] = field(default_factory=list)
 
 
 def evaluate(
@@ -37,69 +66,73 @@ def evaluate(
     *,
     stage: str,
     model_hash: str,
-    prompt: str,
-    n: int,
+    prompt: str | None,
+    n: int | None,
     seed: int,
     sampling: Sampling,
     condition: Condition = "seen",
     samples: int = 1,
     progress: Callable[[int, int], None] | None = None,
+    data: Path | None = None,
+    pixels: tuple[int | None, int | None] = (None, None),
+    opened: Mapping[str, Sequence[Problem]] | None = None,
+    failures: list[str] | None = None,
 ) -> list[Row]:
-    """Judge n problems of each benchmark, `samples` times each; results go to out/eval/STAGE/results.jsonl.
+    """Judge n problems of each benchmark (None: all), `samples` times each; results go to out/eval/STAGE/results.jsonl.
 
-    What the store holds already (same stage, model, prompt, sampling and seed) is not run again. condition:
-    whether items are shown their pictures, none ("blind"), or another item's ("swapped"); under the last two, text
-    problems are left out. progress(done, total) counts completions. Returns the rows asked for, in the order of
-    the benchmarks. Raises `UserError` for an unknown benchmark.
+    What the store holds already (same model, item, prompt, pictures and sampling) is not run again; every sample is a
+    request and a line of its own, with a seed that does not depend on how many there are. prompt: None for the paper's
+    of each benchmark. condition: whether items are shown their pictures, none ("blind"), or another item's
+    ("swapped"); under the last two, text problems are left out. data: a folder in place of the hub. pixels: the least
+    and the most that pictures are resized to. progress(done, total) counts samples. opened: benchmarks that are open
+    already. Returns the rows asked for, in the order of the benchmarks. Raises `UserError` for an unknown benchmark and
+    `DataError` for its data before anything is run, and `XReasonerError` at the end where items failed (or tells
+    `failures` of it, and returns the other rows); what was finished is kept.
     """
-    store = ResultStore(out / "eval" / stage / "results.jsonl")
-    base = {"stage": stage, "model": model_hash, "condition": condition, "prompt": prompt, "seed": seed}
-    base["sampling"] = sampling_key(sampling)
-    budgets = {name: getattr(sampling, name) for name in ("thinking_budget", "answer_budget", "temperature")}
-    items = list(_items(benches, n, seed, samples, base))
-    keys = [key for item in items for key in item.keys]
-    done = store.done()
-    missing = [item for item in items if not done.issuperset(item.keys)]
-    finished = len(keys) - sum(len(item.keys) for item in missing)
-    if progress:
-        progress(finished, len(keys))
-    for start in range(0, len(missing), _CHUNK):
-        chunk = missing[start : start + _CHUNK]
-
-        def keep(index: int, completions: list[Completion], chunk: list[_Item] = chunk) -> None:
-            nonlocal finished
-            item = chunk[index]
-            picture = save_picture(item.problem.images[0], out) if item.problem.images else None
-            store.append([_row(item, s, c, {**base, **budgets}, picture) for s, c in enumerate(completions)])
-            finished += len(completions)
-            if progress:
-                progress(finished, len(keys))
-
-        engine.generate([_request(item.problem, prompt, samples, sampling) for item in chunk], keep)
-    return store.rows(keys)
-
-
-def _items(benches: Sequence[str], n: int, seed: int, samples: int, base: Mapping[str, Any]) -> Iterator[_Item]:
-    """Every problem to run, with the names of its results."""
+    benches = list(dict.fromkeys(benches))
     for bench in benches:
-        problems: list[Problem] = resolve(BENCHMARKS, "benchmark", bench)(n, seed)
-        donors = swaps(problems) if base["condition"] == "swapped" else {}
-        for problem in problems:
-            if base["condition"] != "seen" and problem.modality != "image":
-                continue
-            donor = donors.get(problem.id)
-            if base["condition"] == "swapped" and donor is None:
-                continue
-            place = {**base, "condition": f"swapped with {donor.id}"} if donor else base
-            keys = tuple(result_key(**place, bench=bench, item=problem.id, sample=s) for s in range(samples))
-            yield _Item(bench, _shown(problem, base["condition"], donor), keys)
+        check_name(bench)
+    sets = {bench: (opened or {}).get(bench) or open_benchmark(bench, n, seed, data) for bench in benches}
+    plans = {bench: _plan(problems, condition) for bench, problems in sets.items()}
+    total = samples * sum(len(plan) for plan in plans.values())
+    store = ResultStore(out / "eval" / stage / "results.jsonl")
+    base = {"stage": stage, "model": model_hash, "condition": condition, "seed": seed}
+    base["sampling"] = sampling_key(sampling)
+    base |= {name: getattr(sampling, name) for name in ("thinking_budget", "answer_budget", "temperature")}
+    work = _Work(store, base, sampling, samples, prompt, pixels)
+    todo = (each for bench in benches for each in _samples(work, bench, sets[bench], plans[bench]))
+    _report(work, total, progress)
+    in_a_row = 0
+    for sample, found in finished(engine, todo):
+        in_a_row = 0 if _keep(work, sample, found, out) else in_a_row + 1
+        if in_a_row >= GIVE_UP:
+            break
+        _report(work, total, progress)
+    _report(work, total, progress)
+    if work.failures and failures is None:
+        raise _failed(work)
+    if work.failures and failures is not None:
+        failures.append(str(_failed(work)))
+    return store.rows(key for key in work.keys if key in store)
 
 
-def _shown(problem: Problem, condition: Condition, donor: Problem | None) -> Problem:
-    """The problem as the condition shows it: with its pictures, without, or with as many of the donor's."""
-    if donor is not None:
-        return replace(problem, images=tuple(islice(cycle(donor.images), len(problem.images))))
-    return problem.without_images() if condition == "blind" else problem
+def _report(work: _Work, total: int, progress: Callable[[int, int], None] | None) -> None:
+    if progress:
+        progress(work.done, total)
+
+
+def _plan(problems: Sequence[Problem], condition: Condition) -> list[tuple[int, int | None]]:
+    """(place, the place of the item whose pictures are shown instead) of each problem to run."""
+    if condition == "seen":
+        return [(place, None) for place in range(len(problems))]
+    modality = getattr(problems, "modality", None)
+    if modality == "text":
+        return []
+    if condition == "swapped":
+        places = {problem.id: place for place, problem in enumerate(problems)}
+        donors = swaps(problems)
+        return sorted((places[name], places[donor.id]) for name, donor in donors.items())
+    return [(k, None) for k in range(len(problems)) if modality == "image" or problems[k].modality == "image"]
 
 
 def swaps(problems: Sequence[Problem]) -> dict[str, Problem]:
@@ -118,20 +151,103 @@ def swaps(problems: Sequence[Problem]) -> dict[str, Problem]:
     return found
 
 
-def _request(problem: Problem, prompt: str, samples: int, sampling: Sampling) -> Request:
-    return Request(chat_messages(problem, prompt), problem.images, samples, sampling)
+def _shown(problem: Problem, condition: Condition, donor: Problem | None) -> Problem:
+    """The problem as the condition shows it: with its pictures, without, or with as many of the donor's."""
+    if donor is not None:
+        return replace(problem, images=tuple(islice(cycle(donor.images), len(problem.images))))
+    return problem.without_images() if condition == "blind" else problem
 
 
-def _row(item: _Item, sample: int, completion: Completion, base: Mapping[str, Any], picture: str | None) -> Row:
+def prompt_of(bench: str, problem: Problem, asked: str | None) -> str:
+    """The prompt's name: what was asked for, else the paper's for the benchmark; one without options has no "below"."""
+    name = asked or default_prompt_of(bench)
+    return "paper-train" if not asked and name == "paper-mc" and not problem.options else name
+
+
+def _samples(
+    work: _Work, bench: str, problems: Sequence[Problem], plan: Sequence[tuple[int, int | None]]
+) -> Iterator[tuple[_Sample, Request]]:
+    """Every sample of a benchmark that is not there yet, with its request. Problems are made as they are needed."""
+    for place, other in plan:
+        try:
+            donor = None if other is None else problems[other]
+            problem = _shown(problems[place], work.base["condition"], donor)
+        except DataError as error:
+            work.failures.append(str(error))
+            continue
+        yield from _samples_of(work, bench, problem)
+
+
+def _samples_of(work: _Work, bench: str, problem: Problem) -> Iterator[tuple[_Sample, Request]]:
+    prompt = prompt_of(bench, problem, work.prompt)
+    messages = chat_messages(problem, prompt)
+    asked, pictures = prompt_hash(messages), [picture_hash(picture) for picture in problem.images]
+    sized = [*pictures, *(f"{bound}" for bound in work.pixels if bound and pictures)]
+    for k in range(work.samples):
+        sampling = work.sampling
+        if sampling.temperature:
+            sampling = replace(sampling, seed=sample_seed(sampling.seed, problem.id, k))
+        key = result_key(
+            model=work.base["model"],
+            bench=bench,
+            item=problem.id,
+            prompt=asked,
+            pictures=sized,
+            sampling=work.base["sampling"],
+            sample=k,
+        )
+        work.keys.append(key)
+        if key in work.store:
+            work.done += 1
+            continue
+        known = {**work.base, "key": key, "sample": k, "sample_seed": sampling.seed, "bench": bench, "prompt": prompt}
+        known |= {"prompt_hash": asked, "picture_hashes": pictures}
+        least, most = work.pixels
+        yield _Sample(problem, known), Request(messages, problem.images, 1, sampling, least, most)
+
+
+def _keep(work: _Work, sample: _Sample, found: list[Completion] | Exception, out: Path) -> bool:
+    """Store a sample that was finished; False where it failed. Raises what is no `XReasonerError`: a defect of ours."""
+    name = f"{sample.fields['bench']}/{sample.problem.id}"
+    if isinstance(found, Exception):
+        if not isinstance(found, XReasonerError):
+            raise found
+        work.failures.append(f"item {name}: {found}")
+        return False
+    if found[0].exit == "aborted":
+        work.failures.append(f"item {name}: its sample {sample.fields['sample']} was stopped before its end")
+        return False
+    images = [save_picture(picture, out) for picture in sample.problem.images]
+    work.store.append([_row(sample, found[0], images)])
+    work.done += 1
+    return True
+
+
+def _failed(work: _Work) -> XReasonerError:
+    first, more = work.failures[0], len(work.failures) - 1
+    others = f" (and {more} more)" if more else ""
+    return XReasonerError(
+        f"{first}{others}; the {work.done} samples that were finished are kept in {work.store.path}, "
+        "the same command runs what is missing"
+    )
+
+
+def _carried(meta: Mapping[str, Any]) -> dict[str, Any]:
+    """What a later grader needs beyond the gold, as far as JSON can hold it."""
+    found = {name: meta[name] for name in _CARRIED if name in meta}
+    try:
+        return dict(json.loads(json.dumps(found)))
+    except (TypeError, ValueError):
+        return {}
+
+
+def _row(sample: _Sample, completion: Completion, images: Sequence[str]) -> Row:
     """One line of results.jsonl."""
-    problem = item.problem
+    problem = sample.problem
     verdict = judge(problem, completion.text, completion.exit)
-    group, name = group_of(item.bench)
+    group, name = group_of(sample.fields["bench"])
     return {
-        **base,
-        "key": item.keys[sample],
-        "sample": sample,
-        "bench": item.bench,
+        **sample.fields,
         "cell": name if group == "cells" else "",
         "id": problem.id,
         "family": problem.family,
@@ -141,16 +257,19 @@ def _row(item: _Item, sample: int, completion: Completion, base: Mapping[str, An
         "options": list(problem.options),
         "gold": problem.gold,
         "answer_type": problem.answer_type,
+        "meta": _carried(problem.meta),
         "response": completion.text,
         "thought": completion.thought,
         "answer": completion.answer,
         "outcome": verdict.outcome,
         "extracted": verdict.extracted,
+        "normalised": verdict.normalised,
         "correct": verdict.correct,
         "exit": completion.exit,
         "prompt_tokens": completion.prompt_tokens,
         "thought_tokens": completion.thought_tokens,
         "answer_tokens": completion.answer_tokens,
-        "image": picture,
+        "image": images[0] if images else None,
+        "images": list(images),
         "facts": problem.meta.get("facts"),
     }
