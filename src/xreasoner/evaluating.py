@@ -40,8 +40,8 @@ ANSWER_BUDGET = 256
 class Settings:
     """How a model is asked. None: what the paper does, or, for the embedded models, what suits them.
 
-    n: items of each benchmark; None: all. temperature: 0 for one sample, 0.3 for several. budget: thinking tokens, 4096.
-    prompt: the benchmark's own. data: a folder in place of the hub.
+    n: items of each benchmark; None: all. temperature: 0 for one sample, 0.3 for several. budget: thinking tokens,
+    4096. prompt: the benchmark's own. data: a folder in place of the hub.
     """
 
     n: int | None = None

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+import threading
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -53,6 +54,17 @@ def _benchmarks(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setitem(registry.BENCHMARKS, name, f"{__name__}:{function}")
 
 
+class Slip:
+    """A request that was handed over."""
+
+    def __init__(self, request: Request, on_done: Callable[[list[Completion]], None] | None) -> None:
+        self.request, self.on_done, self.done = request, on_done, threading.Event()
+        self.completions: list[Completion] = []
+
+    def cancel(self) -> None:
+        self.done.set()
+
+
 class Adder:
     """Completes "What is I + 1?", rightly below `limit`; stops as if killed after `stop_after` requests."""
 
@@ -60,19 +72,37 @@ class Adder:
 
     def __init__(self, limit: int, stop_after: int | None = None) -> None:
         self.limit, self.stop_after, self.seen = limit, stop_after, list[Request]()
+        self.waiting: list[Slip] = []
 
-    def generate(
-        self, requests: Sequence[Request], on_done: Callable[[int, list[Completion]], None] | None = None
-    ) -> list[list[Completion]]:
-        done = []
-        for index in reversed(range(len(requests))):
-            if self.stop_after is not None and len(self.seen) == self.stop_after:
-                raise KeyboardInterrupt
-            self.seen.append(requests[index])
-            done.append([self.complete(requests[index]) for _ in range(requests[index].n)])
-            assert on_done is not None
-            on_done(index, done[-1])
-        return done[::-1]
+    def submit(
+        self,
+        request: Request,
+        on_done: Callable[[list[Completion]], None] | None = None,
+        on_text: Callable[[int, str], None] | None = None,
+    ) -> Slip:
+        self.waiting.append(Slip(request, on_done))
+        return self.waiting[-1]
+
+    def step(self) -> bool:
+        """One request, the last that came."""
+        while self.waiting and self.waiting[-1].done.is_set():
+            self.waiting.pop()
+        if not self.waiting:
+            return False
+        if self.stop_after is not None and len(self.seen) == self.stop_after:
+            raise KeyboardInterrupt
+        slip = self.waiting.pop()
+        self.seen.append(slip.request)
+        slip.completions = [self.complete(slip.request) for _ in range(slip.request.n)]
+        slip.done.set()
+        if slip.on_done:
+            slip.on_done(slip.completions)
+        return True
+
+    def generate(self, requests: Any, on_done: Any = None) -> Any:
+        raise NotImplementedError
+
+    wait = score = generate
 
     def complete(self, request: Request) -> Completion:
         text = request.messages[0]["content"][-1]["text"]

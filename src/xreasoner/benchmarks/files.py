@@ -10,6 +10,7 @@ import csv
 import fnmatch
 import io
 import json
+import re
 import zipfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
@@ -23,6 +24,7 @@ from xreasoner.media import Guard, picture
 
 Row = dict[str, Any]
 SUFFIXES = ("parquet", "jsonl", "json", "csv", "tsv")
+_BASE64 = re.compile(r"(?:data:[^,]{,64},)?[A-Za-z0-9+/]{64,}={,2}")
 _GUARD = Guard(max_bytes=64 * 2**20, max_pixels=128_000_000, max_total_pixels=512_000_000)
 
 
@@ -65,7 +67,7 @@ class Folder:
     def named(self, name: str) -> str | None:
         """The file that a row means by a name: the one whose path ends with it."""
         wanted = name.replace("\\", "/").lstrip("./")
-        same = [each for each in self._by_last.get(wanted.rpartition("/")[2], ())]
+        same = self._by_last.get(wanted.rpartition("/")[2], [])
         return next((each for each in same if f"/{each.replace('!', '/')}".endswith(f"/{wanted}")), None)
 
     def read(self, name: str) -> bytes:
@@ -149,21 +151,18 @@ def picture_bytes(reference: Any, folder: Folder) -> bytes:
         return reference
     if not isinstance(reference, str) or not reference:
         raise DataError(f"found {reference!r} in the place of a picture")
-    name = folder.named(reference) if len(reference) < 1024 else None
+    name = folder.named(reference)
     if name is not None:
         return folder.read(name)
-    if len(reference) > 256:
-        try:
-            return base64.b64decode(reference.partition("base64,")[2] or reference, validate=True)
-        except ValueError:
-            pass
+    if _BASE64.fullmatch(reference):
+        return base64.b64decode(reference.partition(",")[2] or reference)
     raise DataError(f"the picture {reference[:200]!r} is not below {folder.root}")
 
 
 def is_there(reference: Any, folder: Folder) -> bool:
     """Whether the picture can be had, without reading its file."""
     path = reference.get("path") if isinstance(reference, Mapping) and reference.get("bytes") is None else reference
-    if isinstance(path, str) and len(path) <= 256:
+    if isinstance(path, str) and not _BASE64.fullmatch(path):
         return folder.named(path) is not None
     return path is not None
 

@@ -357,10 +357,10 @@ def omnimedvqa(row: Row, name: str) -> Item:
 
 def pmc_vqa(row: Row, name: str) -> Item:
     """Choices carry their labels (" A: text "); a caption, where there is one, would give the answer away."""
-    options = tuple(
-        re.sub(rf"^\s*{letter}\s*:\s*", "", str(row[f"Choice {letter}"])).strip() for letter in "ABCD"
+    options = tuple(re.sub(rf"^\s*{letter}\s*:\s*", "", str(row[f"Choice {letter}"])).strip() for letter in "ABCD")
+    return Item(
+        row["Question"].strip(), label_in(row["Answer_label"], options), "choice", options, (row["Figure_path"],)
     )
-    return Item(row["Question"].strip(), label_in(row["Answer_label"], options), "choice", options, (row["Figure_path"],))
 
 
 def local_choice(row: Row, name: str) -> Item:

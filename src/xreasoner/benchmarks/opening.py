@@ -157,7 +157,9 @@ def _compare(entry: Benchmark, what: str, found: Mapping[Any, int], wanted: Mapp
     differing = {key: (have.get(key, 0), want[key]) for key in want if have.get(key, 0) != want[key]}
     if differing:
         shown = ", ".join(f"{key}: {a} and not {b}" for key, (a, b) in list(differing.items())[:6])
-        raise DataError(f"{entry.name}: {what} differ from the declared: {shown}; this is another edition of {entry.hub}")
+        raise DataError(
+            f"{entry.name}: {what} differ from the declared: {shown}; this is another edition of {entry.hub}"
+        )
 
 
 def _ids(entry: Benchmark, rows: Rows, kept: Sequence[int]) -> list[str]:
@@ -191,7 +193,7 @@ def _checked(entry: Benchmark, rows: Rows, folder: Folder, row: int, name: str) 
 
 
 def _chosen(places: Sequence[tuple[int, str]], n: int | None, seed: int) -> list[tuple[int, str]]:
-    """n places by a hash of seed and name, in the data set's order: those of a smaller n are among those of a larger."""
+    """n places by a hash of seed and name, in the data set's order; a smaller n's are among a larger's."""
     if n is None or n >= len(places):
         return list(places)
     return sorted(sorted(places, key=lambda place: _hash(f"{seed}/{place[1]}"))[:n])
@@ -219,5 +221,3 @@ def _gym_problem(family: str, entry: Mapping[str, Any], name: str) -> Problem:
         family=family,
         meta={"name": family, "entry": entry},
     )
-
-

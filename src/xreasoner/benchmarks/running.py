@@ -6,7 +6,7 @@ import hashlib
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from itertools import cycle, islice
+from itertools import chain, cycle, islice
 from pathlib import Path
 from typing import Any
 
@@ -101,24 +101,21 @@ def evaluate(
     base |= {name: getattr(sampling, name) for name in ("thinking_budget", "answer_budget", "temperature")}
     work = _Work(store, base, sampling, samples, prompt, pixels)
     todo = (each for bench in benches for each in _samples(work, bench, sets[bench], plans[bench]))
-    _report(work, total, progress)
+    first = list(islice(todo, 1))  # by now what is stored before it is counted, and the pace begins
+    if progress:
+        progress(work.done, total)
     in_a_row = 0
-    for sample, found in finished(engine, todo):
+    for sample, found in finished(engine, chain(first, todo)):
         in_a_row = 0 if _keep(work, sample, found, out) else in_a_row + 1
         if in_a_row >= GIVE_UP:
             break
-        _report(work, total, progress)
-    _report(work, total, progress)
+        if progress:
+            progress(work.done, total)
     if work.failures and failures is None:
         raise _failed(work)
     if work.failures and failures is not None:
         failures.append(str(_failed(work)))
     return store.rows(key for key in work.keys if key in store)
-
-
-def _report(work: _Work, total: int, progress: Callable[[int, int], None] | None) -> None:
-    if progress:
-        progress(work.done, total)
 
 
 def _plan(problems: Sequence[Problem], condition: Condition) -> list[tuple[int, int | None]]:

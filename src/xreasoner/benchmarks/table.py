@@ -1,8 +1,8 @@
 """The declared benchmarks: one entry each, and nothing of it anywhere else.
 
-To add one: an entry here and, where no function of items.py reads its schema, one small function there. Counts and
-golds' counts are asserted on load, so that a moved or edited data set is noticed. Revisions are commits of the hub where
-one is known, else `main`. docs/benchmarks.md is written from this table.
+To add one: an entry here and, where no function of items.py reads its schema, one small function there. Counts, of
+golds too, are asserted on load, so that a moved or edited data set is noticed. Revisions are commits of the hub where one
+is known, else `main`. docs/benchmarks.md is written from this table.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ class Benchmark:
     join: bool = False
     pictures: tuple[str, ...] = ()
     where: Mapping[str, tuple[object, ...]] = field(default_factory=dict)
-    tallies: Mapping[str, Mapping[object, int]] = field(default_factory=dict)
+    tallies: Mapping[str, Mapping[Any, int]] = field(default_factory=dict)
     golds: Mapping[str, int] = field(default_factory=dict)
     id: str = ""
     gate: str = ""
@@ -495,7 +495,9 @@ _ENTRIES = (
     _mmmu_pro("mmmu-pro-health", "standard (10 options)", health=True),
     _medxpertqa("medxpertqa-text", "Text", 2450),
     _medxpertqa("medxpertqa-mm", "MM", 2000),
-    _visual("pathvqa", "flaviagiammarino/path-vqa", 6719, "MIT (the card)", "papers often report the closed items alone"),
+    _visual(
+        "pathvqa", "flaviagiammarino/path-vqa", 6719, "MIT (the card)", "papers often report the closed items alone"
+    ),
     Benchmark(
         name="slake",
         hub="BoKelvin/SLAKE",
@@ -525,7 +527,16 @@ _ENTRIES = (
         count=(88996, 89195),
         files=("QA_information/Open-access/*.json", "*/QA_information/Open-access/*.json"),
         pictures=("OmniMedVQA.zip",),
-        columns=("dataset", "question_id", "question", "gt_answer", "option_A", "option_B", "modality_type", "image_path"),
+        columns=(
+            "dataset",
+            "question_id",
+            "question",
+            "gt_answer",
+            "option_A",
+            "option_B",
+            "modality_type",
+            "image_path",
+        ),
         id="question_id",
         make=items.omnimedvqa,
         answers="choice (2–4)",
