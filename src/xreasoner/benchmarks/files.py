@@ -170,7 +170,7 @@ def is_there(reference: Any, folder: Folder) -> bool:
 def decoded(reference: Any, folder: Folder, item: str) -> Image.Image:
     """An RGB picture, through the media guard. Raises `DataError` naming the item."""
     try:
-        return picture(picture_bytes(reference, folder), _GUARD, name="its picture")
+        return picture(picture_bytes(reference, folder), _GUARD, name=f"of {item}")
     except (DataError, MediaError) as error:
         raise DataError(f"item {item}: {error}") from None
 

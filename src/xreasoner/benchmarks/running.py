@@ -183,7 +183,7 @@ def _samples_of(work: _Work, bench: str, problem: Problem) -> Iterator[tuple[_Sa
     for k in range(work.samples):
         sampling = work.sampling
         if sampling.temperature:
-            sampling = replace(sampling, seed=sample_seed(sampling.seed, problem.id, k))
+            sampling = replace(sampling, seed=sample_seed(sampling.seed, f"{bench}/{problem.id}", k))
         key = result_key(
             model=work.base["model"],
             bench=bench,

@@ -1,8 +1,8 @@
 """The declared benchmarks: one entry each, and nothing of it anywhere else.
 
 To add one: an entry here and, where no function of items.py reads its schema, one small function there. Counts, of
-golds too, are asserted on load, so that a moved or edited data set is noticed. Revisions are commits of the hub where one
-is known, else `main`. docs/benchmarks.md is written from this table.
+golds too, are asserted on load, so that a moved or edited data set is noticed. Revisions are commits of the hub where
+one is known, else `main`. docs/benchmarks.md is written from this table.
 """
 
 from __future__ import annotations
