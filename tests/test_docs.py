@@ -1,4 +1,4 @@
-"""The documents agree with the code. Run as a program (`make docs`) it writes docs/cli.md."""
+"""The documents agree with the code. Run as a program (`make docs`) it writes docs/cli.md and docs/benchmarks.md."""
 
 from __future__ import annotations
 
@@ -110,4 +110,7 @@ def test_the_examples_of_the_reasoner_run(capsys: pytest.CaptureFixture[str]) ->
 
 
 if __name__ == "__main__":
+    from xreasoner.benchmarks.listing import page
+
     (ROOT / "docs" / "cli.md").write_text(command_page())
+    (ROOT / "docs" / "benchmarks.md").write_text(page())

@@ -99,56 +99,6 @@ def train(
     typer.echo(f"done: {out / wanted.stages[-1].name / 'export'}")
 
 
-@app.command("eval")
-def evaluate(
-    model: Annotated[str, typer.Argument(help="A folder, a hub id, tiny or tiny-base.")],
-    bench: Annotated[str, typer.Option(help="Benchmarks, separated by commas.")],
-    limit: Annotated[int, typer.Option(min=1, help="Items of each benchmark.")] = 500,
-    samples: Annotated[int, typer.Option(min=1, help="Samples of each item.")] = 1,
-    temperature: Annotated[float, typer.Option(min=0, help="0 is greedy.")] = 0.0,
-    blind: Annotated[bool, typer.Option("--blind", help="Withhold the pictures.")] = False,
-    prompt: Annotated[str | None, typer.Option(help="The prompt's name.")] = None,
-    seed: Annotated[int, typer.Option(min=0, help="Which items, and of the sampling.")] = 0,
-    budget: Annotated[int, typer.Option(min=1, help="Thinking budget in tokens.")] = 160,
-    out: Out = Path("runs/eval"),
-) -> None:
-    """Measure a model on benchmarks; prints one line each and keeps every reply."""
-    from xreasoner.evaluating import evaluate_model
-    from xreasoner.progress import Screen
-
-    names = [name.strip() for name in bench.split(",")]
-    _quiet(model)
-    with Screen() as screen:
-        found = evaluate_model(
-            model,
-            names,
-            out,
-            n=limit,
-            samples=samples,
-            temperature=temperature,
-            blind=blind,
-            prompt=prompt,
-            seed=seed,
-            budget=budget,
-            show=screen.show,
-        )
-    for name, result in found.items():
-        line = f"{name:28} {100 * result['accuracy']:5.1f}  [{100 * result['low']:.1f}, {100 * result['high']:.1f}]"
-        typer.echo(f"{line}  n={result['n']}")
-    typer.echo(f"replies: {out}")
-
-
-@app.command()
-def report(
-    run: Annotated[Path, typer.Argument(help="Folder of a run.")],
-    out: Annotated[Path | None, typer.Option(help="The page's file; report.html in the run when left out.")] = None,
-) -> None:
-    """Write the transfer report of a run."""
-    from xreasoner.reporting import write_report
-
-    typer.echo(str(write_report(run, out)))
-
-
 Model = Annotated[str, typer.Argument(help="A folder, a hub id, tiny or tiny-base, or URLs of servers with commas.")]
 Prompt = Annotated[str | None, typer.Option(help="The prompt's name; what the model was trained with when left out.")]
 Budget = Annotated[int | None, typer.Option(min=0, help="Thinking budget in tokens; 3744 when left out.")]
@@ -183,6 +133,92 @@ def grade(
     typer.echo(f"{tally.correct} of {tally.total} correct{share}; {tally.bad} lines could not be judged", err=True)
     if tally.bad:
         raise typer.Exit(1)
+
+
+@app.command("eval")
+def evaluate(
+    model: Model,
+    bench: Annotated[str | None, typer.Option(help="Benchmarks, separated by commas; gym:FAMILY too.")] = None,
+    limit: Annotated[
+        int | None, typer.Option(min=1, help="Items of each benchmark; all when left out, 500 of what has no end.")
+    ] = None,
+    samples: Annotated[int, typer.Option(min=1, help="Samples of each item.")] = 1,
+    temperature: Annotated[
+        float | None, typer.Option(min=0, help="0 is greedy; when left out 0 for one sample, 0.3 for several.")
+    ] = None,
+    blind: Annotated[bool, typer.Option("--blind", help="Withhold the pictures.")] = False,
+    swapped: Annotated[bool, typer.Option("--swapped", help="Show each item another item's pictures.")] = False,
+    prompt: Annotated[str | None, typer.Option(help="The prompt's name; the benchmark's own when left out.")] = None,
+    seed: Annotated[int, typer.Option(min=0, help="Which items, and of the sampling.")] = 0,
+    budget: Annotated[
+        int | None, typer.Option(min=1, help="Thinking budget in tokens; 4096 when left out, 160 for tiny.")
+    ] = None,
+    data: Annotated[Path | None, typer.Option(help="A folder with the data sets, in place of the hub.")] = None,
+    out: Out = Path("runs/eval"),
+    engine: EngineName = None,
+    served_model: Served = None,
+    api_key: ApiKey = None,
+    device: Device = None,
+    dtype: Dtype = None,
+    attn_implementation: Attention = None,
+    min_pixels: MinPixels = None,
+    max_pixels: MaxPixels = None,
+    list_: Annotated[bool, typer.Option("--list", help="Print the benchmarks that are known, and stop.")] = False,
+) -> None:
+    """Measure a model on benchmarks; prints a table and keeps every reply."""
+    given = dict(locals())
+    if list_:
+        benches()
+        return
+    from xreasoner.evaluating import Settings, evaluate_model
+    from xreasoner.progress import Screen, ensembles
+
+    if blind and swapped:
+        raise UserError("--blind withholds the pictures and --swapped shows others; choose one")
+    names = [name.strip() for name in (bench or "").split(",") if name.strip()]
+    if not names:
+        raise UserError("no benchmark; expected --bench with names (xreasoner benches lists them)")
+    settings = Settings(
+        n=limit,
+        samples=samples,
+        temperature=temperature,
+        condition="blind" if blind else "swapped" if swapped else "seen",
+        prompt=prompt,
+        seed=seed,
+        budget=budget,
+        data=data,
+        min_pixels=min_pixels,
+        max_pixels=max_pixels,
+    )
+    _quiet(model)
+    failures: list[str] = []
+    with Screen() as screen:
+        found = evaluate_model(
+            model, names, out, settings, screen.show, engine=engine, failures=failures, **_place(given)
+        )
+    typer.echo(ensembles(found))
+    typer.echo(f"replies: {out}")
+    if failures:
+        raise XReasonerError("\nerror: ".join(failures))
+
+
+@app.command()
+def benches() -> None:
+    """List the benchmarks that are known: items, cell, answers, licence, gate."""
+    from xreasoner.benchmarks.listing import shown
+
+    typer.echo(shown())
+
+
+@app.command()
+def report(
+    run: Annotated[Path, typer.Argument(help="Folder of a run.")],
+    out: Annotated[Path | None, typer.Option(help="The page's file; report.html in the run when left out.")] = None,
+) -> None:
+    """Write the transfer report of a run."""
+    from xreasoner.reporting import write_report
+
+    typer.echo(str(write_report(run, out)))
 
 
 @app.command()
@@ -368,15 +404,20 @@ def _reasoner(given: dict[str, Any]) -> Any:
         name: name
         for name in ("answer_budget", "temperature", "seed", "prompt", "system", "engine", "min_pixels", "max_pixels")
     }
+    place = _place(given)
+    return Reasoner(model, **{names[name]: given[name] for name in names if name in given}, **place)
+
+
+def _place(given: dict[str, Any]) -> dict[str, Any]:
+    """The options of a command that say how a model runs, here or at servers."""
     here = ("device", "dtype", "attn_implementation")
     there = ("served_model", "api_key")
-    is_remote = model.startswith(("http://", "https://"))
+    is_remote = given["model"].startswith(("http://", "https://"))
     for name in here if is_remote else there[:1]:
         if given[name] is not None:
             expected = "a model in this process" if is_remote else "a server's URL"
-            raise UserError(f"--{name.replace('_', '-')} is for {expected}; MODEL is {model}")
-    place = {name: given[name] for name in (there if is_remote else here)}
-    return Reasoner(model, **{names[name]: given[name] for name in names if name in given}, **place)
+            raise UserError(f"--{name.replace('_', '-')} is for {expected}; MODEL is {given['model']}")
+    return {name: given[name] for name in (there if is_remote else here)}
 
 
 def _terminated(number: int, frame: FrameType | None) -> None:

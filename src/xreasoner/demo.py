@@ -8,13 +8,14 @@ from __future__ import annotations
 import hashlib
 import shlex
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Protocol
 
-from xreasoner.benchmarks.running import evaluate, summary_of
-from xreasoner.benchmarks.store import latest, read_rows
+from xreasoner.benchmarks.running import evaluate
+from xreasoner.benchmarks.store import Condition, latest, read_rows
+from xreasoner.benchmarks.summary import summary_of
 from xreasoner.engines.base import Sampling
 from xreasoner.engines.torch_engine import TorchEngine
 from xreasoner.errors import UserError
@@ -88,13 +89,14 @@ def evaluate_stage(model: str, stage: str, prompt: str, settings: Evaluation, ou
         model_hash = fingerprint(sorted(loaded.model.state_dict().items()))[:16]
         engine = TorchEngine(loaded)
         sampling = Sampling(thinking_budget=settings.thinking_budget, answer_budget=settings.answer_budget)
-        parts = [
-            ("cells", settings.benches, prompt, False),
-            ("blind", settings.benches, prompt, True),
-            ("reading", settings.reading, settings.base_prompt, False),
-            ("others", settings.others, prompt, False),
+        parts: list[tuple[str, Sequence[str], str, Condition]] = [
+            ("cells", settings.benches, prompt, "seen"),
+            ("blind", settings.benches, prompt, "blind"),
+            ("swapped", settings.benches, prompt, "swapped"),
+            ("reading", settings.reading, settings.base_prompt, "seen"),
+            ("others", settings.others, prompt, "seen"),
         ]
-        for name, benches, asked, blind in parts:
+        for name, benches, asked, condition in parts:
             evaluate(
                 engine,
                 list(benches),
@@ -105,7 +107,7 @@ def evaluate_stage(model: str, stage: str, prompt: str, settings: Evaluation, ou
                 n=settings.n,
                 seed=settings.seed,
                 sampling=sampling,
-                blind=blind,
+                condition=condition,
                 progress=_evaluating(show, f"measure {stage}: {name}"),
             )
     template = f"{loaded.tokenizer.chat_template}\n{PROMPTS[prompt]}"

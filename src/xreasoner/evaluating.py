@@ -1,69 +1,222 @@
-"""What `xreasoner eval` does: one model, some benchmarks, every reply kept."""
+"""What `xreasoner eval` does: one model on any engine, some benchmarks, every sample kept."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import hashlib
+import json
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from xreasoner.benchmarks.running import evaluate, summarise
+from xreasoner.benchmarks.opening import check_name, default_prompt_of, open_benchmark
+from xreasoner.benchmarks.running import evaluate
+from xreasoner.benchmarks.samples import ensemble
+from xreasoner.benchmarks.store import Condition, Row
+from xreasoner.benchmarks.summary import summarise
+from xreasoner.benchmarks.table import TABLE
 from xreasoner.demo import Show, silent
-from xreasoner.engines.base import Sampling
-from xreasoner.engines.torch_engine import TorchEngine
+from xreasoner.engines.base import Engine, Sampling
+from xreasoner.engines.opening import addresses, open_engine
 from xreasoner.errors import UserError
 from xreasoner.models.freezing import fingerprint
-from xreasoner.models.loading import load
-from xreasoner.prompts import PROMPTS, default_prompt
-from xreasoner.registry import BENCHMARKS, nearest, resolve
+from xreasoner.models.loading import find
+from xreasoner.problem import Problem
+from xreasoner.prompts import PROMPTS, default_prompt, trained_prompt
+from xreasoner.reasoner import PIXELS, context, most_pixels, served_name
+from xreasoner.registry import MODELS, nearest
+
+PAPER_BUDGET = 4096
+"""Thinking tokens until the forced exit."""
+SMALL_BUDGET = 160
+"""The same for the embedded models."""
+PAPER_TEMPERATURE = 0.3
+"""Of several samples an item."""
+ANSWER_BUDGET = 256
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """How a model is asked. None: what the paper does, or, for the embedded models, what suits them.
+
+    n: items of each benchmark; None: all. temperature: 0 for one sample, 0.3 for several. budget: thinking tokens,
+    4096. prompt: the benchmark's own. data: a folder in place of the hub.
+    """
+
+    n: int | None = None
+    samples: int = 1
+    temperature: float | None = None
+    condition: Condition = "seen"
+    prompt: str | None = None
+    seed: int = 0
+    budget: int | None = None
+    data: Path | None = None
+    min_pixels: int | None = None
+    max_pixels: int | None = None
 
 
 def evaluate_model(
     model: str,
     benches: Sequence[str],
     out: Path,
-    *,
-    n: int,
-    samples: int,
-    temperature: float,
-    blind: bool,
-    prompt: str | None,
-    seed: int,
-    budget: int,
+    settings: Settings,
     show: Show = silent,
+    *,
+    engine: str | None = None,
+    failures: list[str] | None = None,
+    **options: Any,
 ) -> dict[str, dict[str, Any]]:
-    """{benchmark: {accuracy, n, low, high, …}}. Raises `UserError` for unknown names."""
+    """{benchmark: {accuracy, n, low, high, …, "ensemble": see `samples.ensemble`}}.
+
+    engine, options: as `engines.opening.open_engine` takes them. failures: is told of benchmarks that are not whole, in
+    place of raising `XReasonerError`. Raises `UserError` for unknown names and for data that is not there, before
+    anything is run.
+    """
+    benches = list(dict.fromkeys(benches))
     for bench in benches:
-        resolve(BENCHMARKS, "benchmark", bench)
-    chosen = prompt or default_prompt(model, ("A", "B"))
-    if chosen not in PROMPTS:
-        raise UserError(f"unknown prompt {chosen!r}; {nearest(chosen, PROMPTS)}")
-    loaded = load(model)
-    stage = stage_name(model)
+        check_name(bench)
+    if settings.prompt is not None and settings.prompt not in PROMPTS:
+        raise UserError(f"unknown prompt {settings.prompt!r}; {nearest(settings.prompt, PROMPTS)}")
+    temperature = _temperature(settings)
+    opened = {bench: open_benchmark(bench, settings.n, settings.seed, settings.data) for bench in benches}
+    running = open_engine(model, engine=engine, **options)
+    sampling = Sampling(
+        temperature=temperature,
+        thinking_budget=_budget(model, running, settings.budget),
+        answer_budget=64 if model in MODELS else ANSWER_BUDGET,
+        seed=settings.seed,
+    )
+    pixels = _pixels(model, running, settings)
+    stage, known = stage_name(model), identity(model, running)
+    prompt = settings.prompt or own_prompt(model)
     found = {}
     for bench in benches:
+        _note(out / "eval" / stage / "protocol.json", bench, opened[bench], settings, sampling, prompt, known, running)
         rows = evaluate(
-            TorchEngine(loaded),
+            running,
             [bench],
             out,
             stage=stage,
-            model_hash=fingerprint(sorted(loaded.model.state_dict().items()))[:16],
-            prompt=chosen,
-            n=n,
-            seed=seed,
-            sampling=Sampling(temperature=temperature, thinking_budget=budget, answer_budget=64, seed=seed),
-            blind=blind,
-            samples=samples,
+            model_hash=known,
+            prompt=prompt,
+            n=settings.n,
+            seed=settings.seed,
+            sampling=sampling,
+            condition=settings.condition,
+            samples=settings.samples,
             progress=lambda done, total, bench=bench: show(bench, done, total),  # type: ignore[misc]
+            pixels=pixels,
+            opened=opened,
+            failures=failures,
         )
-        (result,) = [
-            entry for group in summarise([{**row, "blind": False} for row in rows]).values() for entry in group.values()
-        ]
-        found[bench] = result
+        if rows:
+            found[bench] = _result(rows)
     return found
+
+
+def _result(rows: Sequence[Row]) -> dict[str, Any]:
+    (result,) = [
+        entry
+        for group in summarise([{**row, "condition": "seen"} for row in rows]).values()
+        for entry in group.values()
+    ]
+    return {**result, "ensemble": ensemble(rows)}
+
+
+def _temperature(settings: Settings) -> float:
+    if settings.temperature is None:
+        return PAPER_TEMPERATURE if settings.samples > 1 else 0.0
+    if settings.temperature == 0 and settings.samples > 1:
+        raise UserError(
+            f"--samples {settings.samples} with --temperature 0: greedy samples are all alike; "
+            f"expected a temperature above 0 (the paper's is {PAPER_TEMPERATURE})"
+        )
+    return settings.temperature
+
+
+def _budget(model: str, engine: Engine, asked: int | None) -> int:
+    budget = asked or (SMALL_BUDGET if model in MODELS else PAPER_BUDGET)
+    room = context(engine)
+    return budget if room is None else min(budget, room // 2)
+
+
+def _pixels(model: str, engine: Engine, settings: Settings) -> tuple[int | None, int | None]:
+    """The card's size of pictures, where the model can have it and nothing else was asked for."""
+    own = None if model in MODELS or most_pixels(engine) < PIXELS else PIXELS
+    return settings.min_pixels or own, settings.max_pixels or own
+
+
+def own_prompt(model: str) -> str | None:
+    """The brief prompt of a model that was trained on nothing else; None where the benchmarks' own suit it."""
+    name = default_prompt(model, ("A", "B")) if model in MODELS else trained_prompt(Path(model))
+    return name if name and name.startswith("brief") else None
+
+
+def identity(model: str, engine: Engine) -> str:
+    """What stands for a model in the results' keys: a hash of its weights and its chat template.
+
+    Behind a URL neither can be seen: the served name stands for it, so another model under that name needs another
+    `--out`.
+    """
+    loaded = getattr(engine, "loaded", None)
+    if loaded is not None:
+        weights = fingerprint(sorted(loaded.model.state_dict().items()))[:16]
+        return f"{weights}-{_sha(str(loaded.tokenizer.chat_template).encode())[:8]}"
+    if addresses(model):
+        return f"served {served_name(engine) or model}"
+    folder = Path(find(model))
+    if not folder.is_dir():
+        return f"hub {model}"
+    files = sorted([*folder.glob("*.safetensors"), *folder.glob("*.jinja"), *folder.glob("tokenizer*.json")])
+    return _sha("".join(_sha_file(path) for path in files).encode())[:16]
+
+
+def _sha(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()
+
+
+def _sha_file(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _note(
+    path: Path,
+    bench: str,
+    problems: Sequence[Problem],
+    settings: Settings,
+    sampling: Sampling,
+    prompt: str | None,
+    model: str,
+    engine: Engine,
+) -> None:
+    """Write down the protocol of a benchmark's number; those of other benchmarks stay."""
+    entry = TABLE.get(bench)
+    names = ("hub", "revision", "config", "split", "where", "count", "licence", "note")
+    source = {name: getattr(entry, name) for name in names} if entry else {}
+    noted: Mapping[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    protocol = {
+        **source,
+        "items": len(problems),
+        "prompt": prompt or default_prompt_of(bench),
+        "condition": settings.condition,
+        "samples": settings.samples,
+        "seed": settings.seed,
+        "sampling": asdict(sampling),
+        "model": model,
+        "engine": engine.name,
+    }
+    path.parent.mkdir(parents=True, exist_ok=True)
+    aside = path.with_suffix(".part")
+    aside.write_text(json.dumps({**noted, f"{bench} ({settings.condition})": protocol}, indent=1), encoding="utf-8")
+    aside.replace(path)
 
 
 def stage_name(model: str) -> str:
     """Under which name a model's results are kept: a run's `STAGE/export` is its stage's."""
+    if addresses(model):
+        return re.sub(r"[^\w.+-]+", "-", model.partition("://")[2]).strip("-")
     path = Path(model)
     if not path.exists():
         return model.replace("/", "--")

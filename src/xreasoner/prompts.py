@@ -57,17 +57,19 @@ PROMPTS: dict[str, str] = {
 def render(problem: Problem, prompt: str) -> str:
     """The user's text for a problem under the prompt of that name.
 
-    Raises `KeyError` for an unknown prompt (a recipe's prompt is checked when the recipe is read).
+    Options that the question or the picture shows already (meta["options_shown"]) are not printed again. Raises
+    `KeyError` for an unknown prompt (a recipe's prompt is checked when the recipe is read).
     """
-    colon = [f"{label}: {option}" for label, option in zip(LABELS, problem.options, strict=False)]
-    dotted = [f"{label}. {option}" for label, option in zip(LABELS, problem.options, strict=False)]
+    options = () if problem.meta.get("options_shown") else problem.options
+    colon = [f"{label}: {option}" for label, option in zip(LABELS, options, strict=False)]
+    dotted = [f"{label}. {option}" for label, option in zip(LABELS, options, strict=False)]
     text = PROMPTS[prompt].format(
         question=problem.question,
         options=" ".join(colon),
         options_dotted=" ".join(dotted),
         options_lines="".join("\n" + line for line in colon),
     )
-    return text if problem.options else text.replace(" Options:\n\n", "").rstrip(" ")
+    return text if options else text.replace(" Options:\n\n", "").rstrip(" ")
 
 
 _MARK = re.compile(r"<image(?: ?(\d+))?>")

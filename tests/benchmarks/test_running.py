@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+import sys
+import threading
+from collections.abc import Callable
+from dataclasses import replace
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
@@ -11,12 +15,15 @@ import pytest
 from PIL import Image
 
 from xreasoner import registry, trace
-from xreasoner.benchmarks.running import evaluate, gains, group_of, summarise
-from xreasoner.benchmarks.store import ResultStore, latest, read_rows, save_picture
+from xreasoner.benchmarks.running import evaluate, swaps
+from xreasoner.benchmarks.samples import ensemble, pass_at
+from xreasoner.benchmarks.store import ResultStore, latest, read_rows, sampling_key, save_picture
+from xreasoner.benchmarks.summary import gains, group_of, summarise
 from xreasoner.completion import Completion
 from xreasoner.engines.base import Request, Sampling
-from xreasoner.errors import DataError, UserError, XReasonerError
+from xreasoner.errors import DataError, EngineError, UserError, XReasonerError
 from xreasoner.problem import Problem
+from xreasoner.prompts import PROMPTS
 
 
 def problems_of(modality: str, domain: str, n: int, seed: int) -> list[Problem]:
@@ -52,6 +59,17 @@ def _benchmarks(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setitem(registry.BENCHMARKS, name, f"{__name__}:{function}")
 
 
+class Slip:
+    """A request that was handed over."""
+
+    def __init__(self, request: Request, on_done: Callable[[list[Completion]], None] | None) -> None:
+        self.request, self.on_done, self.done = request, on_done, threading.Event()
+        self.completions: list[Completion] = []
+
+    def cancel(self) -> None:
+        self.done.set()
+
+
 class Adder:
     """Completes "What is I + 1?", rightly below `limit`; stops as if killed after `stop_after` requests."""
 
@@ -59,25 +77,43 @@ class Adder:
 
     def __init__(self, limit: int, stop_after: int | None = None) -> None:
         self.limit, self.stop_after, self.seen = limit, stop_after, list[Request]()
+        self.waiting: list[Slip] = []
 
-    def generate(
-        self, requests: Sequence[Request], on_done: Callable[[int, list[Completion]], None] | None = None
-    ) -> list[list[Completion]]:
-        done = []
-        for index in reversed(range(len(requests))):
-            if self.stop_after is not None and len(self.seen) == self.stop_after:
-                raise KeyboardInterrupt
-            self.seen.append(requests[index])
-            done.append([self.complete(requests[index]) for _ in range(requests[index].n)])
-            assert on_done is not None
-            on_done(index, done[-1])
-        return done[::-1]
+    def submit(
+        self,
+        request: Request,
+        on_done: Callable[[list[Completion]], None] | None = None,
+        on_text: Callable[[int, str], None] | None = None,
+    ) -> Slip:
+        self.waiting.append(Slip(request, on_done))
+        return self.waiting[-1]
+
+    def step(self) -> bool:
+        """One request, the last that came."""
+        while self.waiting and self.waiting[-1].done.is_set():
+            self.waiting.pop()
+        if not self.waiting:
+            return False
+        if self.stop_after is not None and len(self.seen) == self.stop_after:
+            raise KeyboardInterrupt
+        slip = self.waiting.pop()
+        self.seen.append(slip.request)
+        slip.completions = [self.complete(slip.request) for _ in range(slip.request.n)]
+        slip.done.set()
+        if slip.on_done:
+            slip.on_done(slip.completions)
+        return True
+
+    def generate(self, requests: Any, on_done: Any = None) -> Any:
+        raise NotImplementedError
+
+    wait = score = generate
 
     def complete(self, request: Request) -> Completion:
         text = request.messages[0]["content"][-1]["text"]
         number = int(text.split()[2])
-        value = number + 1 if number < self.limit else 999
-        answer = f"{'B' if number < self.limit else 'A'}: {value}" if "B: " in text else str(value)
+        value = number + 1 if number < self.limit else number
+        answer = f"{'B' if value > number else 'A'}: {value}" if "B: " in text else str(value)
         reply = f"<think> adding. </think> <answer>{answer}</answer>"
         split = trace.split(reply)
         return Completion(reply, (1,), (), (False,), split.thought, split.answer, "natural", 9, 3, 2)
@@ -136,7 +172,7 @@ def test_another_setting_is_run_again(tmp_path: Path, changed: dict[str, Any]) -
 def test_blind_runs_withhold_the_pictures_and_give_the_floor(tmp_path: Path) -> None:
     run(Adder(16), tmp_path)
     engine = Adder(4)
-    run(engine, tmp_path, blind=True)
+    run(engine, tmp_path, condition="blind")
     assert len(engine.seen) == 20
     assert all(not r.images and r.messages[0]["content"][0]["type"] == "text" for r in engine.seen)
     summary = summarise(read_rows(tmp_path / "eval" / "sft" / "results.jsonl"))
@@ -146,6 +182,24 @@ def test_blind_runs_withhold_the_pictures_and_give_the_floor(tmp_path: Path) -> 
     assert cell["outcomes"] == {"correct": 16, "wrong": 4}
     assert cell["families"]["sum"] == {"accuracy": 0.8, "n": 10, "blind": 0.2}
     assert "blind" not in summary["cells"]["text/general"]
+
+
+def test_swapped_runs_show_another_items_picture(tmp_path: Path) -> None:
+    engine = Adder(4)
+    rows = run(engine, tmp_path, condition="swapped")
+    assert len(engine.seen) == len(rows) == 20
+    assert {row["condition"] for row in rows} == {"swapped"}
+    shown = {}
+    for request in engine.seen:
+        number = int(request.messages[0]["content"][-1]["text"].split()[2])
+        shown[number] = request.images[0].getpixel((0, 0))[0]
+    assert all(number != pixel for number, pixel in shown.items())
+    assert sorted(shown.values()) == list(range(20))
+    assert swaps(image_general(20, 3)) == swaps(image_general(20, 3)[::-1])
+    assert swaps(image_general(1, 3)) == {}
+    again = Adder(4)
+    run(again, tmp_path, condition="swapped")
+    assert not again.seen
 
 
 def test_gains_are_paired_and_over_the_better_base(tmp_path: Path) -> None:
@@ -205,3 +259,95 @@ def test_equal_pictures_are_one_file(tmp_path: Path) -> None:
     assert save_picture(Image.new("RGB", (3, 5), "red"), tmp_path) == first
     assert save_picture(Image.new("RGB", (5, 3), "red"), tmp_path) != first
     assert len(list((tmp_path / "images").iterdir())) == 2
+
+
+def test_more_samples_run_only_what_is_missing(tmp_path: Path) -> None:
+    run(Adder(10), tmp_path, samples=2, sampling=Sampling(temperature=1))
+    before = (tmp_path / "eval" / "sft" / "results.jsonl").read_bytes()
+    engine = Adder(20)
+    rows = run(engine, tmp_path, samples=5, sampling=Sampling(temperature=1))
+    assert len(engine.seen) == 40 * 3
+    assert (tmp_path / "eval" / "sft" / "results.jsonl").read_bytes().startswith(before)
+    assert len({row["key"] for row in rows}) == len(rows) == 200
+    assert len({row["sample_seed"] for row in rows}) == 200
+    alone = run(Adder(20), tmp_path / "alone", samples=5, sampling=Sampling(temperature=1))
+    assert [row["sample_seed"] for row in alone] == [row["sample_seed"] for row in rows]
+
+
+def test_another_picture_or_another_text_is_another_sample(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run(Adder(20), tmp_path)
+
+    def repainted(n: int, seed: int) -> list[Problem]:
+        return [
+            replace(p, images=(Image.new("RGB", (4, 4), "white"),)) for p in problems_of("image", "general", n, seed)
+        ]
+
+    monkeypatch.setattr(sys.modules[__name__], "image_general", repainted)
+    engine = Adder(20)
+    run(engine, tmp_path)
+    assert len(engine.seen) == 20
+    monkeypatch.setitem(PROMPTS, "brief", "{question}{options_lines}\nThink hard.")
+    engine = Adder(20)
+    run(engine, tmp_path)
+    assert len(engine.seen) == 40
+
+
+def test_items_that_fail_are_named_and_lose_nothing(tmp_path: Path) -> None:
+    class Failing(Adder):
+        def submit(self, request: Request, *told: Any) -> Slip:
+            if "What is 7 + 1?" in request.messages[0]["content"][-1]["text"]:
+                raise EngineError("the server is gone")
+            return super().submit(request, *told)
+
+    with pytest.raises(
+        XReasonerError, match=r"item tiny-image-general/general-3-7: the server is gone \(and 1 more\); the 38"
+    ):
+        run(Failing(20), tmp_path)
+    engine = Adder(20)
+    assert len(run(engine, tmp_path)) == 40
+    assert len(engine.seen) == 2
+
+
+def test_two_stores_on_one_file_see_each_others_rows(tmp_path: Path) -> None:
+    first, second = (ResultStore(tmp_path / "results.jsonl") for _ in range(2))
+    first.append([{"key": "a"}, {"key": "b"}])
+    second.append([{"key": "b"}, {"key": "c"}])
+    first.append([{"key": "c"}])
+    assert [row["key"] for row in read_rows(tmp_path / "results.jsonl")] == ["a", "b", "c"]
+
+
+def test_greedy_has_no_seed() -> None:
+    assert sampling_key(Sampling(seed=1)) == sampling_key(Sampling(seed=2))
+    assert sampling_key(Sampling(0.3, seed=1)) != sampling_key(Sampling(0.3, seed=2))
+
+
+def row(item: str, sample: int, correct: bool, said: str = "", outcome: str = "") -> dict[str, Any]:
+    outcome = outcome or ("correct" if correct else "wrong")
+    return {"bench": "b", "id": item, "sample": sample, "correct": correct, "outcome": outcome, "extracted": said}
+
+
+def test_ensembles() -> None:
+    rows = [row("x", 0, True), row("x", 1, False, "p"), row("x", 2, True), row("x", 3, False, "q")]
+    rows += [row("y", 0, True), row("y", 1, False, "p"), row("y", 2, False, "P"), row("y", 3, False, "", "truncated")]
+    rows += [
+        row("z", 0, True),
+        row("z", 1, False, "p"),
+        row("z", 2, False, "", "unparsed"),
+        row("z", 3, False, "", "error"),
+    ]
+    found = ensemble([*rows, row("half", 0, True)])
+    assert (found["samples"], found["incomplete"]) == (4, 1)
+    assert found["average"] == pytest.approx((2 + 1 + 1) / 12)
+    assert found["majority"] == pytest.approx((1 + 0 + 0.5) / 3)
+    assert found["pass"] == {1: pytest.approx(1 / 3), 2: pytest.approx((5 / 6 + 0.5 + 0.5) / 3), 4: 1.0}
+
+
+def test_pass_at_k_is_the_mean_over_all_subsets() -> None:
+    for n in range(1, 7):
+        for right in range(n + 1):
+            marks = [k < right for k in range(n)]
+            for k in range(1, n + 1):
+                subsets = list(combinations(marks, k))
+                assert pass_at(k, n, right) == pytest.approx(sum(map(any, subsets)) / len(subsets))
+    with pytest.raises(ValueError, match="pass@3 of 2 samples"):
+        pass_at(3, 2, 1)

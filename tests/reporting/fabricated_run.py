@@ -11,8 +11,8 @@ from typing import Any
 
 from PIL import Image, ImageDraw
 
-from xreasoner.benchmarks.running import gains, summarise
 from xreasoner.benchmarks.store import save_picture
+from xreasoner.benchmarks.summary import gains, summarise
 
 STAGES = ("base", "base-direct", "sft", "sft+rl")
 CELLS = ("text/general", "text/clinical", "image/general", "image/clinical")
@@ -83,7 +83,7 @@ def _row(problem: dict[str, Any], stage: str, bench: str, right: bool, blind: bo
         "stage": stage,
         "model": f"{STAGES.index(stage):x}" * 16,
         "bench": bench,
-        "blind": blind,
+        "condition": "blind" if blind else "seen",
         "prompt": "brief" if reasons else "brief-direct",
         "sampling": "5f3a9c0de1b2a487",
         "seed": 0,

@@ -1,50 +1,62 @@
-"""Run benchmarks with an engine, judge, store; then say what the results show.
-
-A benchmark named `tiny-MODALITY-DOMAIN` is a cell of the transfer matrix, `tiny-read-MODALITY-DOMAIN` measures
-perception in that cell, and any other stands for itself.
-"""
+"""Run benchmarks with an engine, judge, and store every sample; what the results show is summary.py's."""
 
 from __future__ import annotations
 
-import math
-import re
-from collections import Counter
+import hashlib
+import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
+from itertools import chain, cycle, islice
 from pathlib import Path
 from typing import Any
 
-from xreasoner.benchmarks import statistics
-from xreasoner.benchmarks.store import ResultStore, Row, result_key, sampling_key, save_picture
+from xreasoner.benchmarks.opening import check_name, default_prompt_of, open_benchmark
+from xreasoner.benchmarks.store import (
+    Condition,
+    ResultStore,
+    Row,
+    picture_hash,
+    prompt_hash,
+    result_key,
+    sample_seed,
+    sampling_key,
+    save_picture,
+)
+from xreasoner.benchmarks.summary import group_of
 from xreasoner.completion import Completion
 from xreasoner.engines.base import Engine, Request, Sampling
+from xreasoner.engines.driving import finished
+from xreasoner.errors import DataError, XReasonerError
 from xreasoner.grading import judge
 from xreasoner.problem import Problem
 from xreasoner.prompts import chat_messages
-from xreasoner.registry import BENCHMARKS, resolve
 
-BASES = ("base", "base-direct")
-REASONERS = ("sft", "sft+rl")
-GROUPS = ("cells", "perception", "benchmarks")
-_CELL = re.compile(r"tiny-(read-)?(text|image)-([a-z]+)")
-_CHUNK = 1024
-
-
-def group_of(bench: str) -> tuple[str, str]:
-    """Where a benchmark's number stands in the summary: ("cells" | "perception" | "benchmarks", its name there)."""
-    match = _CELL.fullmatch(bench)
-    if match is None:
-        return "benchmarks", bench
-    return "perception" if match[1] else "cells", f"{match[2]}/{match[3]}"
+GIVE_UP = 32
+"""Requests that fail one after the other before the rest is given up."""
+_CARRIED = ("precision", "name", "entry")
 
 
 @dataclass(frozen=True, slots=True)
-class _Item:
-    """One problem of one benchmark and the keys of its samples."""
+class _Sample:
+    """One sample of one problem that is to be run, and the fields of its row that are known before."""
 
-    bench: str
     problem: Problem
-    keys: tuple[str, ...]
+    fields: Row
+
+
+@dataclass(slots=True)
+class _Work:
+    """What is asked for, and how far it is."""
+
+    store: ResultStore
+    base: Row
+    sampling: Sampling
+    samples: int
+    prompt: str | None
+    pixels: tuple[int | None, int | None]
+    keys: list[str] = field(default_factory=list)
+    done: int = 0
+    failures: list[str] = field(default_factory=list)
 
 
 def evaluate(
@@ -54,71 +66,185 @@ def evaluate(
     *,
     stage: str,
     model_hash: str,
-    prompt: str,
-    n: int,
+    prompt: str | None,
+    n: int | None,
     seed: int,
     sampling: Sampling,
-    blind: bool = False,
+    condition: Condition = "seen",
     samples: int = 1,
     progress: Callable[[int, int], None] | None = None,
+    data: Path | None = None,
+    pixels: tuple[int | None, int | None] = (None, None),
+    opened: Mapping[str, Sequence[Problem]] | None = None,
+    failures: list[str] | None = None,
 ) -> list[Row]:
-    """Judge n problems of each benchmark, `samples` times each; results go to out/eval/STAGE/results.jsonl.
+    """Judge n problems of each benchmark (None: all), `samples` times each; results go to out/eval/STAGE/results.jsonl.
 
-    What the store holds already (same stage, model, prompt, sampling and seed) is not run again. blind: pictures
-    are withheld, and benchmarks' text problems are left out. progress(done, total) counts completions. Returns
-    the rows asked for, in the order of the benchmarks. Raises `UserError` for an unknown benchmark.
+    What the store holds already (same model, item, prompt, pictures and sampling) is not run again; every sample is a
+    request and a line of its own, with a seed that does not depend on how many there are. prompt: None for the paper's
+    of each benchmark. condition: whether items are shown their pictures, none ("blind"), or another item's
+    ("swapped"); under the last two, text problems are left out. data: a folder in place of the hub. pixels: the least
+    and the most that pictures are resized to. progress(done, total) counts samples. opened: benchmarks that are open
+    already. Returns the rows asked for, in the order of the benchmarks. Raises `UserError` for an unknown benchmark and
+    `DataError` for its data before anything is run, and `XReasonerError` at the end where items failed (or tells
+    `failures` of it, and returns the other rows); what was finished is kept.
     """
-    store = ResultStore(out / "eval" / stage / "results.jsonl")
-    base = {"stage": stage, "model": model_hash, "blind": blind, "prompt": prompt, "seed": seed}
-    base["sampling"] = sampling_key(sampling)
-    items = list(_items(benches, n, seed, samples, base))
-    keys = [key for item in items for key in item.keys]
-    done = store.done()
-    missing = [item for item in items if not done.issuperset(item.keys)]
-    finished = len(keys) - sum(len(item.keys) for item in missing)
-    if progress:
-        progress(finished, len(keys))
-    for start in range(0, len(missing), _CHUNK):
-        chunk = missing[start : start + _CHUNK]
-
-        def keep(index: int, completions: list[Completion], chunk: list[_Item] = chunk) -> None:
-            nonlocal finished
-            item = chunk[index]
-            picture = save_picture(item.problem.images[0], out) if item.problem.images else None
-            store.append([_row(item, s, c, base, picture) for s, c in enumerate(completions)])
-            finished += len(completions)
-            if progress:
-                progress(finished, len(keys))
-
-        engine.generate([_request(item.problem, prompt, samples, sampling) for item in chunk], keep)
-    return store.rows(keys)
-
-
-def _items(benches: Sequence[str], n: int, seed: int, samples: int, base: Mapping[str, Any]) -> Iterator[_Item]:
-    """Every problem to run, with the names of its results."""
+    benches = list(dict.fromkeys(benches))
     for bench in benches:
-        problems: list[Problem] = resolve(BENCHMARKS, "benchmark", bench)(n, seed)
-        for problem in problems:
-            if base["blind"] and problem.modality != "image":
-                continue
-            keys = tuple(result_key(**base, bench=bench, item=problem.id, sample=s) for s in range(samples))
-            yield _Item(bench, problem.without_images() if base["blind"] else problem, keys)
+        check_name(bench)
+    sets = {bench: (opened or {}).get(bench) or open_benchmark(bench, n, seed, data) for bench in benches}
+    plans = {bench: _plan(problems, condition) for bench, problems in sets.items()}
+    total = samples * sum(len(plan) for plan in plans.values())
+    store = ResultStore(out / "eval" / stage / "results.jsonl")
+    base = {"stage": stage, "model": model_hash, "condition": condition, "seed": seed}
+    base["sampling"] = sampling_key(sampling)
+    base |= {name: getattr(sampling, name) for name in ("thinking_budget", "answer_budget", "temperature")}
+    work = _Work(store, base, sampling, samples, prompt, pixels)
+    todo = (each for bench in benches for each in _samples(work, bench, sets[bench], plans[bench]))
+    first = list(islice(todo, 1))  # by now what is stored before it is counted, and the pace begins
+    if progress:
+        progress(work.done, total)
+    in_a_row = 0
+    for sample, found in finished(engine, chain(first, todo)):
+        in_a_row = 0 if _keep(work, sample, found, out) else in_a_row + 1
+        if in_a_row >= GIVE_UP:
+            break
+        if progress:
+            progress(work.done, total)
+    if work.failures and failures is None:
+        raise _failed(work)
+    if work.failures and failures is not None:
+        failures.append(str(_failed(work)))
+    return store.rows(key for key in work.keys if key in store)
 
 
-def _request(problem: Problem, prompt: str, samples: int, sampling: Sampling) -> Request:
-    return Request(chat_messages(problem, prompt), problem.images, samples, sampling)
+def _plan(problems: Sequence[Problem], condition: Condition) -> list[tuple[int, int | None]]:
+    """(place, the place of the item whose pictures are shown instead) of each problem to run."""
+    if condition == "seen":
+        return [(place, None) for place in range(len(problems))]
+    modality = getattr(problems, "modality", None)
+    if modality == "text":
+        return []
+    if condition == "swapped":
+        places = {problem.id: place for place, problem in enumerate(problems)}
+        donors = swaps(problems)
+        return sorted((places[name], places[donor.id]) for name, donor in donors.items())
+    return [(k, None) for k in range(len(problems)) if modality == "image" or problems[k].modality == "image"]
 
 
-def _row(item: _Item, sample: int, completion: Completion, base: Mapping[str, Any], picture: str | None) -> Row:
+def swaps(problems: Sequence[Problem]) -> dict[str, Problem]:
+    """For each item with pictures another whose pictures it is shown: the next in the order of a hash of the id
+    whose pictures differ. An item that no other differs from is left out.
+    """
+    ring = [problem for problem in problems if problem.images]
+    ring.sort(key=lambda problem: hashlib.sha256(problem.id.encode()).digest())
+    pixels = [[picture.tobytes() for picture in problem.images] for problem in ring]
+    found: dict[str, Problem] = {}
+    for index, problem in enumerate(ring):
+        others = (other % len(ring) for other in range(index + 1, index + len(ring)))
+        donor = next((other for other in others if pixels[other] != pixels[index]), None)
+        if donor is not None:
+            found[problem.id] = ring[donor]
+    return found
+
+
+def _shown(problem: Problem, condition: Condition, donor: Problem | None) -> Problem:
+    """The problem as the condition shows it: with its pictures, without, or with as many of the donor's."""
+    if donor is not None:
+        return replace(problem, images=tuple(islice(cycle(donor.images), len(problem.images))))
+    return problem.without_images() if condition == "blind" else problem
+
+
+def prompt_of(bench: str, problem: Problem, asked: str | None) -> str:
+    """The prompt's name: what was asked for, else the paper's for the benchmark; one without options has no "below"."""
+    name = asked or default_prompt_of(bench)
+    return "paper-train" if not asked and name == "paper-mc" and not problem.options else name
+
+
+def _samples(
+    work: _Work, bench: str, problems: Sequence[Problem], plan: Sequence[tuple[int, int | None]]
+) -> Iterator[tuple[_Sample, Request]]:
+    """Every sample of a benchmark that is not there yet, with its request. Problems are made as they are needed."""
+    for place, other in plan:
+        try:
+            donor = None if other is None else problems[other]
+            problem = _shown(problems[place], work.base["condition"], donor)
+        except DataError as error:
+            work.failures.append(str(error))
+            continue
+        yield from _samples_of(work, bench, problem)
+
+
+def _samples_of(work: _Work, bench: str, problem: Problem) -> Iterator[tuple[_Sample, Request]]:
+    prompt = prompt_of(bench, problem, work.prompt)
+    messages = chat_messages(problem, prompt)
+    asked, pictures = prompt_hash(messages), [picture_hash(picture) for picture in problem.images]
+    sized = [*pictures, *(f"{bound}" for bound in work.pixels if bound and pictures)]
+    for k in range(work.samples):
+        sampling = work.sampling
+        if sampling.temperature:
+            sampling = replace(sampling, seed=sample_seed(sampling.seed, f"{bench}/{problem.id}", k))
+        key = result_key(
+            model=work.base["model"],
+            bench=bench,
+            item=problem.id,
+            prompt=asked,
+            pictures=sized,
+            sampling=work.base["sampling"],
+            sample=k,
+        )
+        work.keys.append(key)
+        if key in work.store:
+            work.done += 1
+            continue
+        known = {**work.base, "key": key, "sample": k, "sample_seed": sampling.seed, "bench": bench, "prompt": prompt}
+        known |= {"prompt_hash": asked, "picture_hashes": pictures}
+        least, most = work.pixels
+        yield _Sample(problem, known), Request(messages, problem.images, 1, sampling, least, most)
+
+
+def _keep(work: _Work, sample: _Sample, found: list[Completion] | Exception, out: Path) -> bool:
+    """Store a sample that was finished; False where it failed. Raises what is no `XReasonerError`: a defect of ours."""
+    name = f"{sample.fields['bench']}/{sample.problem.id}"
+    if isinstance(found, Exception):
+        if not isinstance(found, XReasonerError):
+            raise found
+        work.failures.append(f"item {name}: {found}")
+        return False
+    if found[0].exit == "aborted":
+        work.failures.append(f"item {name}: its sample {sample.fields['sample']} was stopped before its end")
+        return False
+    images = [save_picture(picture, out) for picture in sample.problem.images]
+    work.store.append([_row(sample, found[0], images)])
+    work.done += 1
+    return True
+
+
+def _failed(work: _Work) -> XReasonerError:
+    first, more = work.failures[0], len(work.failures) - 1
+    others = f" (and {more} more)" if more else ""
+    return XReasonerError(
+        f"{first}{others}; the {work.done} samples that were finished are kept in {work.store.path}, "
+        "the same command runs what is missing"
+    )
+
+
+def _carried(meta: Mapping[str, Any]) -> dict[str, Any]:
+    """What a later grader needs beyond the gold, as far as JSON can hold it."""
+    found = {name: meta[name] for name in _CARRIED if name in meta}
+    try:
+        return dict(json.loads(json.dumps(found)))
+    except (TypeError, ValueError):
+        return {}
+
+
+def _row(sample: _Sample, completion: Completion, images: Sequence[str]) -> Row:
     """One line of results.jsonl."""
-    problem = item.problem
+    problem = sample.problem
     verdict = judge(problem, completion.text, completion.exit)
-    group, name = group_of(item.bench)
+    group, name = group_of(sample.fields["bench"])
     return {
-        **base,
-        "key": item.keys[sample],
-        "sample": sample,
-        "bench": item.bench,
+        **sample.fields,
         "cell": name if group == "cells" else "",
         "id": problem.id,
         "family": problem.family,
@@ -128,183 +254,19 @@ def _row(item: _Item, sample: int, completion: Completion, base: Mapping[str, An
         "options": list(problem.options),
         "gold": problem.gold,
         "answer_type": problem.answer_type,
+        "meta": _carried(problem.meta),
         "response": completion.text,
         "thought": completion.thought,
         "answer": completion.answer,
         "outcome": verdict.outcome,
         "extracted": verdict.extracted,
+        "normalised": verdict.normalised,
         "correct": verdict.correct,
         "exit": completion.exit,
         "prompt_tokens": completion.prompt_tokens,
         "thought_tokens": completion.thought_tokens,
         "answer_tokens": completion.answer_tokens,
-        "image": picture,
+        "image": images[0] if images else None,
+        "images": list(images),
         "facts": problem.meta.get("facts"),
     }
-
-
-def _grouped(results: Sequence[Row]) -> dict[tuple[str, str], list[Row]]:
-    groups: dict[tuple[str, str], list[Row]] = {}
-    for row in results:
-        groups.setdefault(group_of(row["bench"]), []).append(row)
-    return groups
-
-
-def _accuracy(rows: Sequence[Row]) -> statistics.Estimate:
-    return statistics.accuracy([row["correct"] for row in rows], [(row["bench"], row["id"]) for row in rows])
-
-
-def _describe(rows: Sequence[Row], blind: Sequence[Row]) -> dict[str, Any]:
-    """One entry of the summary. Shares are of the rows with their pictures; outcomes are counts."""
-    estimate = _accuracy(rows)
-    families: dict[str, list[Row]] = {}
-    for row in rows:
-        families.setdefault(row["family"], []).append(row)
-    described: dict[str, Any] = {
-        "accuracy": estimate.value,
-        "n": len(rows),
-        "low": estimate.low,
-        "high": estimate.high,
-        "forced": sum(row["exit"] == "forced" for row in rows) / len(rows),
-        "truncated": sum(row["exit"] == "truncated" for row in rows) / len(rows),
-        "thought_tokens": sum(row["thought_tokens"] for row in rows) / len(rows),
-        "outcomes": dict(Counter(row["outcome"] for row in rows)),
-        "families": {
-            name: {"accuracy": _accuracy(members).value, "n": len(members)}
-            for name, members in sorted(families.items())
-        },
-    }
-    if blind:
-        floor = _accuracy(blind)
-        described |= {"blind": floor.value, "blind_n": len(blind), "blind_low": floor.low, "blind_high": floor.high}
-        for name, entry in described["families"].items():
-            unseen = [row for row in blind if row["family"] == name]
-            if unseen:
-                entry["blind"] = _accuracy(unseen).value
-    return described
-
-
-def summarise(results: Sequence[Row]) -> dict[str, dict[str, dict[str, Any]]]:
-    """What one stage's results show: {"cells": {CELL: …}, "perception": {CELL: …}, "benchmarks": {NAME: …}}.
-
-    Each entry holds accuracy, n, low, high (95 %), the shares `forced` and `truncated`, mean `thought_tokens`,
-    `outcomes` (counts), `families`, and, where there are blind rows, `blind` (accuracy) with its n and interval.
-    """
-    summary: dict[str, dict[str, dict[str, Any]]] = {group: {} for group in GROUPS}
-    for (group, name), rows in _grouped(results).items():
-        seen = [row for row in rows if not row["blind"]]
-        if seen:
-            summary[group][name] = _describe(seen, [row for row in rows if row["blind"]])
-    return summary
-
-
-def _by_item(rows: Sequence[Row], blind: bool = False) -> dict[tuple[str, str], float]:
-    """Mean correctness of each item."""
-    found: dict[tuple[str, str], list[bool]] = {}
-    for row in rows:
-        if row["blind"] == blind:
-            found.setdefault((row["bench"], row["id"]), []).append(row["correct"])
-    return {item: sum(values) / len(values) for item, values in found.items()}
-
-
-def _mean(items: Mapping[Any, float]) -> float:
-    return sum(items.values()) / len(items) if items else 0.0
-
-
-def _difference(after: Mapping[Any, float], before: Mapping[Any, float]) -> dict[str, Any] | None:
-    """After − before on the items that both have, or None where there are none."""
-    shared = [item for item in after if item in before]
-    if not shared:
-        return None
-    a, b = [after[item] for item in shared], [before[item] for item in shared]
-    estimate = statistics.paired_difference(a, b, shared)
-    binary = all(value in (0.0, 1.0) for value in [*a, *b])
-    discordant = sum(abs(x - y) for x, y in zip(a, b, strict=True)) / len(shared)
-    return {
-        "n": len(shared),
-        "accuracy_after": sum(a) / len(a),
-        "accuracy_before": sum(b) / len(b),
-        "difference": estimate.value,
-        "low": estimate.low,
-        "high": estimate.high,
-        "p": statistics.mcnemar(a, b) if binary else None,
-        "detectable": statistics.detectable_paired(len(shared), discordant),
-    }
-
-
-def _best_base(stages: Mapping[str, Mapping[Any, float]]) -> str | None:
-    """The more accurate of the two bases that answer directly: the stronger control."""
-    bases = [stage for stage in BASES if stages.get(stage)]
-    return max(bases, key=lambda stage: _mean(stages[stage]), default=None)
-
-
-def _pairs(stages: Mapping[str, Mapping[Any, float]], group: str) -> list[tuple[str, str]]:
-    """(after, before): each reasoner over the better base (perception: over the base itself), RL over SFT."""
-    before = _best_base({"base": stages.get("base", {})} if group == "perception" else stages)
-    pairs = [(stage, before) for stage in REASONERS if before is not None and stages.get(stage)]
-    if stages.get("sft") and stages.get("sft+rl"):
-        pairs.append(("sft+rl", "sft"))
-    return pairs
-
-
-def gains(results_by_stage: Mapping[str, Sequence[Row]]) -> list[dict[str, Any]]:
-    """What each stage added, paired on the items.
-
-    Entries of kind "cell", "perception" and "benchmark": {"kind", "cell" (or the benchmark's name), "after",
-    "before" (stages), "n", "accuracy_after", "accuracy_before", "difference", "low", "high" (95 %), "p" (exact
-    McNemar; None with several samples an item), "detectable" (the smallest difference these items show with
-    power 0.8), and for image cells with blind rows "above_blind" (accuracy after − the larger of the accuracy
-    before and the blind floor)}. Entries of kind "ratio": {"kind", "cell" (the domain), "domain", "after",
-    "before", "ratio", "low", "high"}, None where undefined or unbounded. `before` is the better base.
-    """
-    grouped = {stage: _grouped(rows) for stage, rows in results_by_stage.items()}
-    names = sorted({key for groups in grouped.values() for key in groups}, key=lambda k: (GROUPS.index(k[0]), k[1]))
-    found: list[dict[str, Any]] = []
-    for group, name in names:
-        stages = {stage: _by_item(groups.get((group, name), [])) for stage, groups in grouped.items()}
-        for after, before in _pairs(stages, group):
-            entry = _difference(stages[after], stages[before])
-            if entry is None:
-                continue
-            blind = _by_item(grouped[after].get((group, name), []), blind=True)
-            if blind:
-                floor = max(entry["accuracy_before"], _mean(blind))
-                entry["above_blind"] = entry["accuracy_after"] - floor
-            kind = group.removesuffix("s")
-            found.append({"kind": kind, "cell": name, "after": after, "before": before, **entry})
-    return found + _ratios(grouped)
-
-
-def summary_of(results_by_stage: Mapping[str, Sequence[Row]]) -> dict[str, Any]:
-    """What summary.json says of results: {"cells" | "perception" | "benchmarks": {stage: {name: {}}}, "gains": []}."""
-    found: dict[str, Any] = {group: {} for group in GROUPS}
-    for stage, rows in results_by_stage.items():
-        for group, entries in summarise(rows).items():
-            found[group][stage] = entries
-    return {**found, "gains": gains(results_by_stage)}
-
-
-def _ratios(grouped: Mapping[str, Mapping[tuple[str, str], list[Row]]]) -> list[dict[str, Any]]:
-    """Image gain ÷ text gain over the better base, for each domain and reasoner."""
-    domains = {name.split("/")[1] for groups in grouped.values() for group, name in groups if group == "cells"}
-    found: list[dict[str, Any]] = []
-    for domain in sorted(domains, reverse=True):
-        for after in REASONERS:
-            image, text = (_gain_over_base(grouped, f"{modality}/{domain}", after) for modality in ("image", "text"))
-            if image and text:
-                estimate = statistics.gain_ratio(list(image.values()), list(image), list(text.values()), list(text))
-                ratio, low, high = (value if math.isfinite(value) else None for value in estimate)
-                entry = {"kind": "ratio", "cell": domain, "domain": domain, "after": after, "before": "best base"}
-                found.append({**entry, "ratio": ratio, "low": low, "high": high})
-    return found
-
-
-def _gain_over_base(
-    grouped: Mapping[str, Mapping[tuple[str, str], list[Row]]], cell: str, after: str
-) -> dict[str, float]:
-    """after − the better base for each shared item, by its id alone: text and image cells share their scenes."""
-    stages = {stage: _by_item(groups.get(("cells", cell), [])) for stage, groups in grouped.items()}
-    before = _best_base(stages)
-    if before is None or after not in stages:
-        return {}
-    return {item[1]: value - stages[before][item] for item, value in stages[after].items() if item in stages[before]}

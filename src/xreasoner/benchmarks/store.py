@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import io
 import json
@@ -9,16 +10,18 @@ import os
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO, Literal
 
 from PIL.Image import Image
 
-from xreasoner.engines.base import Sampling
+from xreasoner.engines.base import Message, Sampling
 from xreasoner.errors import DataError, XReasonerError
 
 Row = dict[str, Any]
-PLACE = ("stage", "bench", "id", "blind", "prompt", "sample")
-"""The fields that say which cell of the table a row fills; of two rows in one place, the later holds."""
+Condition = Literal["seen", "blind", "swapped"]
+"""What became of an item's pictures: shown, withheld, or another item's shown in their place."""
+PLACE = ("stage", "bench", "id", "prompt", "sample")
+"""The fields that, with the condition, say which cell of the table a row fills; the later of two holds."""
 
 
 def _short_hash(value: object) -> str:
@@ -26,15 +29,36 @@ def _short_hash(value: object) -> str:
 
 
 def sampling_key(sampling: Sampling) -> str:
-    """A hash of all that decides the sampled text."""
-    return _short_hash({name: value for name, value in asdict(sampling).items() if name != "logprobs"})
+    """A hash of all that decides the sampled text. Greedy decoding has no seed."""
+    settings = {name: value for name, value in asdict(sampling).items() if name != "logprobs"}
+    return _short_hash(settings if sampling.temperature else {**settings, "seed": 0})
+
+
+def sample_seed(seed: int, item: str, sample: int) -> int:
+    """The seed of one sample of one item, below 2³¹. It does not depend on how many samples there are."""
+    return int(_short_hash([seed, item, sample]), 16) % 2**31
+
+
+def prompt_hash(messages: Sequence[Message]) -> str:
+    """A hash of what the model is asked: the texts, and where the pictures stand."""
+    return _short_hash(list(messages))
+
+
+def picture_hash(picture: Image) -> str:
+    """A hash of mode, size and pixels."""
+    content = f"{picture.mode} {picture.size} ".encode() + picture.tobytes()
+    return hashlib.sha256(content).hexdigest()[:16]
 
 
 def result_key(
-    *, stage: str, model: str, bench: str, item: str, blind: bool, prompt: str, sampling: str, seed: int, sample: int
+    *, model: str, bench: str, item: str, prompt: str, pictures: Sequence[str], sampling: str, sample: int
 ) -> str:
-    """The name of one judged completion: all that decides it. model: the checkpoint's fingerprint."""
-    return _short_hash([stage, model, bench, item, blind, prompt, sampling, seed, sample])
+    """The name of one sample: all that decides its text. The grader is no part of it.
+
+    model: the checkpoint's fingerprint. prompt, sampling: hashes (`prompt_hash`, `sampling_key`). pictures: theirs, and
+    what they are resized to.
+    """
+    return _short_hash([model, bench, item, prompt, list(pictures), sampling, sample])
 
 
 def _complete_length(data: bytes) -> int:
@@ -47,37 +71,52 @@ def read_rows(path: Path) -> list[Row]:
 
     Raises `DataError` for any other line that is no JSON object. A file that does not exist has no rows.
     """
-    if not path.exists():
-        return []
-    data = path.read_bytes()
+    return _parsed(path.read_bytes(), path.name, 1) if path.exists() else []
+
+
+def _parsed(data: bytes, name: str, first: int) -> list[Row]:
+    """The rows of the whole lines of some bytes; first: the number of their first line."""
     rows: list[Row] = []
-    for number, line in enumerate(data[: _complete_length(data)].splitlines(), start=1):
+    for number, line in enumerate(data[: _complete_length(data)].splitlines(), start=first):
         try:
             row = json.loads(line)
         except ValueError as error:
-            raise DataError(f"{path.name}, line {number}: not JSON ({error}); delete it and run again") from error
+            raise DataError(f"{name}, line {number}: not JSON ({error}); delete it and run again") from error
         if not isinstance(row, dict):
-            raise DataError(f"{path.name}, line {number}: expected a JSON object, found {type(row).__name__}")
+            raise DataError(f"{name}, line {number}: expected a JSON object, found {type(row).__name__}")
         rows.append(row)
     return rows
 
 
+def condition_of(row: Row) -> Condition:
+    """A row's condition; rows of before there were three say `blind` instead."""
+    found: Condition = row.get("condition") or ("blind" if row.get("blind") else "seen")
+    return found
+
+
 def latest(rows: Iterable[Row]) -> list[Row]:
-    """One row for each place (stage, benchmark, item, blind, prompt, sample): the last one written."""
-    return list({tuple(row.get(name) for name in PLACE): row for row in rows}.values())
+    """One row for each place (stage, benchmark, item, condition, prompt, sample): the last one written."""
+    return list({(condition_of(row), *(row.get(name) for name in PLACE)): row for row in rows}.values())
 
 
 class ResultStore:
-    """One results file. Opening it drops what a kill cut off at its end."""
+    """One results file. Several processes may add to it; what a kill cut off at its end is dropped by the next."""
 
     def __init__(self, path: Path) -> None:
         """path: the JSONL file; it and its folder are made when the first rows come."""
         self.path = path
-        self._rows = {str(row["key"]): row for row in read_rows(path) if "key" in row}
+        self._rows: dict[str, Row] = {}
+        self._read = self._lines = 0
+        if path.exists():
+            with path.open("rb") as file:
+                self._catch_up(file)
 
     def done(self) -> set[str]:
         """The keys of the rows that are there."""
         return set(self._rows)
+
+    def __contains__(self, key: str) -> bool:
+        return key in self._rows
 
     def rows(self, keys: Iterable[str]) -> list[Row]:
         """The rows of these keys, in their order. Raises `KeyError` for a key that is not there."""
@@ -88,13 +127,15 @@ class ResultStore:
 
         Raises `XReasonerError` where the disk refuses; what was written before stays.
         """
-        new = {str(row["key"]): row for row in rows if row["key"] not in self._rows}
-        lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in new.values())
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            self._drop_cut_line()
-            with self.path.open("ab") as file:
-                file.write(lines.encode())
+            with self.path.open("ab+") as file:
+                fcntl.flock(file, fcntl.LOCK_EX)
+                self._catch_up(file)
+                file.truncate(self._read)
+                new = {str(row["key"]): row for row in rows if row["key"] not in self._rows}
+                lines = b"".join(_line(row) for row in new.values())
+                file.write(lines)
                 file.flush()
                 os.fsync(file.fileno())
         except OSError as error:
@@ -103,15 +144,26 @@ class ResultStore:
                 f"the {len(self._rows)} results that are there are kept"
             ) from error
         self._rows.update(new)
+        self._read += len(lines)
+        self._lines += len(new)
 
-    def _drop_cut_line(self) -> None:
-        if not self.path.exists() or not self.path.stat().st_size:
-            return
-        with self.path.open("rb+") as file:
-            file.seek(-1, os.SEEK_END)
-            if file.read(1) != b"\n":
-                file.seek(0)
-                file.truncate(_complete_length(file.read()))
+    def _catch_up(self, file: BinaryIO) -> None:
+        """Read the whole lines that came since the last look; the earlier of two rows with one key holds."""
+        file.seek(self._read)
+        data = file.read()
+        rows = _parsed(data, self.path.name, self._lines + 1)
+        for row in rows:
+            if "key" in row:
+                self._rows.setdefault(str(row["key"]), row)
+        self._read += _complete_length(data)
+        self._lines += len(rows)
+
+
+def _line(row: Row) -> bytes:
+    try:
+        return json.dumps(row, ensure_ascii=False).encode() + b"\n"
+    except UnicodeEncodeError:  # half of a surrogate pair
+        return json.dumps(row).encode() + b"\n"
 
 
 def save_picture(picture: Image, out: Path) -> str:
@@ -119,8 +171,7 @@ def save_picture(picture: Image, out: Path) -> str:
 
     The name is a hash of mode, size and pixels, so equal pictures are one file.
     """
-    content = f"{picture.mode} {picture.size} ".encode() + picture.tobytes()
-    name = f"images/{hashlib.sha256(content).hexdigest()[:16]}.png"
+    name = f"images/{picture_hash(picture)}.png"
     path = out / name
     if not path.exists():
         buffer = io.BytesIO()

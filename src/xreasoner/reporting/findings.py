@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from xreasoner.benchmarks.running import GROUPS, REASONERS, group_of
-from xreasoner.benchmarks.store import Row
+from xreasoner.benchmarks.store import Row, condition_of
+from xreasoner.benchmarks.summary import GROUPS, REASONERS, group_of
 from xreasoner.reporting.reading import Run
 from xreasoner.reporting.svg import percent
 
@@ -155,7 +155,7 @@ def protocol(run: Run) -> list[dict[str, Any]]:
 
 def _asked(rows: Sequence[Row]) -> dict[str, Any]:
     """What the results themselves say of how they came about."""
-    seen = [row for row in rows if not row["blind"]]
+    seen = [row for row in rows if condition_of(row) == "seen"]
     if not seen:
         blank = dict.fromkeys(("bench", "split", "prompt", "seed", "samples", "model", "sampling", "interval"), "")
         return {**blank, "items": "results not in this folder"}

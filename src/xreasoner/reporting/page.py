@@ -13,8 +13,8 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
-from xreasoner.benchmarks.running import REASONERS
 from xreasoner.benchmarks.store import Row
+from xreasoner.benchmarks.summary import REASONERS
 from xreasoner.errors import XReasonerError
 from xreasoner.reporting import findings, svg, traces
 from xreasoner.reporting.reading import CELLS, Run, read_run

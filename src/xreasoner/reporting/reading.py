@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from xreasoner.benchmarks.running import BASES, GROUPS, REASONERS, summary_of
 from xreasoner.benchmarks.store import Row, latest, read_rows
+from xreasoner.benchmarks.summary import BASES, GROUPS, REASONERS, summary_of
 from xreasoner.errors import DataError, UserError
 
 CELLS = ("text/general", "text/clinical", "image/general", "image/clinical")

@@ -11,8 +11,8 @@ from pathlib import Path
 from markupsafe import escape
 from PIL import Image, UnidentifiedImageError
 
-from xreasoner.benchmarks.running import BASES, GROUPS, group_of
-from xreasoner.benchmarks.store import Row
+from xreasoner.benchmarks.store import Row, condition_of
+from xreasoner.benchmarks.summary import BASES, GROUPS, group_of
 from xreasoner.reporting.reading import CELLS, Run
 
 PER_CELL, PER_OTHER = 40, 12
@@ -71,7 +71,7 @@ def gather(run: Run) -> dict[tuple[str, str], list[Item]]:
     found: dict[tuple[str, str], dict[str, dict[str, Row]]] = {}
     for stage in run.stages:
         for row in run.rows.get(stage, []):
-            if not row["blind"] and not row.get("sample", 0):
+            if condition_of(row) == "seen" and not row.get("sample", 0):
                 found.setdefault(group_of(row["bench"]), {}).setdefault(row["id"], {})[stage] = row
     rank = {cell: index for index, cell in enumerate(CELLS)}
     places = sorted(found, key=lambda place: (GROUPS.index(place[0]), rank.get(place[1], len(CELLS)), place[1]))

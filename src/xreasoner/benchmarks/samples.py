@@ -1,0 +1,60 @@
+"""Several samples an item: their average, their majority, and whether any of them is right."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from math import prod
+from typing import Any
+
+from xreasoner.benchmarks.store import Row
+
+_NO_VOTE = ("unparsed", "refused", "truncated", "conflict", "error")
+
+
+def pass_at(k: int, n: int, right: int) -> float:
+    """The chance that k of n samples, drawn without putting back, hold a right one (Chen et al. 2021, equation 1).
+
+    Unbiased for k ≤ n. Raises `ValueError` for others.
+    """
+    if not 1 <= k <= n or not 0 <= right <= n:
+        raise ValueError(f"pass@{k} of {n} samples, {right} of them right; expected 1 ≤ k ≤ n")
+    return 1.0 - prod((n - right - i) / (n - i) for i in range(k)) if n - right >= k else 1.0
+
+
+def majority(rows: Sequence[Row]) -> float:
+    """1 where the right answer has the most votes, its share of the first place where several have as many, else 0.
+
+    Right samples vote for one answer, whatever way they write it; replies without an answer do not vote.
+    """
+    votes = Counter(_vote(row) for row in rows if row["outcome"] not in _NO_VOTE)
+    most = max(votes.values(), default=0)
+    first = [answer for answer, n in votes.items() if n == most]
+    return 1 / len(first) if ("correct",) in first else 0.0
+
+
+def _vote(row: Row) -> tuple[str, ...]:
+    return ("correct",) if row["correct"] else ("wrong", str(row.get("normalised") or row["extracted"]).casefold())
+
+
+def ensemble(rows: Sequence[Row]) -> dict[str, Any]:
+    """{"samples": K, "average", "majority", "pass": {k: pass@k}} over items that have K samples, K the most of any.
+
+    average is avg@K. Items of which a part is missing are left out, and counted in "incomplete".
+    """
+    items: dict[tuple[str, str], dict[int, Row]] = {}
+    for row in rows:
+        items.setdefault((row["bench"], row["id"]), {})[row["sample"]] = row
+    most = max((len(found) for found in items.values()), default=0)
+    whole = [list(found.values()) for found in items.values() if len(found) == most]
+    if not whole:
+        return {"samples": 0, "average": 0.0, "majority": 0.0, "pass": {}, "incomplete": 0}
+    right = [sum(bool(row["correct"]) for row in found) for found in whole]
+    ks = sorted({*(2**i for i in range(most.bit_length()) if 2**i <= most), most})
+    return {
+        "samples": most,
+        "average": sum(right) / (most * len(whole)),
+        "majority": sum(majority(found) for found in whole) / len(whole),
+        "pass": {k: sum(pass_at(k, most, r) for r in right) / len(whole) for k in ks},
+        "incomplete": len(items) - len(whole),
+    }
