@@ -272,8 +272,8 @@ def make(out: Path, *, eyes_seconds: float, language_seconds: float, seed: int) 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=Path, default=Path("runs/base"))
-    parser.add_argument("--eyes-seconds", type=float, default=1500.0)
-    parser.add_argument("--language-seconds", type=float, default=2700.0)
+    parser.add_argument("--eyes-seconds", type=float, default=1200.0)
+    parser.add_argument("--language-seconds", type=float, default=7500.0)
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
     print(
