@@ -142,13 +142,13 @@ def evaluate(
 
 @app.command()
 def report(
-    run: Annotated[Path, typer.Argument(help="Folder of a run.")],
-    out: Annotated[Path | None, typer.Option(help="The page's file; report.html in the run when left out.")] = None,
+    runs: Annotated[list[Path], typer.Argument(help="Folders of runs; several make one report.")],
+    out: Annotated[Path | None, typer.Option(help="The page's file; report.html in the first when left out.")] = None,
 ) -> None:
-    """Write the transfer report of a run."""
+    """Write the transfer report of runs, and its numbers as Markdown, CSV and a model card beside it."""
     from xreasoner.reporting import write_report
 
-    typer.echo(str(write_report(run, out)))
+    typer.echo(str(write_report(runs, out)))
 
 
 @app.command()

@@ -68,9 +68,14 @@ def _picked(case: Case, label: str) -> Credit:
 
 
 def strict(case: Case) -> Credit:
-    """Nothing but a closed answer tag behind the thought that holds the bare label, or exactly the gold."""
+    """Nothing but a closed answer tag behind the thought that holds exactly the gold: for an option its label, or the
+    label and the text as the prompt prints them ("B: No").
+    """
     found = re.fullmatch(r".*<answer>([^<]*)</answer>\s*", case.text.rpartition("</think>")[2], re.DOTALL)
-    return Credit(float(found is not None and found[1].strip() == case.gold))
+    right = {case.gold}
+    if case.options and case.gold in case.labels:
+        right.add(f"{case.gold}: {case.options[case.labels.index(case.gold)]}")
+    return Credit(float(found is not None and found[1].strip() in right))
 
 
 _ENDS = ",.!?;:'"
@@ -242,8 +247,11 @@ def case_of(row: Row) -> Case:
 
 def spread(rows: Sequence[Row]) -> list[dict[str, Any]]:
     """The same replies under each rule, for each kind of answer: {"kind" ("choice" | "number" | "text"), "n", "error"
-    (half of our score's 95 % interval), "spread" (highest − lowest score), "rules": [{"rule", "score", "guessed"
-    (share where it guessed), "read" (score without the guesses), "empty" (the score of empty replies)}]}.
+    (half of our score's 95 % interval), "spread", "rules": [{"rule", "score", "guessed" (share where it guessed),
+    "read" (score without the guesses), "empty" (the score of empty replies)}]}.
+
+    spread: highest − lowest score among the rules that credit any reply; one that waits for words which the prompt
+    never asked for reads nothing, and says nothing of the others.
     """
     found = []
     for kind, types in (("choice", CHOICE), ("number", NUMBER), ("text", FREE - NUMBER)):
@@ -254,7 +262,7 @@ def spread(rows: Sequence[Row]) -> list[dict[str, Any]]:
             )
             ours = {"rule": OURS, "score": estimate.value, "guessed": 0.0, "read": estimate.value, "empty": 0.0}
             rules = [ours, *(_scored(rule, members) for rule in RULES if types & rule.kinds)]
-            scores = [entry["score"] for entry in rules]
+            scores = [entry["score"] for entry in rules if entry["score"]] or [0.0]
             entry = {"kind": kind, "n": len(members), "error": (estimate.high - estimate.low) / 2}
             found.append({**entry, "spread": max(scores) - min(scores), "rules": rules})
     return found

@@ -12,7 +12,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from xreasoner.benchmarks import statistics
+from xreasoner.benchmarks import parsers, statistics
 from xreasoner.benchmarks.store import Condition, Row, condition_of
 
 BASES = ("base", "base-direct")
@@ -147,6 +147,7 @@ def _pairs(stages: Mapping[str, Mapping[Any, float]], group: str) -> list[tuple[
     pairs = []
     for folder in folders:
         own = {stage: items for stage, items in stages.items() if folder_of(stage) == folder}
+        own |= {base: stages[base] for base in BASES if base in stages and f"{base}@{folder}" not in stages}
         pairs += _pairs_within(own, group, f"@{folder}" if folder else "")
     for stage in stages:
         first = stage.partition("@")[0]
@@ -160,7 +161,8 @@ def _pairs_within(stages: Mapping[str, Mapping[Any, float]], group: str, suffix:
     base, or, without one, over the first model.
     """
     named = {stage: items for stage, items in stages.items() if items}
-    plain = {f"base{suffix}": named.get(f"base{suffix}", {})} if group == "perception" else named
+    plain = {base: named[base] for base in ("base", f"base{suffix}") if base in named}
+    plain = plain if group == "perception" else named
     before = _best_base(plain)
     others = [stage for stage in named if stage.partition("@")[0] not in (*BASES, *REASONERS)]
     reasoners = [f"{stage}{suffix}" for stage in REASONERS if f"{stage}{suffix}" in named]
@@ -211,8 +213,10 @@ def gains(results_by_stage: Mapping[str, Sequence[Row]]) -> list[dict[str, Any]]
 
 def summary_of(results_by_stage: Mapping[str, Sequence[Row]]) -> dict[str, Any]:
     """What summary.json says of results: {"cells" | "perception" | "benchmarks": {stage: {name: {}}}, "gains": [],
-    "sight": [], "solvable": [], "exits": [], "budgets": []}; see `summarise`, `gains`, `sight`, `solvable`, `exits`
-    and `budgets`. Where a stage was measured under several protocols, all but `budgets` speak of `main_rows`.
+    "sight": [], "solvable": [], "exits": [], "budgets": [], "parsers": []}; see `summarise`, `gains`, `sight`,
+    `solvable`, `exits`, `budgets` and `spread`.
+
+    Where a stage was measured under several protocols, all but `budgets` and `solvable` speak of `main_rows`.
     """
     main = {stage: main_rows(rows) for stage, rows in results_by_stage.items()}
     found: dict[str, Any] = {group: {} for group in GROUPS}
@@ -220,7 +224,7 @@ def summary_of(results_by_stage: Mapping[str, Sequence[Row]]) -> dict[str, Any]:
         for group, entries in summarise(rows).items():
             found[group][stage] = entries
     found |= {"gains": gains(main), "sight": sight(main), "solvable": solvable(results_by_stage)}
-    return {**found, "exits": exits(main), "budgets": budgets(results_by_stage)}
+    return {**found, "exits": exits(main), "budgets": budgets(results_by_stage), "parsers": spread(main)}
 
 
 def main_rows(rows: Sequence[Row]) -> list[Row]:
@@ -352,6 +356,15 @@ def _exits(rows: Sequence[Row]) -> dict[str, Any]:
     }
 
 
+def spread(results_by_stage: Mapping[str, Sequence[Row]]) -> list[dict[str, Any]]:
+    """`parsers.spread` of each stage's replies with their pictures, reading apart: {"stage", "kind", "n", …}."""
+    found = []
+    for stage, rows in results_by_stage.items():
+        asked = [row for row in under(rows, "seen") if group_of(row["bench"])[0] != "perception"]
+        found += [{"stage": stage, **entry} for entry in parsers.spread(asked)]
+    return found
+
+
 def budgets(results_by_stage: Mapping[str, Sequence[Row]]) -> list[dict[str, Any]]:
     """Accuracy against the thinking budget, where a stage was asked the same items under several: {"group", "name",
     "stage", "points": [{"budget" (tokens), "accuracy", "low", "high", "n", "forced", "truncated", "thought_tokens",
@@ -398,7 +411,9 @@ def _ratios(grouped: Mapping[str, Mapping[Place, list[Row]]]) -> list[dict[str, 
     found: list[dict[str, Any]] = []
     for domain in sorted(domains, reverse=True):
         for after in reasoners:
-            own = {stage: groups for stage, groups in grouped.items() if folder_of(stage) == folder_of(after)}
+            suffix = after.partition("@")[1] + folder_of(after)
+            own = {name: groups for name, groups in grouped.items() if folder_of(name) == folder_of(after)}
+            own |= {name: grouped[name] for name in BASES if name in grouped and f"{name}{suffix}" not in grouped}
             image, text = (_gain_over_base(own, f"{modality}/{domain}", after) for modality in ("image", "text"))
             if image and text:
                 estimate = statistics.gain_ratio(list(image.values()), list(image), list(text.values()), list(text))
