@@ -110,6 +110,9 @@ def evaluate(
     prompt: Annotated[str | None, typer.Option(help="The prompt's name.")] = None,
     seed: Annotated[int, typer.Option(min=0, help="Which items, and of the sampling.")] = 0,
     budget: Annotated[int, typer.Option(min=1, help="Thinking budget in tokens.")] = 160,
+    inspect_log: Annotated[
+        bool, typer.Option("--inspect-log", help="Also write Inspect AI's logs to OUT/inspect.")
+    ] = False,
     out: Out = Path("runs/eval"),
 ) -> None:
     """Measure a model on benchmarks; prints one line each and keeps every reply."""
@@ -138,17 +141,28 @@ def evaluate(
         line = f"{name:28} {100 * result['accuracy']:5.1f}  [{100 * result['low']:.1f}, {100 * result['high']:.1f}]"
         typer.echo(f"{line}  n={result['n']}")
     typer.echo(f"replies: {out}")
+    if inspect_log:
+        from xreasoner.evaluating import stage_name
+        from xreasoner.reporting.inspect_log import write_logs
+
+        write_logs([out], out / "inspect", [stage_name(model)])
+        typer.echo(f"logs: {out / 'inspect'}")
 
 
 @app.command()
 def report(
     runs: Annotated[list[Path], typer.Argument(help="Folders of runs; several make one report.")],
     out: Annotated[Path | None, typer.Option(help="The page's file; report.html in the first when left out.")] = None,
+    inspect_log: Annotated[Path | None, typer.Option(help="Also write Inspect AI's logs to this folder.")] = None,
 ) -> None:
     """Write the transfer report of runs, and its numbers as Markdown, CSV and a model card beside it."""
     from xreasoner.reporting import write_report
 
     typer.echo(str(write_report(runs, out)))
+    if inspect_log is not None:
+        from xreasoner.reporting.inspect_log import write_logs
+
+        typer.echo(f"{len(write_logs(runs, inspect_log))} logs: {inspect_log}")
 
 
 @app.command()
