@@ -19,8 +19,9 @@ import json, sys
 from inspect_ai.log import list_eval_logs, read_eval_log
 found = {}
 for info in list_eval_logs(sys.argv[1]):
-    log = read_eval_log(info.name)
+    log = read_eval_log(info.name, resolve_attachments=True)
     first = log.samples[0]
+    assert all(c.image.startswith("data:image/png") for c in first.input[0].content if c.type == "image")
     found[f"{log.eval.model}/{log.eval.task}"] = {
         "status": log.status, "n": len(log.samples), "asked_in": first.input[0].text,
         "right": sum(s.scores["xreasoner"].value == "C" for s in log.samples),
@@ -50,7 +51,9 @@ def test_a_log_holds_what_the_store_holds(run: Path, tmp_path: Path) -> None:
     sample, row = log["samples"][0], rows[[row["bench"] for row in rows].index("tiny-image-general")]
     assert (sample["id"], sample["target"]) == (row["id"], row["gold"])
     assert sample["scores"]["xreasoner"]["value"] == ("C" if row["correct"] else "I")
-    assert sample["input"][0]["content"][0]["image"].startswith("data:image/png;base64,")
+    (name,) = sample["attachments"]
+    assert sample["input"][0]["content"][0]["image"] == f"attachment://{name}"
+    assert sample["attachments"][name].startswith("data:image/png;base64,")
     assert write_logs([run], tmp_path) == files  # the same names again
 
 

@@ -122,9 +122,11 @@ def _sample(row: Row, folder: Path) -> dict[str, Any]:
     """One reply. The thought is reasoning content, so that the viewer folds it."""
     usage, model = _usage([row]), f"xreasoner/{row['stage']}"
     content: list[dict[str, Any]] = [{"type": "text", "text": _asked(row)}]
-    picture = _picture(folder, row.get("image"))
-    if picture:
-        content.insert(0, {"type": "image", "image": picture})
+    picture, attachments = _picture(folder, row.get("image")), {}
+    if picture:  # once in the sample, though it stands in its input and in its messages
+        name = hashlib.sha256(picture.encode()).hexdigest()[:32]
+        attachments[name] = picture
+        content.insert(0, {"type": "image", "image": f"attachment://{name}"})
     said = [{"type": "reasoning", "reasoning": row["thought"]}] if row["thought"] else []
     answer = {"role": "assistant", "source": "generate", "model": model}
     answer["content"] = [*said, {"type": "text", "text": row["answer"]}]  # type: ignore[assignment]
@@ -149,6 +151,7 @@ def _sample(row: Row, folder: Path) -> dict[str, Any]:
         "scores": {SCORER: score},
         "metadata": {key: row[key] for key in ("family", "domain", "modality")} | {"facts": row.get("facts")},
         "model_usage": {model: usage},
+        "attachments": attachments,
         "uuid": row["key"],
     }
 
