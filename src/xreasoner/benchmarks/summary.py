@@ -10,6 +10,7 @@ import math
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from functools import lru_cache
 from typing import Any
 
 from xreasoner.benchmarks import parsers, statistics
@@ -27,6 +28,7 @@ Place = tuple[str, str]
 _CELL = re.compile(r"tiny-(read-)?(text|image)-([a-z]+)")
 
 
+@lru_cache(maxsize=1024)
 def group_of(bench: str) -> tuple[str, str]:
     """Where a benchmark's number stands in the summary: ("cells" | "perception" | "benchmarks", its name there)."""
     match = _CELL.fullmatch(bench)
@@ -35,7 +37,7 @@ def group_of(bench: str) -> tuple[str, str]:
     return "perception" if match[1] else "cells", f"{match[2]}/{match[3]}"
 
 
-def _grouped(results: Sequence[Row]) -> dict[Place, list[Row]]:
+def by_place(results: Sequence[Row]) -> dict[Place, list[Row]]:
     groups: dict[Place, list[Row]] = {}
     for row in results:
         groups.setdefault(group_of(row["bench"]), []).append(row)
@@ -83,7 +85,7 @@ def summarise(results: Sequence[Row]) -> dict[str, dict[str, dict[str, Any]]]:
     `outcomes` (counts), `families`, and, where there are blind rows, `blind` (accuracy) with its n and interval.
     """
     summary: dict[str, dict[str, dict[str, Any]]] = {group: {} for group in GROUPS}
-    for (group, name), rows in _grouped(results).items():
+    for (group, name), rows in by_place(results).items():
         seen = under(rows, "seen")
         if seen:
             summary[group][name] = _describe(seen, under(rows, "blind"))
@@ -192,7 +194,7 @@ def gains(results_by_stage: Mapping[str, Sequence[Row]]) -> list[dict[str, Any]]
     "ratio": {"kind", "cell" (the domain), "domain", "after", "before", "ratio", "low", "high"}, None where
     undefined or unbounded. `before` is the better base. Stages of a second run are named STAGE@RUN.
     """
-    grouped = {stage: _grouped(rows) for stage, rows in results_by_stage.items()}
+    grouped = {stage: by_place(rows) for stage, rows in results_by_stage.items()}
     found: list[dict[str, Any]] = []
     for group, name in places_of(grouped):
         stages = {stage: _by_item(groups.get((group, name), [])) for stage, groups in grouped.items()}
@@ -273,7 +275,7 @@ def sight(results_by_stage: Mapping[str, Sequence[Row]]) -> list[dict[str, Any]]
     """
     found = []
     for stage, rows in results_by_stage.items():
-        for (group, name), members in _grouped(rows).items():
+        for (group, name), members in by_place(rows).items():
             seen, blind, swapped = (_by_item(members, condition) for condition in CONDITIONS)
             if seen and (blind or swapped):
                 missed = {item: value for item, value in seen.items() if blind.get(item) == 0}
@@ -313,7 +315,7 @@ def solvable(results_by_stage: Mapping[str, Sequence[Row]]) -> list[dict[str, An
     asked, solved = text_solvable(results_by_stage)
     found = []
     for stage, rows in results_by_stage.items():
-        for (group, name), members in _grouped(main_rows(rows)).items():
+        for (group, name), members in by_place(main_rows(rows)).items():
             seen = {item: value for item, value in _by_item(members).items() if item in asked}
             if seen:
                 kept = {item: value for item, value in seen.items() if item not in solved}
@@ -330,7 +332,7 @@ def exits(results_by_stage: Mapping[str, Sequence[Row]]) -> list[dict[str, Any]]
     """
     found = []
     for stage, rows in results_by_stage.items():
-        for (group, name), members in _grouped(rows).items():
+        for (group, name), members in by_place(rows).items():
             seen = under(members, "seen")
             if seen:
                 found.append({"group": group, "name": name, "stage": stage, **_exits(seen)})
@@ -372,7 +374,7 @@ def budgets(results_by_stage: Mapping[str, Sequence[Row]]) -> list[dict[str, Any
     """
     found = []
     for stage, rows in results_by_stage.items():
-        for (group, name), members in _grouped(under(rows, "seen")).items():
+        for (group, name), members in by_place(under(rows, "seen")).items():
             by_budget: dict[int, list[Row]] = {}
             for row in members:
                 if row.get("thinking_budget") is not None:

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from xreasoner.benchmarks.store import Row, condition_of
-from xreasoner.benchmarks.summary import GROUPS, REASONERS, group_of
+from xreasoner.benchmarks.summary import GROUPS, REASONERS, by_place, group_of
 from xreasoner.reporting.reading import Run
 from xreasoner.reporting.svg import percent
 
@@ -169,11 +169,12 @@ def ratio(gain: Gain) -> dict[str, str]:
 
 def protocol(run: Run) -> list[dict[str, Any]]:
     """One line for each number of the summary: where its items come from and how they were asked."""
+    places = {stage: by_place(rows) for stage, rows in run.rows.items()}
     lines = []
     for group in GROUPS:
         for stage in run.stages:
             for name, entry in (run.summary.get(group, {}).get(stage) or {}).items():
-                rows = [row for row in run.rows.get(stage, []) if group_of(row["bench"]) == (group, name)]
+                rows = places.get(stage, {}).get((group, name), [])
                 lines.append({"group": group, "name": name, "stage": stage, "entry": entry, **_asked(rows)})
     return lines
 
