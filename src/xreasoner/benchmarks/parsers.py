@@ -20,7 +20,8 @@ from xreasoner.problem import LABELS
 OURS = "ours"
 CHOICE = frozenset({"choice"})
 NUMBER = frozenset({"integer", "number"})
-FREE = NUMBER | {"text", "yesno", "yesnomaybe", "open"}
+FREE = NUMBER | {"text", "yesno", "latex", "list", "quantity"}
+"""All but gym: those have scorers of their own and no single gold."""
 
 
 @dataclass(frozen=True, slots=True)
