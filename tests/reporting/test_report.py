@@ -326,11 +326,22 @@ def test_a_difference_that_does_not_survive_holm_is_doubted() -> None:
 
 def test_what_the_sample_can_show_stands_before_the_numbers(html: str) -> None:
     text = Page(html).text
-    assert 0 < text.index("Smallest difference that these samples can show") < text.index("text/general")
-    assert "no comparison" not in text
+    assert 0 < text.index("Smallest difference that these samples can show") < text.index("Post-training on text alone")
     gains = [gain("image/general", 0.2, 0.3, 0.02, detectable=d) for d in (0.05, 0.07)]
-    assert "500 items a comparison and power 0.8: ±5.0 to ±7.0 points" in findings.can_show(gains)
+    assert "±5.0 to ±7.0 points (500 items a comparison, power 0.8)" in findings.can_show(gains)
     assert findings.can_show([]) == ""
+
+
+def test_several_budgets_of_one_folder_are_a_curve(small: Path) -> None:
+    path = small / "eval" / "sft" / "results.jsonl"
+    rows = [row for row in read_rows(path) if row["bench"] == "tiny-text-general"]
+    less = [{**r, "key": r["key"] + "8", "sampling": "8", "thinking_budget": 8, "exit": "forced"} for r in rows]
+    with path.open("a") as file:
+        file.write("".join(json.dumps(row) + "\n" for row in less))
+    page = Page(write_report(small).read_text(encoding="utf-8"))
+    (told,) = [str(a["aria-label"]) for t, a in page.tags if "by thinking budget" in str(a.get("aria-label"))]
+    assert re.match(r"text/general, accuracy by thinking budget: sft: 8 tokens [\d.]+ %, 112 tokens [\d.]+ %$", told)
+    assert "| text/general | sft | 8 |" in (small / "report.md").read_text()
 
 
 def test_several_runs_make_one_report(tmp_path: Path) -> None:

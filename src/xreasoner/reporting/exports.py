@@ -20,7 +20,8 @@ _TITLES = {"cells": "The matrix", "perception": "Perception (reading)", "benchma
 def markdown(run: Run) -> str:
     """The whole report's numbers as Markdown tables."""
     gains = run.summary.get("gains") or []
-    parts = [f"# Transfer report\n\n{findings.headline(gains)}"]
+    compared = [gain for gain in gains if gain["kind"] != "ratio"]
+    parts = ["# Transfer report", findings.can_show(compared), findings.headline(gains)]
     parts += [_matrix(run, group) for group in GROUPS if any((run.summary.get(group) or {}).values())]
     parts += [_gains(gains), _ratios(gains), _sight(run), _solvable(run), _exits(run), _budgets(run), _parsers(run)]
     parts += [_frozen(run), _protocol(run)]
@@ -94,7 +95,7 @@ def _gains(gains: Sequence[findings.Gain]) -> str:
         ]
         for gain in compared
     ]
-    words = f"{findings.can_show(compared)} Differences in points, paired on the same items."
+    words = "Differences in points, paired on the same items; before each, the smallest that its items can show."
     return _section("Gains", words, _table(head, lines))
 
 

@@ -59,8 +59,8 @@ def can_show(gains: Sequence[Gain]) -> str:
     much = f"±{low}" if low == high else f"±{low} to ±{high}"
     many = f"{fewest}" if fewest == most else f"{fewest} to {most}"
     return (
-        f"Smallest difference that these samples can show, with {many} items a comparison and power 0.8: "
-        f"{much} points. What lies below its own is not ranked."
+        f"Smallest difference that these samples can show: {much} points ({many} items a comparison, power 0.8). "
+        "Less is not ranked."
     )
 
 
