@@ -48,13 +48,13 @@ def math_verify(case: Case) -> bool:
 
 
 def lm_eval_filters(strict: bool) -> Callable[[Case], bool]:
-    """lm-eval's shipped ways: MMLU-Pro's regex or the multiple-choice filter, GSM8K's two, Minerva's for LaTeX."""
+    """lm-eval's shipped ways: MMLU-Pro's regex or GPQA's multiple-choice filter, GSM8K's two, Minerva's for LaTeX."""
     from lm_eval.api.metrics import exact_match_hf_evaluate
     from lm_eval.filters.extraction import MultiChoiceRegexFilter, RegexFilter
     from lm_eval.tasks.minerva_math import utils as minerva
 
     letter = RegexFilter(r"answer is \(?([ABCDEFGHIJ])\)?")
-    choice = MultiChoiceRegexFilter(r"(\([A-Z]\))", group_select=0, ignore_case=True, ignore_punctuation=True)
+    choice = MultiChoiceRegexFilter(r"(\([A-Z]\))", group_select=-1, ignore_case=True, ignore_punctuation=True)
     number = RegexFilter(
         r"The answer is (\-?[0-9\.\,]+)." if strict else r"(-?[$0-9.,]{2,})|(-?[0-9]+)", -1 * (not strict)
     )
