@@ -3,7 +3,7 @@
     python benchmarks/evaluation.py [grading] [text] [image] [--items N] [--out DIR]
 
 Three parts, each resumable: what OUT/PART.json holds is not measured again. The peers run in .venv-peers (`make
-peers`), in processes of their own, one at a time and with the same number of threads.
+peers`), in processes of their own, one at a time and with the same number of threads (THREADS, or one a core).
 
 grading  the hard cases through our grader, math-verify alone, lm-eval's filters and Inspect's scorers
 text     the same items through `xreasoner eval`'s code and lm-eval's hf backend at the batch size that suits it best
@@ -27,6 +27,7 @@ ROOT = Path(__file__).parents[1]
 PEERS = ROOT / ".venv-peers" / "bin" / "python"
 CASES = ROOT / "tests" / "grading" / "extraction_examples.jsonl"
 MODEL, PROMPT, THINKING, ANSWER = "tiny", "brief", 160, 64
+THREADS = int(os.environ.get("THREADS") or os.cpu_count() or 1)
 SWEEP = (1, 8, 32, 64, 128)
 Result = dict[str, Any]
 
@@ -105,7 +106,7 @@ def ours(bench: str, items: int) -> Result:
     from xreasoner.engines.torch_engine import TorchEngine
     from xreasoner.models.loading import load
 
-    torch.set_num_threads(os.cpu_count() or 1)
+    torch.set_num_threads(THREADS)
     sampling = Sampling(thinking_budget=THINKING, answer_budget=ANSWER)
     named: Result = {"stage": "bench", "model_hash": "bench", "prompt": PROMPT, "seed": 0, "sampling": sampling}
     with tempfile.TemporaryDirectory() as folder:
@@ -129,7 +130,7 @@ def text(items: int, out: Path) -> Result:
     bench = "tiny-text-general"
     asked = problems(bench, items)
     rows = [{"prompt": render(problem, PROMPT), "gold": problem.gold} for problem in asked]
-    given = {"model": find(MODEL), "max_new_tokens": THINKING + ANSWER, "threads": os.cpu_count() or 1}
+    given = {"model": find(MODEL), "max_new_tokens": THINKING + ANSWER, "threads": THREADS}
     sweep = {}
     for size in (size for size in SWEEP if size <= items):
         found = peer("lm-eval", {**given, "rows": rows[: min(items, max(64, size))], "batch": size})
@@ -168,7 +169,7 @@ def generate_loop(asked: Sequence[Any], batch: int) -> Result:
     from xreasoner.models.loading import load
     from xreasoner.prompts import chat_messages
 
-    torch.set_num_threads(os.cpu_count() or 1)
+    torch.set_num_threads(THREADS)
     loaded = load(MODEL)
     replies = list[str]()
     start = time.perf_counter()
@@ -251,7 +252,7 @@ def main() -> None:
         if path.exists():
             print(f"{part}: measured already ({path}); delete it to measure again")
             continue
-        found = {**PARTS[part](given.items, given.out), "threads": os.cpu_count() or 1}
+        found = {**PARTS[part](given.items, given.out), "threads": THREADS}
         aside = path.with_suffix(".part")
         aside.write_text(json.dumps(found, indent=1))
         aside.replace(path)
