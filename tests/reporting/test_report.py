@@ -9,6 +9,7 @@ import json
 import re
 import shutil
 from collections.abc import Iterator
+from contextlib import contextmanager
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -417,54 +418,54 @@ def browser() -> Iterator[Any]:
         chromium.close()
 
 
-def opened(browser: Any, path: Path, width: int = 1280) -> Any:
-    """The page after its traces were unpacked; it must neither complain nor ask for anything."""
-    page = browser.new_page(viewport={"width": width, "height": 844})
-    page.on("console", lambda message: pytest.fail(message.text))
-    page.on("pageerror", lambda error: pytest.fail(str(error)))
-    page.on("request", lambda request: request.url == path.as_uri() or request.url[:5] in ("data:", "blob:")
-            or pytest.fail(request.url))  # fmt: skip
+@contextmanager
+def opened(browser: Any, path: Path, width: int = 1280) -> Iterator[Any]:
+    """The page after its traces were unpacked; at the end it must have neither complained nor asked for anything."""
+    page, complaints = browser.new_page(viewport={"width": width, "height": 844}), list[str]()
+    page.on("console", lambda message: complaints.append(message.text))
+    page.on("pageerror", lambda error: complaints.append(str(error)))
+    page.on("request", lambda request: complaints.append(request.url))
     page.goto(path.as_uri())
     page.wait_for_function(READY, timeout=20_000)
-    return page
+    yield page
+    page.close()
+    assert [c for c in complaints if c != path.as_uri() and not c.startswith(("data:", "blob:"))] == []
 
 
 @pytest.mark.parametrize("width", [1280, 390])
 def test_in_a_browser_nothing_overflows(browser: Any, small: Path, width: int) -> None:
     change_rows(small, "sft", thought=HOSTILE)
-    page = opened(browser, write_report(small), width)
-    page.evaluate("for (const part of document.querySelectorAll('details')) part.open = true")
-    page.wait_for_selector(".trace")
-    assert page.evaluate("document.documentElement.scrollWidth") <= width
-    assert page.title() == "Transfer report: demo"
-    page.close()
+    with opened(browser, write_report(small), width) as page:
+        page.evaluate("for (const part of document.querySelectorAll('details')) part.open = true")
+        page.wait_for_selector(".trace")
+        assert page.evaluate("document.documentElement.scrollWidth") <= width
+        assert page.title() == "Transfer report: demo"
 
 
 def test_the_traces_can_be_filtered_and_read(browser: Any, run: Path, html: str) -> None:
-    page = opened(browser, run / "report.html")
-    wanted = packed(html, "index")
-    stage, outcome = wanted["stages"].index("sft"), wanted["outcomes"].index("wrong")
-    page.select_option("[name=stage]", "sft")
-    page.select_option("[name=outcome]", "wrong")
-    wrong = sum(item[5][stage][0] == outcome for item in wanted["items"])
-    assert page.inner_text("#count") == f"{wrong} of {len(wanted['items'])} items"
-    page.click("#filters button[type=reset]")
-    page.wait_for_function(f"document.getElementById('count').textContent.startsWith('{len(wanted['items'])} of')")
-    button = page.locator("button[data-story='fixed by sft'][data-bench='image/general']")
-    fixed = int(button.inner_text())
-    button.click()
-    assert page.inner_text("#count").startswith(f"{fixed} of ")
-    line = page.locator("details.item").first
-    assert "fixed by sft" in line.get_attribute("data-stories").split("|")
-    line.click()
-    page.wait_for_selector(".trace")
-    right = page.locator(".trace[data-stage=sft]")
-    assert "correct ✓" in right.inner_text()
-    assert right.locator("mark").count() == 1
-    assert page.locator(".problem img").evaluate("image => image.decode().then(() => image.naturalWidth)") > 100
-    page.fill("[name=words]", "no such words anywhere")
-    assert page.inner_text("#count") == "No item matches; loosen a filter."
-    page.close()
+    with opened(browser, run / "report.html") as page:
+        wanted = packed(html, "index")
+        stage, outcome = wanted["stages"].index("sft"), wanted["outcomes"].index("wrong")
+        page.select_option("[name=stage]", "sft")
+        page.select_option("[name=outcome]", "wrong")
+        wrong = sum(item[5][stage][0] == outcome for item in wanted["items"])
+        assert page.inner_text("#count") == f"{wrong} of {len(wanted['items'])} items"
+        page.click("#filters button[type=reset]")
+        page.wait_for_function(f"document.getElementById('count').textContent.startsWith('{len(wanted['items'])} of')")
+        button = page.locator("button[data-story='fixed by sft'][data-bench='image/general']")
+        fixed = int(button.inner_text())
+        button.click()
+        assert page.inner_text("#count").startswith(f"{fixed} of ")
+        line = page.locator("details.item").first
+        assert "fixed by sft" in line.get_attribute("data-stories").split("|")
+        line.click()
+        page.wait_for_selector(".trace")
+        right = page.locator(".trace[data-stage=sft]")
+        assert "correct ✓" in right.inner_text()
+        assert right.locator("mark").count() == 1
+        assert page.locator(".problem img").evaluate("image => image.decode().then(() => image.naturalWidth)") > 100
+        page.fill("[name=words]", "no such words anywhere")
+        assert page.inner_text("#count") == "No item matches; loosen a filter."
 
 
 def test_twenty_thousand_traces_are_fast(browser: Any, tmp_path: Path) -> None:
@@ -477,12 +478,11 @@ def test_twenty_thousand_traces_are_fast(browser: Any, tmp_path: Path) -> None:
         write_lines(path, [{**r, "thought": f"{r['thought']} {r['id']} " * 4} for r in more[:10_000]])
     path = write_report(run)
     assert path.stat().st_size < 8_000_000
-    page = opened(browser, path)
-    assert len(packed(path.read_text(), "index")["items"]) == 10_000  # two traces each
-    assert float(page.evaluate(READY)) < 5_000, "milliseconds from the start of loading until filters answer"
-    filtering = """() => { const start = performance.now();
-      document.querySelector("[name=outcome]").value = "wrong";
-      document.getElementById("filters").dispatchEvent(new Event("input"));
-      return performance.now() - start; }"""
-    assert page.evaluate(filtering) < 500
-    page.close()
+    with opened(browser, path) as page:
+        assert len(packed(path.read_text(), "index")["items"]) == 10_000  # two traces each
+        assert float(page.evaluate(READY)) < 5_000, "milliseconds from the start of loading until filters answer"
+        filtering = """() => { const start = performance.now();
+          document.querySelector("[name=outcome]").value = "wrong";
+          document.getElementById("filters").dispatchEvent(new Event("input"));
+          return performance.now() - start; }"""
+        assert page.evaluate(filtering) < 500
