@@ -6,7 +6,7 @@ ARGS ?=
 BIN := .venv/bin
 export TOKENIZERS_PARALLELISM = false
 
-.PHONY: demo report test test-slow test-card test-vllm bench-inference lint format docs base evidence load clean
+.PHONY: demo report test test-slow test-card test-vllm bench-inference lint format docs base evidence load peers bench-evaluation clean
 
 demo: .venv/ready
 	$(BIN)/xreasoner demo $(ARGS)
@@ -54,6 +54,20 @@ base: .venv/ready
 evidence: .venv/ready
 	$(BIN)/python -m xreasoner.tiny.evidence
 
+# grading and speed beside lm-eval, math-verify and Inspect; ARGS: parts, --items N (benchmarks/evaluation.py)
+bench-evaluation: .venv/ready peers
+	PYTHONPATH=src $(BIN)/python benchmarks/evaluation.py $(ARGS)
+
+# others' packages, in an environment of their own
+peers: .venv-peers/ready
+
+.venv-peers/ready:
+	test -x .venv-peers/bin/python || $(PYTHON) -m venv .venv-peers
+	.venv-peers/bin/python -m pip install -q "torch==2.13.0"
+	.venv-peers/bin/python -m pip install -q "transformers>=5.16.1,<5.20" "lm-eval[hf]==0.4.13" "inspect-ai==0.3.285" \
+		"math-verify==0.9.0" "antlr4-python3-runtime==4.11.*"
+	touch $@
+
 # torch comes first and by its exact version, so that a build that is there already, or that pip is pointed to, is
 # taken: PyPI's build for Linux brings CUDA, which a machine with no GPU has no use for.
 .venv/ready: pyproject.toml
@@ -93,4 +107,4 @@ define without-operators
 endef
 
 clean:
-	rm -rf .venv .venv-card .venv-vllm runs build dist
+	rm -rf .venv .venv-* runs build dist

@@ -106,6 +106,7 @@ def test_no_command_shows_the_help(run: Run) -> None:
         (["ask", "tiny", " "], ["question is empty"]),
         (["ask", "tiny", "What is 1 + 1?", "--prompt", "breif"], ["did you mean 'brief'"]),
         (["ask", "tiny", "What is it?", "--image", "nowhere.png"], ["nowhere.png", "No such file", "PNG"]),
+        (["eval", "tiny", "--bench", "easy-vqa", "--blind", "--swapped"], ["--blind withholds", "choose one"]),
         (["report", "."], ["holds no results", "xreasoner eval"]),
     ],
 )
@@ -207,6 +208,21 @@ def test_eval_prints_a_line_each_and_keeps_the_replies(run: Run, random_folder: 
     assert [line.split()[0] for line in result.out.splitlines() if "n=6" in line] == benches.split(",")
     rows = (tmp_path / "eval" / random_folder.name / "results.jsonl").read_text().splitlines()
     assert len(rows) == 12
+
+
+def test_conditions_budgets_and_logs_of_one_folder_make_a_report(run: Run, random_folder: Path, tmp_path: Path) -> None:
+    arguments = ["eval", str(random_folder), "--bench", "tiny-image-general", "--limit", "4", "--out", str(tmp_path)]
+    for more in (["--budget", "4"], ["--budget", "8"], ["--budget", "8", "--swapped"]):
+        assert run(*arguments, *more).code == 0
+    sampled = run(*arguments, "--budget", "8", "--blind", "--samples", "3", "--temperature", "1", "--inspect-log")
+    assert sampled.out.splitlines()[-1] == f"logs: {tmp_path / 'inspect'}"
+    assert len(list((tmp_path / "inspect").iterdir())) == 3  # seen, blind, swapped
+    assert run("report", str(tmp_path), "--out", str(tmp_path / "all.html")).code == 0
+    text = (tmp_path / "all.md").read_text()
+    for title in ("What the pictures were good for", "Without the text-solvable items", "Accuracy by thinking budget"):
+        assert f"## {title}" in text
+    (line,) = [line for line in text.splitlines() if line.startswith(f"| image/general | {random_folder.name} | 8 |")]
+    assert "n 4" in line
 
 
 SMALL = [

@@ -154,6 +154,9 @@ def evaluate(
         int | None, typer.Option(min=1, help="Thinking budget in tokens; 4096 when left out, 160 for tiny.")
     ] = None,
     data: Annotated[Path | None, typer.Option(help="A folder with the data sets, in place of the hub.")] = None,
+    inspect_log: Annotated[
+        bool, typer.Option("--inspect-log", help="Also write Inspect AI's logs to OUT/inspect.")
+    ] = False,
     out: Out = Path("runs/eval"),
     engine: EngineName = None,
     served_model: Served = None,
@@ -198,6 +201,12 @@ def evaluate(
         )
     typer.echo(ensembles(found))
     typer.echo(f"replies: {out}")
+    if inspect_log:
+        from xreasoner.evaluating import stage_name
+        from xreasoner.reporting.inspect_log import write_logs
+
+        write_logs([out], out / "inspect", [stage_name(model)])
+        typer.echo(f"logs: {out / 'inspect'}")
     if failures:
         raise XReasonerError("\nerror: ".join(failures))
 
@@ -212,13 +221,18 @@ def benches() -> None:
 
 @app.command()
 def report(
-    run: Annotated[Path, typer.Argument(help="Folder of a run.")],
-    out: Annotated[Path | None, typer.Option(help="The page's file; report.html in the run when left out.")] = None,
+    runs: Annotated[list[Path], typer.Argument(help="Folders of runs; several make one report.")],
+    out: Annotated[Path | None, typer.Option(help="The page's file; report.html in the first when left out.")] = None,
+    inspect_log: Annotated[Path | None, typer.Option(help="Also write Inspect AI's logs to this folder.")] = None,
 ) -> None:
-    """Write the transfer report of a run."""
+    """Write the transfer report of runs, and its numbers as Markdown, CSV and a model card beside it."""
     from xreasoner.reporting import write_report
 
-    typer.echo(str(write_report(run, out)))
+    typer.echo(str(write_report(runs, out)))
+    if inspect_log is not None:
+        from xreasoner.reporting.inspect_log import write_logs
+
+        typer.echo(f"{len(write_logs(runs, inspect_log))} logs: {inspect_log}")
 
 
 @app.command()

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from xreasoner.benchmarks.running import evaluate
-from xreasoner.benchmarks.store import Condition, latest, read_rows
+from xreasoner.benchmarks.store import Condition, read_rows
 from xreasoner.benchmarks.summary import summary_of
 from xreasoner.engines.base import Sampling
 from xreasoner.engines.torch_engine import TorchEngine
@@ -150,7 +150,7 @@ def clock(out: Path, task: str) -> Iterator[None]:
 def summarise_run(recipe: Recipe, out: Path) -> dict[str, Any]:
     """Write summary.json from the results on disk; returns it."""
     stages = ["base", *(stage.name for stage in recipe.stages)]
-    rows = {stage: latest(read_rows(out / "eval" / stage / "results.jsonl")) for stage in stages}
+    rows = {stage: read_rows(out / "eval" / stage / "results.jsonl") for stage in stages}
     summary = {**summary_of(rows), "timings": read_json(out / "timings.json")}
     write_json(out / "summary.json", summary)
     return summary

@@ -79,6 +79,42 @@ def test_mcnemar_by_hand() -> None:
     assert 0 < pairs(900, 300) < 1e-60
 
 
+def test_the_tests_agree_with_scipy_and_statsmodels() -> None:
+    """Values of statsmodels 0.14 (mcnemar, multipletests) and scipy 1.16 (permutation_test, bootstrap)."""
+
+    def pairs(lost: int, gained: int) -> float:
+        return statistics.mcnemar([0] * lost + [1] * gained + [1] * 9, [1] * lost + [0] * gained + [1] * 9)
+
+    assert pairs(12, 25) == pytest.approx(0.04703102743951604, abs=1e-12)
+    assert pairs(3, 11) == pytest.approx(0.057373046875, abs=1e-12)
+    differences = [1, 1, 1, 1, 1, 0, -1, 1, 0, 0, 1, 0.5]
+    found = statistics.sign_flips(differences, [0] * 12, range(12), resamples=60_000)
+    assert found == pytest.approx(0.0390625, abs=0.003)
+    bootstrap = statistics.paired_difference([1] * 60 + [0] * 140, [0] * 180 + [1] * 20, range(200), resamples=20_000)
+    assert bootstrap.low == pytest.approx(0.115, abs=0.0051)
+    assert bootstrap.high == pytest.approx(0.285, abs=0.0051)
+
+
+def test_holm_agrees_with_statsmodels_and_orders() -> None:
+    assert statistics.holm([0.01, 0.04, 0.03, 0.005, 0.2]) == pytest.approx([0.04, 0.09, 0.09, 0.025, 0.2])
+    assert statistics.holm([]) == []
+    assert statistics.holm([0.9, 0.8]) == [1.0, 1.0]
+
+
+@given(st.lists(st.floats(0, 1), min_size=1, max_size=20))
+def test_holm_never_lowers_and_keeps_the_order(p_values: list[float]) -> None:
+    adjusted = statistics.holm(p_values)
+    assert all(p <= a <= 1 for p, a in zip(p_values, adjusted, strict=True))
+    order = sorted(range(len(p_values)), key=lambda i: p_values[i])
+    assert sorted(adjusted) == [adjusted[i] for i in order]
+
+
+def test_sign_flips_count_items_and_not_samples() -> None:
+    after, items = [1] * 30, [i // 10 for i in range(30)]
+    assert statistics.sign_flips(after, [0] * 30, items) == pytest.approx(0.25, abs=0.02)  # 2 of 2³ sign patterns
+    assert statistics.sign_flips(after, after, items) == 1
+
+
 def test_gain_ratio_of_scaled_gains() -> None:
     rng = np.random.default_rng(2)
     text = (rng.random(600) < 0.6).astype(float)

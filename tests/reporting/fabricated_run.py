@@ -12,7 +12,7 @@ from typing import Any
 from PIL import Image, ImageDraw
 
 from xreasoner.benchmarks.store import save_picture
-from xreasoner.benchmarks.summary import gains, summarise
+from xreasoner.benchmarks.summary import summary_of
 
 STAGES = ("base", "base-direct", "sft", "sft+rl")
 CELLS = ("text/general", "text/clinical", "image/general", "image/clinical")
@@ -69,9 +69,9 @@ def _problem(cell: str, index: int, out: Path) -> dict[str, Any]:
     }
 
 
-def _row(problem: dict[str, Any], stage: str, bench: str, right: bool, blind: bool = False) -> dict[str, Any]:
+def _row(problem: dict[str, Any], stage: str, bench: str, right: bool, condition: str = "seen") -> dict[str, Any]:
     """One line of results.jsonl; the thought is as right or wrong as the answer."""
-    rng = Random(f"{stage}/{bench}/{problem['id']}/{blind}")
+    rng = Random(f"{stage}/{bench}/{problem['id']}/{condition}")
     reasons = stage in ("sft", "sft+rl") and "read" not in bench
     exit_ = "natural" if right or not reasons else rng.choice(["natural"] * 5 + ["forced", "truncated"])
     outcome = "correct" if right else "truncated" if exit_ == "truncated" else rng.choice(["wrong"] * 8 + ["unparsed"])
@@ -79,18 +79,21 @@ def _row(problem: dict[str, Any], stage: str, bench: str, right: bool, blind: bo
     chain = f"I see: {problem['facts']}. Plan: go through the list, step by step. So it is {said or '…'}."
     thought = chain if reasons else ""
     return {
-        "key": f"{stage}/{bench}/{problem['id']}/{blind}",
+        "key": f"{stage}/{bench}/{problem['id']}/{condition}",
         "stage": stage,
         "model": f"{STAGES.index(stage):x}" * 16,
         "bench": bench,
-        "condition": "blind" if blind else "seen",
+        "condition": condition,
         "prompt": "brief" if reasons else "brief-direct",
         "sampling": "5f3a9c0de1b2a487",
         "seed": 0,
         "sample": 0,
         "cell": "" if "read" in bench or "tiny" not in bench else f"{problem['modality']}/{problem['domain']}",
         **problem,
-        "image": None if blind else problem["image"],
+        "image": None if condition == "blind" else problem["image"],
+        "thinking_budget": 112,
+        "answer_budget": 16,
+        "temperature": 0.0,
         "response": (f"<think> {thought} </think> " if thought else "") + f"<answer>{said}</answer>",
         "thought": thought,
         "answer": said,
@@ -115,7 +118,8 @@ def _results(stage: str, n: int, out: Path) -> list[dict[str, Any]]:
             right = 0.75 * hard + 0.25 * luck < SKILL[cell][level]
             rows.append(_row(problem, stage, f"tiny-{dashed}", right))
             if cell.startswith("image"):
-                rows.append(_row(problem, stage, f"tiny-{dashed}", luck < 0.08, blind=True))
+                rows.append(_row(problem, stage, f"tiny-{dashed}", luck < 0.08, "blind"))
+                rows.append(_row(problem, stage, f"tiny-{dashed}", luck < 0.06, "swapped"))
             read = {**problem, "id": f"read-{problem['id']}", "gold": problem["facts"], "answer_type": "text"}
             read["options"] = []
             rows.append(_row(read, stage, f"tiny-read-{dashed}", luck < SKILL["read"][level]))
@@ -161,13 +165,10 @@ def write_lines(path: Path, lines: Sequence[Any]) -> None:
 def fabricate(out: Path, n: int = 60, stages: Sequence[str] = STAGES) -> Path:
     """Write the folder of a run that went through these stages, n items a cell, and return it."""
     results = {stage: _results(stage, n, out) for stage in stages}
-    summary: dict[str, Any] = {"cells": {}, "perception": {}, "benchmarks": {}}
     for stage, rows in results.items():
         write_lines(out / "eval" / stage / "results.jsonl", rows)
-        for group, entries in summarise(rows).items():
-            summary[group][stage] = entries
-    summary |= {"gains": gains(results), "timings": {"sft": 81.5, "evaluation": {"base": 20.25}}}
-    write_json(out / "summary.json", summary)
+    timings = {"sft": 81.5, "evaluation": {"base": 20.25}}
+    write_json(out / "summary.json", {**summary_of(results), "timings": timings})
     evaluation = {"benches": ["tiny-text-general"], "n": n, "seed": 0, "thinking_budget": 112, "answer_budget": 16}
     recipe = {"name": "demo", "model": "tiny-base", "seed": 7, "evaluation": evaluation}
     write_json(out / "manifest.json", {"recipe": recipe, "versions": {"torch": "2.13.0", "python": "3.11.2"}})

@@ -2,25 +2,31 @@
 
 from __future__ import annotations
 
+import base64
+import csv
+import gzip
 import json
 import re
 import shutil
-import subprocess
-from html import escape
+from collections.abc import Iterator
+from contextlib import contextmanager
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
 import pytest
 from fabricated_run import CELLS, STAGES, fabricate, write_json, write_lines
+from huggingface_hub import EvalResult, ModelCard
 from PIL import Image
 
 from xreasoner.benchmarks.store import read_rows
 from xreasoner.errors import DataError, UserError
 from xreasoner.reporting import findings, traces, write_report
-from xreasoner.reporting.reading import read_run
+from xreasoner.reporting.reading import read_runs
 
-SECTIONS = ["matrix", "gains", "curves", "perception", "benchmarks", "frozen", "protocol", "traces"]
+SECTIONS = [
+    "matrix", "gains", "sight", "exits", "parsers", "curves", "perception", "benchmarks", "frozen", "protocol", "traces"
+]  # fmt: skip
 HOSTILE = (
     "</script></style><script>document.title='pwned'</script><img src=x onerror=alert(1)>\"'><b id=pwned>&amp; \ud800\0"
 )
@@ -46,6 +52,17 @@ class Page(HTMLParser):
 
     def count(self, tag: str) -> int:
         return sum(name == tag for name, _ in self.tags)
+
+
+def packed(html: str, name: str) -> Any:
+    """What the page holds packed under an id: the index, or a chunk of traces."""
+    (text,) = re.findall(rf'<script type="text/plain" id="{name}">(.*?)</script>', html)
+    return json.loads(gzip.decompress(base64.b64decode(text)))
+
+
+def scripts(html: str) -> list[str]:
+    """The scripts that a browser would run: those without a type of data."""
+    return re.findall(r"<script>(.*?)</script>", html, re.S)
 
 
 @pytest.fixture(scope="module")
@@ -76,7 +93,7 @@ def test_the_page_asks_for_nothing_from_outside(html: str) -> None:
         assert not {"srcset", "action", "formaction", "poster", "data", "ping"} & set(attributes), tag
     assert not {"iframe", "object", "embed", "base"} & {tag for tag, _ in page.tags}
     (style,) = re.findall(r"<style>(.*?)</style>", html, re.S)
-    (script,) = re.findall(r"<script>(.*?)</script>", html, re.S)
+    (script,) = scripts(html)
     assert not re.search(r"url\(|@import", style)
     assert not re.search(r"fetch|XMLHttpRequest|import|WebSocket|sendBeacon|https?:", script)
     assert "default-src 'none'" in html
@@ -89,7 +106,16 @@ def test_every_section_is_there_and_every_link_leads_somewhere(html: str) -> Non
     assert len(ids) == len(set(ids))
     links = {str(attributes["href"])[1:] for tag, attributes in page.tags if tag == "a"}
     assert set(SECTIONS) <= links <= set(ids)
-    for words in ("blind floor", "Image gain ÷ text gain", "How rollouts ended", "Clipped share", "equal ✓", "Wilson"):
+    for words in (
+        "blind floor",
+        "Smallest difference that these samples can show",
+        "swapped",
+        "Image gain ÷ text gain",
+        "How rollouts ended",
+        "Clipped share",
+        "equal ✓",
+        "Wilson",
+    ):
         assert words in page.text
     assert page.count("svg") > 40
 
@@ -120,12 +146,15 @@ def test_traces_cannot_break_out(small: Path) -> None:
     for stage in STAGES:
         fields = ("question", "gold", "thought", "answer", "outcome", "exit", "facts", "family", "response")
         change_rows(small, stage, options=[HOSTILE], **dict.fromkeys(fields, HOSTILE))
-    page = Page(write_report(small).read_text(encoding="utf-8"))
-    assert page.count("script") == before.count("script") == 1
-    assert page.count("style") == 1
+    html = write_report(small).read_text(encoding="utf-8")
+    page = Page(html)
+    assert page.count("script") == before.count("script")
+    assert len(scripts(html)) == page.count("style") == 1
     assert all(attributes.get("id") != "pwned" for _, attributes in page.tags)
     assert not any(name.startswith("on") for _, attributes in page.tags for name in attributes)
-    assert "<img src=x onerror=alert(1)>\"'><b id=pwned>&amp; ?" in page.text
+    chunk = packed(html, "chunk-0")
+    assert "<img src=x onerror=alert(1)>\"'><b id=pwned>&amp; ?" in chunk[0]["traces"]["sft"]["thought"]
+    assert HOSTILE[:40] in packed(html, "index")["items"][0][1]
 
 
 @pytest.mark.parametrize("stages", [("base",), ("base", "sft"), ("base", "base-direct"), STAGES[:3]])
@@ -153,7 +182,7 @@ def test_results_alone_make_a_page(small: Path) -> None:
     wanted = Page(write_report(small).read_text(encoding="utf-8")).text
     (small / "summary.json").unlink()
     page = Page(write_report(small).read_text(encoding="utf-8"))
-    cells = [f"{100 * entry['accuracy']:.1f}" for entry in read_run(small).summary["cells"]["sft"].values()]
+    cells = [f"{100 * entry['accuracy']:.1f}" for entry in read_runs([small]).summary["cells"]["sft"].values()]
     assert len(cells) == 4
     assert all(cell in page.text and cell in wanted for cell in cells)
 
@@ -173,49 +202,73 @@ def test_the_same_folder_gives_the_same_page(small: Path, tmp_path: Path) -> Non
     first = write_report(small, tmp_path / "elsewhere" / "a.html")
     assert first == tmp_path / "elsewhere" / "a.html"
     assert first.read_bytes() == write_report(small).read_bytes()
-    assert [path.name for path in first.parent.iterdir()] == ["a.html"]
+    assert sorted(path.name for path in first.parent.iterdir()) == ["a.card.md", "a.csv", "a.html", "a.md"]
 
 
-def test_every_filter_that_has_items_shows_some(run: Path) -> None:
-    loaded = read_run(run)
+def test_every_trace_is_on_the_page_and_the_rare_come_first(run: Path, html: str) -> None:
+    loaded = read_runs([run])
     places = traces.gather(loaded)
-    shown = [item for item, _ in traces.pick(loaded, places)]
-    for place, items in places.items():
-        visible = [item for item in shown if item.place == place]
-        assert len(visible) == min(len(items), traces.PER_CELL if place[0] == "cells" else traces.PER_OTHER)
-        for story in traces.STORIES:
-            assert any(story in i.stories for i in items) == any(story in i.stories for i in visible), (place, story)
-        if place[0] == "cells":
-            for stage in STAGES:
-                assert {i.rows[stage]["outcome"] for i in items} == {i.rows[stage]["outcome"] for i in visible}
+    index = packed(html, "index")
+    assert len(index["items"]) == sum(map(len, places.values()))
+    chunks = {number: packed(html, f"chunk-{number}") for number in range(-(-len(index["items"]) // index["size"]))}
+    for item in index["items"]:
+        identity, _, label, family, stories, rows, place = item
+        (found,) = [i for items in places.values() for i in items if (i.first["id"], i.label) == (
+            identity, index["labels"][label])]  # fmt: skip
+        assert found.first["family"] == index["families"][family]
+        assert found.stories == tuple(index["stories"][story] for story in stories)
+        detail = chunks[place // index["size"]][place % index["size"]]
+        assert detail["gold"] == found.first["gold"]
+        for stage, row in zip(index["stages"], rows, strict=True):
+            wanted = found.rows[stage]
+            assert (index["outcomes"][row[0]], index["exits"][row[1]]) == (wanted["outcome"], wanted["exit"])
+            assert detail["traces"][stage]["thought"] == wanted["thought"]
+            assert detail["traces"][stage]["mark"] in detail["traces"][stage]["answer"]
+    kinds = len({kind for item in places["cells", "text/general"] for kind in traces._kinds(item)})
+    first = traces.interleave(places["cells", "text/general"])[:kinds]
+    assert {story for item in first for story in item.stories} == {
+        story for item in places["cells", "text/general"] for story in item.stories
+    }
     assert {place[1] for place in places if place[0] == "cells"} == set(CELLS)
 
 
 @pytest.mark.parametrize(
     ("right", "wanted"),
     [
-        ({"base": 0, "base-direct": 0, "sft": 1, "sft+rl": 0}, ("fixed-by-sft", "broken-by-rl")),
+        ({"base": 0, "base-direct": 0, "sft": 1, "sft+rl": 0}, ("fixed by sft", "broken by sft+rl")),
         ({"base": 0, "base-direct": 1, "sft": 1, "sft+rl": 1}, ()),
-        ({"base": 0, "base-direct": 1, "sft": 0, "sft+rl": 1}, ("broken-by-sft", "fixed-by-rl")),
-        ({"base": 0, "sft": 1}, ("fixed-by-sft",)),
-        ({"sft": 0, "sft+rl": 1}, ("fixed-by-rl",)),
+        ({"base": 0, "base-direct": 1, "sft": 0, "sft+rl": 1}, ("broken by sft", "fixed by sft+rl")),
+        ({"base": 0, "sft": 1}, ("fixed by sft",)),
+        ({"sft": 0, "sft+rl": 1}, ("fixed by sft+rl",)),
         ({"base": 1}, ()),
+        ({"base": 1, "ours": 0, "theirs": 1}, ("broken by ours",)),
+        ({"a": 0, "b": 1}, ("fixed by b",)),
+        ({"base": 0, "sft": 0, "base@two": 1, "sft@two": 0}, ("broken by sft@two",)),
     ],
 )
 def test_stories(right: dict[str, int], wanted: tuple[str, ...]) -> None:
-    assert traces.stories({stage: {"correct": bool(value)} for stage, value in right.items()}) == wanted
+    rows = {stage: {"correct": bool(value)} for stage, value in right.items()}
+    assert traces.stories(rows, traces.predecessors(list(right))) == wanted
 
 
-def test_long_traces_and_big_pictures_stay_under_the_cap(small: Path) -> None:
-    noise = Image.effect_noise((900, 900), 90).convert("RGB")
+def test_long_traces_and_big_pictures_stay_under_the_cap(small: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    Image.effect_noise((900, 900), 90).convert("RGB").save(small / "noise.png")
     for path in (small / "images").iterdir():
-        noise.save(path)
+        shutil.copy(small / "noise.png", path)
     for stage in STAGES:
         change_rows(small, stage, thought="<" * 50_000, question="&" * 50_000)
+    monkeypatch.setattr(traces, "PICTURE_BYTES", 200_000)
+    monkeypatch.setattr(traces, "TEXT_BYTES", 4000)
+    monkeypatch.setattr(traces, "PER_CHUNK", 4)
     path = write_report(small)
-    assert 1_000_000 < path.stat().st_size < 5_000_000
-    assert "data:image/jpeg;base64," in path.read_text(encoding="utf-8")
-    assert "44000 characters left out" in path.read_text(encoding="utf-8")
+    html = path.read_text(encoding="utf-8")
+    assert path.stat().st_size < 600_000
+    assert "data:image/webp;base64," in html
+    assert "44000 characters left out" in packed(html, "chunk-0")[0]["traces"]["sft"]["thought"]
+    places = [item[6] for item in packed(html, "index")["items"]]
+    assert places.count(-1) == len(places) - 4 * html.count('id="chunk-')
+    assert re.search(rf"{len(places)} items can be filtered, \d+ opened", html)
+    assert re.search(r"\d+ of \d+ pictures are here", html)
 
 
 def test_a_picture_outside_of_the_run_is_not_read(small: Path) -> None:
@@ -267,45 +320,169 @@ def test_a_difference_is_doubted_for_its_interval_or_its_size() -> None:
     assert findings.doubt(gain("image/general", 0.2, 0.3, 0.02)) == ""
 
 
+def test_a_difference_that_does_not_survive_holm_is_doubted() -> None:
+    assert findings.doubt(gain("image/general", 0.2, 0.3, 0.02, p=0.01, p_holm=0.2)).startswith("Holm’s p is 0.2")
+    assert findings.doubt(gain("image/general", 0.2, 0.3, 0.02, p=1e-6, p_holm=1e-5)) == ""
+
+
+def test_what_the_sample_can_show_stands_before_the_numbers(html: str) -> None:
+    text = Page(html).text
+    assert 0 < text.index("Smallest difference that these samples can show") < text.index("Post-training on text alone")
+    gains = [gain("image/general", 0.2, 0.3, 0.02, detectable=d) for d in (0.05, 0.07)]
+    assert "±5.0 to ±7.0 points (500 items a comparison, power 0.8)" in findings.can_show(gains)
+    assert findings.can_show([]) == ""
+
+
+def test_several_budgets_of_one_folder_are_a_curve(small: Path) -> None:
+    path = small / "eval" / "sft" / "results.jsonl"
+    rows = [row for row in read_rows(path) if row["bench"] == "tiny-text-general"]
+    less = [{**r, "key": r["key"] + "8", "sampling": "8", "thinking_budget": 8, "exit": "forced"} for r in rows]
+    with path.open("a") as file:
+        file.write("".join(json.dumps(row) + "\n" for row in less))
+    page = Page(write_report(small).read_text(encoding="utf-8"))
+    (told,) = [str(a["aria-label"]) for t, a in page.tags if "by thinking budget" in str(a.get("aria-label"))]
+    assert re.match(r"text/general, accuracy by thinking budget: sft: 8 tokens [\d.]+ %, 112 tokens [\d.]+ %$", told)
+    assert "| text/general | sft | 8 |" in (small / "report.md").read_text()
+
+
+def test_several_runs_make_one_report(tmp_path: Path) -> None:
+    first, second = fabricate(tmp_path / "one", n=12), fabricate(tmp_path / "two", n=12)
+    for stage in ("sft", "sft+rl"):
+        change_rows(second, stage, model=f"other {stage}")
+    html = write_report([first, second], tmp_path / "both.html").read_text(encoding="utf-8")
+    run = read_runs([first, second])
+    assert run.stages == ("base", "base-direct", "sft", "sft+rl", "sft@two", "sft+rl@two")
+    assert len(run.rows["base"]) == 2 * len(run.rows["sft@two"])
+    page = Page(html)
+    assert "sft@two" in page.text
+    compared = {(g["after"], g["before"]) for g in run.summary["gains"] if g["kind"] == "cell"}
+    assert {("sft@two", "sft"), ("sft+rl@two", "sft@two")} < compared
+    assert any(after == "sft@two" and before.startswith("base") for after, before in compared)
+    assert set(run.metrics) == {"base-direct", "sft", "sft+rl", "sft@two", "sft+rl@two"}
+    with pytest.raises(UserError, match="given twice"):
+        write_report([first, first])
+
+
+def test_markdown_and_csv_hold_the_summarys_numbers(run: Path, html: str) -> None:
+    summary, text = read_runs([run]).summary, (run / "report.md").read_text()
+    with (run / "report.csv").open(newline="") as file:
+        lines = list(csv.DictReader(file))
+    cells = {(line["stage"], line["place"]): float(line["value"]) for line in lines if line["table"] == "cells"}
+    for stage, entries in summary["cells"].items():
+        for name, entry in entries.items():
+            assert cells[stage, name] == pytest.approx(entry["accuracy"])
+            assert f"{100 * entry['accuracy']:.1f} ({100 * entry['low']:.1f}" in text
+    differences = [line for line in lines if line["quantity"].startswith("difference")]
+    compared = [gain for gain in summary["gains"] if gain["kind"] != "ratio"]
+    assert [float(line["p_holm"]) for line in differences] == pytest.approx([gain["p_holm"] for gain in compared])
+    for table in ("sight", "exits", "parsers"):
+        assert any(line["table"] == table for line in lines)
+    for title in ("Gains", "What the pictures were good for", "How replies ended", "How much is the parser’s"):
+        assert f"## {title}" in text
+    widths = {line.count(" | ") for line in re.findall(r"(?s)## Gains\n\n.*?\n\n(.*?)\n\n", text)[0].splitlines()[2:]}
+    assert len(widths) == 1
+
+
+def test_the_model_card_is_read_by_the_hubs_own_library(run: Path, html: str) -> None:
+    card = ModelCard((run / "report.card.md").read_text())
+    found = {result.dataset_name: result for result in card.data.eval_results or []}
+    summary = read_runs([run]).summary
+    wanted = summary["cells"]["sft+rl"]["image/general"]
+    result = found["tiny-image-general"]
+    assert isinstance(result, EvalResult)
+    assert result.metric_value == pytest.approx(100 * wanted["accuracy"], abs=0.006)
+    assert result.metric_args["n"] == wanted["n"]
+    assert result.task_type == "image-text-to-text"
+    assert found["tiny-text-general"].task_type == "text-generation"
+    assert card.data.model_name == "demo-sft-rl"
+    assert len(found) == sum(len(summary[group]["sft+rl"]) for group in ("cells", "perception", "benchmarks"))
+
+
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-PROBE = """<script>
-const form = document.getElementById("filters"), button = document.querySelector("button[data-story]");
-const seen = () => [...document.querySelectorAll("details.item")].filter((item) => !item.hidden);
-button.click();
-const told = seen().every((item) => item.dataset.stories.includes(button.dataset.story));
-form.reset(); form.elements.stage.value = "sft"; form.elements.outcome.value = "wrong";
-form.dispatchEvent(new Event("change"));
-const wrong = seen().length, all = document.querySelectorAll("details.item").length;
-for (const part of document.querySelectorAll("details")) part.open = true;
-const root = document.documentElement;
-parent.document.title = JSON.stringify(
-  {inner: innerWidth, room: root.clientWidth, wide: root.scrollWidth, told, wrong, all});
-</script></body>"""
+ARGUMENTS = [
+    "--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking",
+    "--disable-component-update", "--disable-sync",
+]  # fmt: skip
+READY = "document.documentElement.dataset.ready"
 
 
-def dump(path: Path, profile: Path, width: int) -> str:
-    """The page's document after its scripts ran, as Chromium writes it."""
-    quiet = ["no-sandbox", "disable-gpu", "disable-quic", "no-first-run", "disable-background-networking"]
-    quiet += ["disable-component-update", "disable-sync", f"user-data-dir={profile}", f"window-size={width},900"]
-    command = [str(CHROMIUM), "--headless", *(f"--{flag}" for flag in quiet), "--dump-dom", path.as_uri()]
-    return subprocess.run(command, capture_output=True, timeout=120, check=True).stdout.decode("utf-8", "replace")
+@pytest.fixture
+def browser() -> Iterator[Any]:
+    """Chromium as the machine has it (apt-get install chromium), driven by Playwright."""
+    playwright = pytest.importorskip("playwright.sync_api")
+    if CHROMIUM is None:
+        pytest.skip("needs Chromium (apt-get install chromium) to lay the page out")
+    with playwright.sync_playwright() as driver:
+        chromium = driver.chromium.launch(executable_path=CHROMIUM, args=ARGUMENTS)
+        yield chromium
+        chromium.close()
 
 
-@pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium (apt-get install chromium) to lay the page out")
-def test_in_a_browser_nothing_overflows_and_the_filters_work(small: Path, tmp_path: Path) -> None:
+@contextmanager
+def opened(browser: Any, path: Path, width: int = 1280) -> Iterator[Any]:
+    """The page after its traces were unpacked; at the end it must have neither complained nor asked for anything."""
+    page, complaints = browser.new_page(viewport={"width": width, "height": 844}), list[str]()
+    page.on("console", lambda message: complaints.append(message.text))
+    page.on("pageerror", lambda error: complaints.append(str(error)))
+    page.on("request", lambda request: complaints.append(request.url))
+    page.goto(path.as_uri())
+    page.wait_for_function(READY, timeout=20_000)
+    yield page
+    page.close()
+    assert [c for c in complaints if c != path.as_uri() and not c.startswith(("data:", "blob:"))] == []
+
+
+@pytest.mark.parametrize("width", [1280, 390])
+def test_in_a_browser_nothing_overflows(browser: Any, small: Path, width: int) -> None:
     change_rows(small, "sft", thought=HOSTILE)
-    path = write_report(small)
-    shown = dump(path, tmp_path / "profile", 1280)
-    assert re.search(r'id="count" role="status">(\d+) of \1 items<', shown)
-    assert "<title>Transfer report: demo</title>" in shown
-    html = path.read_text(encoding="utf-8")
-    probed = re.sub(r'<meta http-equiv="Content-Security-Policy"[^>]*>', "", html).replace("</body>", PROBE)
-    phone = tmp_path / "phone.html"  # a frame: the browser's own window is never narrower than 500 pixels
-    frame = f'<title></title><iframe style="width:390px;height:844px;border:0" srcdoc="{escape(probed)}"></iframe>'
-    phone.write_text(f'<!doctype html><meta charset="utf-8">{frame}', encoding="utf-8")
-    (title,) = re.findall(r"<title>(.*?)</title>", dump(phone, tmp_path / "profile", 1280).partition("<iframe")[0])
-    state = json.loads(title)
-    assert state["inner"] == 390
-    assert state["wide"] <= state["room"], state
-    assert state["told"]
-    assert 0 < state["wrong"] < state["all"], state
+    with opened(browser, write_report(small), width) as page:
+        page.evaluate("for (const part of document.querySelectorAll('details')) part.open = true")
+        page.wait_for_selector(".trace")
+        assert page.evaluate("document.documentElement.scrollWidth") <= width
+        assert page.title() == "Transfer report: demo"
+
+
+def test_the_traces_can_be_filtered_and_read(browser: Any, run: Path, html: str) -> None:
+    with opened(browser, run / "report.html") as page:
+        wanted = packed(html, "index")
+        stage, outcome = wanted["stages"].index("sft"), wanted["outcomes"].index("wrong")
+        page.select_option("[name=stage]", "sft")
+        page.select_option("[name=outcome]", "wrong")
+        wrong = sum(item[5][stage][0] == outcome for item in wanted["items"])
+        assert page.inner_text("#count") == f"{wrong} of {len(wanted['items'])} items"
+        page.click("#filters button[type=reset]")
+        page.wait_for_function(f"document.getElementById('count').textContent.startsWith('{len(wanted['items'])} of')")
+        button = page.locator("button[data-story='fixed by sft'][data-bench='image/general']")
+        fixed = int(button.inner_text())
+        button.click()
+        assert page.inner_text("#count").startswith(f"{fixed} of ")
+        line = page.locator("details.item").first
+        assert "fixed by sft" in line.get_attribute("data-stories").split("|")
+        line.click()
+        page.wait_for_selector(".trace")
+        right = page.locator(".trace[data-stage=sft]")
+        assert "correct ✓" in right.inner_text()
+        assert right.locator("mark").count() == 1
+        assert page.locator(".problem img").evaluate("image => image.decode().then(() => image.naturalWidth)") > 100
+        page.fill("[name=words]", "no such words anywhere")
+        assert page.inner_text("#count") == "No item matches; loosen a filter."
+
+
+def test_twenty_thousand_traces_are_fast(browser: Any, tmp_path: Path) -> None:
+    run = fabricate(tmp_path / "run", n=40, stages=("base", "sft"))
+    for stage in ("base", "sft"):
+        path = run / "eval" / stage / "results.jsonl"
+        seen = [row for row in read_rows(path) if row["condition"] == "seen"]
+        copies = range(-(-10_000 // len(seen)))
+        more = [{**r, "id": f"{r['id']}-{copy}", "key": f"{r['key']}-{copy}"} for copy in copies for r in seen]
+        write_lines(path, [{**r, "thought": f"{r['thought']} {r['id']} " * 4} for r in more[:10_000]])
+    path = write_report(run)
+    assert path.stat().st_size < 8_000_000
+    with opened(browser, path) as page:
+        assert len(packed(path.read_text(), "index")["items"]) == 10_000  # two traces each
+        assert float(page.evaluate(READY)) < 5_000, "milliseconds from the start of loading until filters answer"
+        filtering = """() => { const start = performance.now();
+          document.querySelector("[name=outcome]").value = "wrong";
+          document.getElementById("filters").dispatchEvent(new Event("input"));
+          return performance.now() - start; }"""
+        assert page.evaluate(filtering) < 500

@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 import re
 
+import pytest
+
 from xreasoner.reporting import svg
 
 
@@ -71,3 +73,38 @@ def test_stacked_shares_fill_the_panel() -> None:
     heights = [[float(point.split(",")[1]) for point in outline.split()] for outline in outlines]
     assert heights[1][:2] == [10.0, 10.0]
     assert heights[0][:2] == heights[1][:1:-1] == [33.5, 57.0]
+
+
+def test_a_budget_curve_puts_budgets_on_a_logarithmic_axis() -> None:
+    points = [
+        {"budget": b, "accuracy": a, "low": a - 0.1, "high": a + 0.1, "without_exit": a / 2}
+        for b, a in ((16, 0.2), (64, 0.5), (256, 0.5))
+    ]
+    picture = svg.budget_curve("cell", [("sft", 2, points)])
+    whole, cut = re.findall(r'polyline class="mean( cut)? t2" points="([^"]+)"', picture)
+    xs = [float(point.split(",")[0]) for point in whole[1].split()]
+    assert xs[1] - xs[0] == pytest.approx(xs[2] - xs[1], abs=0.11)
+    heights = [104 - float(point.split(",")[1]) for point in whole[1].split()]
+    assert heights == pytest.approx([94 * 0.2, 94 * 0.5, 94 * 0.5], abs=0.06)
+    assert [104 - float(point.split(",")[1]) for point in cut[1].split()] == pytest.approx(
+        [h / 2 for h in heights], abs=0.06
+    )
+    assert picture.count('class="whisker t2"') == 3
+    assert "sft: 16 tokens 20.0 %, 64 tokens 50.0 %" in picture
+    assert svg.budget_curve("cell", [("sft", 2, points[:1])])  # one budget does not divide by nothing
+
+
+def test_the_rules_picture_marks_guesses_and_empty_replies() -> None:
+    rules = [
+        {"rule": "ours", "score": 0.5, "guessed": 0.0, "read": 0.5, "empty": 0.0},
+        {"rule": "a <b>", "score": 0.75, "guessed": 0.5, "read": 0.25, "empty": 0.25},
+    ]
+    picture = svg.rules("choice", {"error": 0.1, "rules": rules})
+    (band,) = re.findall(r'class="band" x="([\d.]+)" y="2" width="([\d.]+)"', picture)
+    assert [float(number) for number in band] == pytest.approx([92 + 158 * 0.4, 158 * 0.2], abs=0.06)
+    assert re.findall(r'class="dot t(\d)( hollow)?" cx="([\d.]+)"', picture) == [
+        ("2", "", "171.0"), ("1", " hollow", "131.5"), ("3", "", "210.5")
+    ]  # fmt: skip
+    assert picture.count('class="empty"') == 1
+    assert "a &lt;b&gt;" in picture
+    assert "<b>" not in picture

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from functools import lru_cache
 from statistics import NormalDist
 from typing import Any, NamedTuple
 
@@ -56,8 +57,9 @@ def by_item(values_N: ArrayLike, items_N: Sequence[Any]) -> tuple[Floats, Floats
     return np.bincount(index_N, weights=values).astype(np.float64), counts_C.astype(np.float64)
 
 
+@lru_cache(maxsize=4)
 def _weights(n_items: int, resamples: int, seed: int) -> NDArray[np.int64]:
-    """How often each item is drawn in each resample: (R, C), every row sums to C."""
+    """How often each item is drawn in each resample: (R, C), every row sums to C. Kept: a table asks for few sizes."""
     share = np.full(n_items, 1 / n_items)
     return np.random.default_rng(seed).multinomial(n_items, share, size=resamples)
 
@@ -121,6 +123,33 @@ def mcnemar(after_N: ArrayLike, before_N: ArrayLike) -> float:
     n, k = gained + lost, min(gained, lost)
     tail = sum(math.comb(n, i) for i in range(k + 1))
     return min(1.0, 2 * tail / 2**n) if n else 1.0
+
+
+def sign_flips(
+    after_N: ArrayLike, before_N: ArrayLike, items_N: Sequence[Any], resamples: int = 9999, seed: int = 0
+) -> float:
+    """Two-sided p of a paired permutation test by item, for items with several samples (or scores between 0 and 1).
+
+    Each item's summed difference gets a random sign: p = (1 + #{|T*| ≥ |T|}) / (1 + resamples), T the sum over items.
+    """
+    differences = np.asarray(after_N, dtype=np.float64) - np.asarray(before_N, dtype=np.float64)
+    sums_C = by_item(differences, items_N)[0]
+    rng, seen, step = np.random.default_rng(seed), 0, max(1, _CHUNK // len(sums_C))
+    limit = abs(float(sums_C.sum())) - 1e-9
+    for start in range(0, resamples, step):
+        signs_RC = rng.integers(0, 2, size=(min(step, resamples - start), len(sums_C))) * 2.0 - 1.0
+        seen += int((np.abs(signs_RC @ sums_C) >= limit).sum())
+    return (1 + seen) / (1 + resamples)
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """Holm's adjusted p-values, in the order given: the i-th smallest of m times (m − i + 1), never falling."""
+    order = sorted(range(len(p_values)), key=lambda index: p_values[index])
+    adjusted, highest = [0.0] * len(p_values), 0.0
+    for rank, index in enumerate(order):
+        highest = max(highest, min(1.0, (len(p_values) - rank) * p_values[index]))
+        adjusted[index] = highest
+    return adjusted
 
 
 def gain_ratio(

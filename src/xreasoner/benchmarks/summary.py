@@ -10,17 +10,25 @@ import math
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from functools import lru_cache
 from typing import Any
 
-from xreasoner.benchmarks import statistics
+from xreasoner.benchmarks import parsers, statistics
 from xreasoner.benchmarks.store import Condition, Row, condition_of
 
 BASES = ("base", "base-direct")
 REASONERS = ("sft", "sft+rl")
 GROUPS = ("cells", "perception", "benchmarks")
+CONDITIONS: tuple[Condition, ...] = ("seen", "blind", "swapped")
+EXITS = ("natural", "forced", "truncated")
+Item = tuple[str, str]
+"""(benchmark, the problem's id)."""
+Place = tuple[str, str]
+"""(group, its name there); see `group_of`."""
 _CELL = re.compile(r"tiny-(read-)?(text|image)-([a-z]+)")
 
 
+@lru_cache(maxsize=1024)
 def group_of(bench: str) -> tuple[str, str]:
     """Where a benchmark's number stands in the summary: ("cells" | "perception" | "benchmarks", its name there)."""
     match = _CELL.fullmatch(bench)
@@ -29,8 +37,8 @@ def group_of(bench: str) -> tuple[str, str]:
     return "perception" if match[1] else "cells", f"{match[2]}/{match[3]}"
 
 
-def _grouped(results: Sequence[Row]) -> dict[tuple[str, str], list[Row]]:
-    groups: dict[tuple[str, str], list[Row]] = {}
+def by_place(results: Sequence[Row]) -> dict[Place, list[Row]]:
+    groups: dict[Place, list[Row]] = {}
     for row in results:
         groups.setdefault(group_of(row["bench"]), []).append(row)
     return groups
@@ -77,7 +85,7 @@ def summarise(results: Sequence[Row]) -> dict[str, dict[str, dict[str, Any]]]:
     `outcomes` (counts), `families`, and, where there are blind rows, `blind` (accuracy) with its n and interval.
     """
     summary: dict[str, dict[str, dict[str, Any]]] = {group: {} for group in GROUPS}
-    for (group, name), rows in _grouped(results).items():
+    for (group, name), rows in by_place(results).items():
         seen = under(rows, "seen")
         if seen:
             summary[group][name] = _describe(seen, under(rows, "blind"))
@@ -89,9 +97,9 @@ def under(rows: Sequence[Row], condition: Condition) -> list[Row]:
     return [row for row in rows if condition_of(row) == condition]
 
 
-def _by_item(rows: Sequence[Row], condition: Condition = "seen") -> dict[tuple[str, str], float]:
+def _by_item(rows: Sequence[Row], condition: Condition = "seen") -> dict[Item, float]:
     """Mean correctness of each item."""
-    found: dict[tuple[str, str], list[bool]] = {}
+    found: dict[Item, list[bool]] = {}
     for row in rows:
         if condition_of(row) == condition:
             found.setdefault((row["bench"], row["id"]), []).append(row["correct"])
@@ -118,40 +126,77 @@ def _difference(after: Mapping[Any, float], before: Mapping[Any, float]) -> dict
         "difference": estimate.value,
         "low": estimate.low,
         "high": estimate.high,
-        "p": statistics.mcnemar(a, b) if binary else None,
+        "p": statistics.mcnemar(a, b) if binary else statistics.sign_flips(a, b, shared),
+        "test": "McNemar, exact" if binary else "sign flips by item",
         "detectable": statistics.detectable_paired(len(shared), discordant),
     }
 
 
+def folder_of(stage: str) -> str:
+    """From which of several runs a stage is: the part after "@", "" for the first or only one."""
+    return stage.partition("@")[2]
+
+
 def _best_base(stages: Mapping[str, Mapping[Any, float]]) -> str | None:
-    """The more accurate of the two bases that answer directly: the stronger control."""
-    bases = [stage for stage in BASES if stages.get(stage)]
+    """The more accurate of the bases that answer directly: the stronger control."""
+    bases = [stage for stage in stages if stage.partition("@")[0] in BASES and stages[stage]]
     return max(bases, key=lambda stage: _mean(stages[stage]), default=None)
 
 
 def _pairs(stages: Mapping[str, Mapping[Any, float]], group: str) -> list[tuple[str, str]]:
-    """(after, before): each reasoner over the better base (perception: over the base itself), RL over SFT."""
-    before = _best_base({"base": stages.get("base", {})} if group == "perception" else stages)
-    pairs = [(stage, before) for stage in REASONERS if before is not None and stages.get(stage)]
-    if stages.get("sft") and stages.get("sft+rl"):
-        pairs.append(("sft+rl", "sft"))
+    """(after, before) of one place: within each run as `_pairs_within` says, then each run's stage over the first's."""
+    folders = dict.fromkeys(folder_of(stage) for stage in stages)
+    pairs = []
+    for folder in folders:
+        own = {stage: items for stage, items in stages.items() if folder_of(stage) == folder}
+        own |= {base: stages[base] for base in BASES if base in stages and f"{base}@{folder}" not in stages}
+        pairs += _pairs_within(own, group, f"@{folder}" if folder else "")
+    for stage in stages:
+        first = stage.partition("@")[0]
+        if folder_of(stage) and stages[stage] and stages.get(first):
+            pairs.append((stage, first))
     return pairs
+
+
+def _pairs_within(stages: Mapping[str, Mapping[Any, float]], group: str, suffix: str) -> list[tuple[str, str]]:
+    """Each reasoner over the better base (perception: over the base itself), RL over SFT; any other model over that
+    base, or, without one, over the first model.
+    """
+    named = {stage: items for stage, items in stages.items() if items}
+    plain = {base: named[base] for base in ("base", f"base{suffix}") if base in named}
+    plain = plain if group == "perception" else named
+    before = _best_base(plain)
+    others = [stage for stage in named if stage.partition("@")[0] not in (*BASES, *REASONERS)]
+    reasoners = [f"{stage}{suffix}" for stage in REASONERS if f"{stage}{suffix}" in named]
+    if before is not None:
+        pairs = [(stage, before) for stage in [*reasoners, *others]]
+    else:
+        pairs = [(stage, others[0]) for stage in others[1:]]
+    if len(reasoners) == len(REASONERS):
+        pairs.append((reasoners[1], reasoners[0]))
+    return pairs
+
+
+def places_of(grouped: Mapping[str, Mapping[Place, Any]]) -> list[Place]:
+    """The places that any stage has, group by group."""
+    found = {key for groups in grouped.values() for key in groups}
+    return sorted(found, key=lambda key: (GROUPS.index(key[0]), key[1]))
 
 
 def gains(results_by_stage: Mapping[str, Sequence[Row]]) -> list[dict[str, Any]]:
     """What each stage added, paired on the items.
 
     Entries of kind "cell", "perception" and "benchmark": {"kind", "cell" (or the benchmark's name), "after",
-    "before" (stages), "n", "accuracy_after", "accuracy_before", "difference", "low", "high" (95 %), "p" (exact
-    McNemar; None with several samples an item), "detectable" (the smallest difference these items show with
-    power 0.8), and for image cells with blind rows "above_blind" (accuracy after − the larger of the accuracy
-    before and the blind floor)}. Entries of kind "ratio": {"kind", "cell" (the domain), "domain", "after",
-    "before", "ratio", "low", "high"}, None where undefined or unbounded. `before` is the better base.
+    "before" (stages), "n", "accuracy_after", "accuracy_before", "difference", "low", "high" (95 %), "p" and "test"
+    (exact McNemar; with several samples an item, sign flips), "p_holm" (Holm's adjustment over all these entries),
+    "detectable" (the smallest difference these items show with power 0.8), and for image cells with blind rows
+    "above_blind" (accuracy after − the larger of the accuracy before and the blind floor)}. Entries of kind
+    "ratio": {"kind", "cell" (the domain), "domain", "after", "before", "ratio", "low", "high"}, None where
+    undefined or unbounded. `before` is the better base. Stages of a second run are named STAGE@RUN.
     """
-    grouped = {stage: _grouped(rows) for stage, rows in results_by_stage.items()}
-    names = sorted({key for groups in grouped.values() for key in groups}, key=lambda k: (GROUPS.index(k[0]), k[1]))
+    grouped = {stage: by_place(rows) for stage, rows in results_by_stage.items()}
     found: list[dict[str, Any]] = []
-    for group, name in names:
+    for group, name in places_of(grouped):
         stages = {stage: _by_item(groups.get((group, name), [])) for stage, groups in grouped.items()}
         for after, before in _pairs(stages, group):
             entry = _difference(stages[after], stages[before])
@@ -163,25 +208,215 @@ def gains(results_by_stage: Mapping[str, Sequence[Row]]) -> list[dict[str, Any]]
                 entry["above_blind"] = entry["accuracy_after"] - floor
             kind = group.removesuffix("s")
             found.append({"kind": kind, "cell": name, "after": after, "before": before, **entry})
+    for entry, adjusted in zip(found, statistics.holm([entry["p"] for entry in found]), strict=True):
+        entry["p_holm"] = adjusted
     return found + _ratios(grouped)
 
 
 def summary_of(results_by_stage: Mapping[str, Sequence[Row]]) -> dict[str, Any]:
-    """What summary.json says of results: {"cells" | "perception" | "benchmarks": {stage: {name: {}}}, "gains": []}."""
+    """What summary.json says of results: {"cells" | "perception" | "benchmarks": {stage: {name: {}}}, "gains": [],
+    "sight": [], "solvable": [], "exits": [], "budgets": [], "parsers": []}; see `summarise`, `gains`, `sight`,
+    `solvable`, `exits`, `budgets` and `spread`.
+
+    Where a stage was measured under several protocols, all but `budgets` and `solvable` speak of `main_rows`.
+    """
+    main = {stage: main_rows(rows) for stage, rows in results_by_stage.items()}
     found: dict[str, Any] = {group: {} for group in GROUPS}
-    for stage, rows in results_by_stage.items():
+    for stage, rows in main.items():
         for group, entries in summarise(rows).items():
             found[group][stage] = entries
-    return {**found, "gains": gains(results_by_stage)}
+    found |= {"gains": gains(main), "sight": sight(main), "solvable": solvable(results_by_stage)}
+    return {**found, "exits": exits(main), "budgets": budgets(results_by_stage), "parsers": spread(main)}
 
 
-def _ratios(grouped: Mapping[str, Mapping[tuple[str, str], list[Row]]]) -> list[dict[str, Any]]:
-    """Image gain ÷ text gain over the better base, for each domain and reasoner."""
+def main_rows(rows: Sequence[Row]) -> list[Row]:
+    """Of each benchmark and condition the rows of one protocol (prompt, sampling) and of the model that was measured
+    last: the protocol with the most items, greedy before sampled, the later of equals.
+    """
+    protocols: dict[tuple[str, str], dict[tuple[Any, ...], list[Row]]] = {}
+    last = {row["bench"]: row["model"] for row in rows}
+    for row in rows:
+        if row["model"] == last[row["bench"]]:
+            settings = protocols.setdefault((row["bench"], condition_of(row)), {})
+            protocol = (row["prompt"], row["sampling"])
+            settings[protocol] = settings.pop(protocol, [])  # the last to be written stands last
+            settings[protocol].append(row)
+    return [row for settings in protocols.values() for row in _main(list(settings.values()))]
+
+
+def _main(protocols: Sequence[list[Row]]) -> list[Row]:
+    def rank(index: int) -> tuple[int, bool, int]:
+        rows = protocols[index]
+        return len({row["id"] for row in rows}), not rows[0].get("temperature"), index
+
+    return protocols[max(range(len(protocols)), key=rank)]
+
+
+def _estimate(estimate: statistics.Estimate, n: int) -> dict[str, Any]:
+    return {"value": estimate.value, "low": estimate.low, "high": estimate.high, "n": n}
+
+
+def _share(items: Mapping[Any, float]) -> dict[str, Any] | None:
+    """Mean over items with its interval: {"value", "low", "high", "n"}."""
+    if not items:
+        return None
+    values = list(items.values())
+    if all(value in (0.0, 1.0) for value in values):
+        return _estimate(statistics.wilson(sum(values), len(values)), len(values))
+    return _estimate(statistics.paired_difference(values, [0.0] * len(values), list(items)), len(values))
+
+
+def sight(results_by_stage: Mapping[str, Sequence[Row]]) -> list[dict[str, Any]]:
+    """What the pictures were good for, for each place and stage that was also asked without or with another's picture.
+
+    Entries: {"group", "name", "stage", and as {"value", "low", "high", "n"} or None: "seen", "blind", "swapped"
+    (accuracies), "over_blind", "over_swapped" (seen minus that, paired), "missed" (accuracy with the picture on the
+    items that the same model never gets right without it)}.
+    """
+    found = []
+    for stage, rows in results_by_stage.items():
+        for (group, name), members in by_place(rows).items():
+            seen, blind, swapped = (_by_item(members, condition) for condition in CONDITIONS)
+            if seen and (blind or swapped):
+                missed = {item: value for item, value in seen.items() if blind.get(item) == 0}
+                entry = {"group": group, "name": name, "stage": stage, "seen": _share(seen), "blind": _share(blind)}
+                entry |= {"swapped": _share(swapped), "missed": _share(missed)}
+                entry |= {"over_blind": _over(seen, blind), "over_swapped": _over(seen, swapped)}
+                found.append(entry)
+    return found
+
+
+def _over(after: Mapping[Any, float], before: Mapping[Any, float]) -> dict[str, Any] | None:
+    difference = _difference(after, before)
+    if difference is None:
+        return None
+    return {"value": difference["difference"], **{key: difference[key] for key in ("low", "high", "n")}}
+
+
+def text_solvable(results_by_stage: Mapping[str, Sequence[Row]], samples: int = 3) -> tuple[set[Item], set[Item]]:
+    """(items that can be told, items solved without their picture): those of which some model gave at least so many
+    sampled blind answers, and among them those where all of some model's were right (the paper's filter).
+    """
+    asked, solved = set[Item](), set[Item]()
+    for rows in results_by_stage.values():
+        replies: dict[Item, list[bool]] = {}
+        for row in under(rows, "blind"):
+            if row.get("temperature"):
+                replies.setdefault((row["bench"], row["id"]), []).append(row["correct"])
+        asked |= {item for item, right in replies.items() if len(right) >= samples}
+        solved |= {item for item, right in replies.items() if len(right) >= samples and all(right)}
+    return asked, solved
+
+
+def solvable(results_by_stage: Mapping[str, Sequence[Row]]) -> list[dict[str, Any]]:
+    """Accuracy with and without the text-solvable items, for each place where three sampled blind answers an item are
+    there: {"group", "name", "stage", "all", "kept" (as {"value", "low", "high", "n"})}.
+    """
+    asked, solved = text_solvable(results_by_stage)
+    found = []
+    for stage, rows in results_by_stage.items():
+        for (group, name), members in by_place(main_rows(rows)).items():
+            seen = {item: value for item, value in _by_item(members).items() if item in asked}
+            if seen:
+                kept = {item: value for item, value in seen.items() if item not in solved}
+                entry = {"group": group, "name": name, "stage": stage}
+                found.append({**entry, "all": _share(seen), "kept": _share(kept)})
+    return found
+
+
+def exits(results_by_stage: Mapping[str, Sequence[Row]]) -> list[dict[str, Any]]:
+    """How replies ended, for each place and stage: {"group", "name", "stage", "n", "natural", "forced", "truncated"
+    (shares), "accuracy_by_exit" ({exit: accuracy}), "with_exit", "without_exit" ({"value", "low", "high", "n"};
+    without a forced exit every thought that the engine closed would have been cut off, so it counts as not
+    correct), "gained" (with − without, paired), "thought_tokens" ({"mean", "median", "p90"})}.
+    """
+    found = []
+    for stage, rows in results_by_stage.items():
+        for (group, name), members in by_place(rows).items():
+            seen = under(members, "seen")
+            if seen:
+                found.append({"group": group, "name": name, "stage": stage, **_exits(seen)})
+    return found
+
+
+def _exits(rows: Sequence[Row]) -> dict[str, Any]:
+    ended = {exit: [row for row in rows if row["exit"] == exit] for exit in EXITS}
+    without = [{**row, "correct": row["correct"] and row["exit"] == "natural"} for row in rows]
+    lengths = sorted(row["thought_tokens"] for row in rows)
+    return {
+        "n": len(rows),
+        **{exit: len(members) / len(rows) for exit, members in ended.items()},
+        "accuracy_by_exit": {exit: _accuracy(members).value for exit, members in ended.items() if members},
+        "with_exit": _share(_by_item(rows)),
+        "without_exit": _share(_by_item(without)),
+        "gained": _over(_by_item(rows), _by_item(without)),
+        "thought_tokens": {
+            "mean": sum(lengths) / len(lengths),
+            "median": lengths[len(lengths) // 2],
+            "p90": lengths[min(len(lengths) - 1, int(0.9 * len(lengths)))],
+        },
+    }
+
+
+def spread(results_by_stage: Mapping[str, Sequence[Row]]) -> list[dict[str, Any]]:
+    """`parsers.spread` of each stage's replies with their pictures, reading apart: {"stage", "kind", "n", …}."""
+    found = []
+    for stage, rows in results_by_stage.items():
+        asked = [row for row in under(rows, "seen") if group_of(row["bench"])[0] != "perception"]
+        found += [{"stage": stage, **entry} for entry in parsers.spread(asked)]
+    return found
+
+
+def budgets(results_by_stage: Mapping[str, Sequence[Row]]) -> list[dict[str, Any]]:
+    """Accuracy against the thinking budget, where a stage was asked the same items under several: {"group", "name",
+    "stage", "points": [{"budget" (tokens), "accuracy", "low", "high", "n", "forced", "truncated", "thought_tokens",
+    "without_exit" (accuracy)}]}, on the items that all the budgets have in common.
+    """
+    found = []
+    for stage, rows in results_by_stage.items():
+        for (group, name), members in by_place(under(rows, "seen")).items():
+            by_budget: dict[int, list[Row]] = {}
+            for row in members:
+                if row.get("thinking_budget") is not None:
+                    by_budget.setdefault(row["thinking_budget"], []).append(row)
+            shared = (
+                set.intersection(*({row["id"] for row in some} for some in by_budget.values())) if by_budget else ()
+            )
+            if len(by_budget) > 1 and shared:
+                points = [
+                    _point(budget, main_rows([row for row in by_budget[budget] if row["id"] in shared]))
+                    for budget in sorted(by_budget)
+                ]
+                found.append({"group": group, "name": name, "stage": stage, "points": points})
+    return found
+
+
+def _point(budget: int, rows: Sequence[Row]) -> dict[str, Any]:
+    ended, estimate = _exits(rows), _accuracy(rows)
+    return {
+        "budget": budget,
+        "accuracy": estimate.value,
+        "low": estimate.low,
+        "high": estimate.high,
+        "n": len(rows),
+        "forced": ended["forced"],
+        "truncated": ended["truncated"],
+        "thought_tokens": ended["thought_tokens"]["mean"],
+        "without_exit": ended["without_exit"]["value"],
+    }
+
+
+def _ratios(grouped: Mapping[str, Mapping[Place, list[Row]]]) -> list[dict[str, Any]]:
+    """Image gain ÷ text gain over the better base of the same run, for each domain and reasoner."""
     domains = {name.split("/")[1] for groups in grouped.values() for group, name in groups if group == "cells"}
+    reasoners = [stage for name in REASONERS for stage in grouped if stage.partition("@")[0] == name]
     found: list[dict[str, Any]] = []
     for domain in sorted(domains, reverse=True):
-        for after in REASONERS:
-            image, text = (_gain_over_base(grouped, f"{modality}/{domain}", after) for modality in ("image", "text"))
+        for after in reasoners:
+            suffix = after.partition("@")[1] + folder_of(after)
+            own = {name: groups for name, groups in grouped.items() if folder_of(name) == folder_of(after)}
+            own |= {name: grouped[name] for name in BASES if name in grouped and f"{name}{suffix}" not in grouped}
+            image, text = (_gain_over_base(own, f"{modality}/{domain}", after) for modality in ("image", "text"))
             if image and text:
                 estimate = statistics.gain_ratio(list(image.values()), list(image), list(text.values()), list(text))
                 ratio, low, high = (value if math.isfinite(value) else None for value in estimate)
@@ -190,9 +425,7 @@ def _ratios(grouped: Mapping[str, Mapping[tuple[str, str], list[Row]]]) -> list[
     return found
 
 
-def _gain_over_base(
-    grouped: Mapping[str, Mapping[tuple[str, str], list[Row]]], cell: str, after: str
-) -> dict[str, float]:
+def _gain_over_base(grouped: Mapping[str, Mapping[Place, list[Row]]], cell: str, after: str) -> dict[str, float]:
     """after − the better base for each shared item, by its id alone: text and image cells share their scenes."""
     stages = {stage: _by_item(groups.get(("cells", cell), [])) for stage, groups in grouped.items()}
     before = _best_base(stages)

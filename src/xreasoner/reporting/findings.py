@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from xreasoner.benchmarks.store import Row, condition_of
-from xreasoner.benchmarks.summary import GROUPS, REASONERS, group_of
+from xreasoner.benchmarks.summary import GROUPS, REASONERS, by_place, group_of
 from xreasoner.reporting.reading import Run
 from xreasoner.reporting.svg import percent
 
@@ -37,7 +37,31 @@ def doubt(gain: Gain) -> str:
     detectable = gain.get("detectable")
     if detectable is not None and abs(gain["difference"]) < detectable:
         return f"below ±{percent(detectable)}, the smallest difference these items can show"
+    if gain.get("p_holm") is not None and gain["p_holm"] >= 0.05:
+        return f"Holm’s p is {p_value(gain['p_holm'])} over the whole table"
     return ""
+
+
+def p_value(p: float | None) -> str:
+    """A p-value in two digits; tiny ones as a bound."""
+    if p is None:
+        return "—"
+    return "< 0.0001" if p < 1e-4 else f"{p:.2g}" if p < 0.1 else f"{p:.2f}"
+
+
+def can_show(gains: Sequence[Gain]) -> str:
+    """What these samples can tell apart at all, to be read before the numbers; "" without comparisons."""
+    found = [gain for gain in gains if gain.get("detectable") is not None]
+    if not found:
+        return ""
+    low, high = (percent(f(gain["detectable"] for gain in found)) for f in (min, max))
+    fewest, most = min(gain["n"] for gain in found), max(gain["n"] for gain in found)
+    much = f"±{low}" if low == high else f"±{low} to ±{high}"
+    many = f"{fewest}" if fewest == most else f"{fewest} to {most}"
+    return (
+        f"Smallest difference that these samples can show: {much} points ({many} items a comparison, power 0.8). "
+        "Less is not ranked."
+    )
 
 
 def of_kind(gains: Sequence[Gain], kind: str) -> list[Gain]:
@@ -47,7 +71,8 @@ def of_kind(gains: Sequence[Gain], kind: str) -> list[Gain]:
 def final_stage(gains: Sequence[Gain]) -> str | None:
     """The last reasoner whose cells were compared with the base's."""
     found = [gain["after"] for gain in of_kind(gains, "cell") if gain["before"] not in REASONERS]
-    return max(found, key=lambda name: REASONERS.index(name) if name in REASONERS else -1, default=None)
+    named = [name for name in found if name in REASONERS] or found
+    return max(named, key=lambda name: REASONERS.index(name) if name in REASONERS else -1, default=None)
 
 
 def over_base(gains: Sequence[Gain], kind: str, after: str | None) -> dict[str, Gain]:
@@ -144,11 +169,12 @@ def ratio(gain: Gain) -> dict[str, str]:
 
 def protocol(run: Run) -> list[dict[str, Any]]:
     """One line for each number of the summary: where its items come from and how they were asked."""
+    places = {stage: by_place(rows) for stage, rows in run.rows.items()}
     lines = []
     for group in GROUPS:
         for stage in run.stages:
             for name, entry in (run.summary.get(group, {}).get(stage) or {}).items():
-                rows = [row for row in run.rows.get(stage, []) if group_of(row["bench"]) == (group, name)]
+                rows = places.get(stage, {}).get((group, name), [])
                 lines.append({"group": group, "name": name, "stage": stage, "entry": entry, **_asked(rows)})
     return lines
 
@@ -157,7 +183,8 @@ def _asked(rows: Sequence[Row]) -> dict[str, Any]:
     """What the results themselves say of how they came about."""
     seen = [row for row in rows if condition_of(row) == "seen"]
     if not seen:
-        blank = dict.fromkeys(("bench", "split", "prompt", "seed", "samples", "model", "sampling", "interval"), "")
+        names = ("bench", "split", "prompt", "seed", "samples", "model", "sampling", "interval", "budget", "modality")
+        blank = dict.fromkeys(names, "")
         return {**blank, "items": "results not in this folder"}
     bench, samples = seen[0]["bench"], 1 + max(row.get("sample", 0) for row in seen)
     fresh = "fresh items and drawings from the evaluation's seed"
@@ -170,6 +197,8 @@ def _asked(rows: Sequence[Row]) -> dict[str, Any]:
         "samples": samples,
         "model": _distinct(seen, "model", 12),
         "sampling": _distinct(seen, "sampling", 12),
+        "budget": _distinct(seen, "thinking_budget"),
+        "modality": seen[0]["modality"],
         "interval": "Wilson" if samples == 1 else "bootstrap by item",
     }
 

@@ -14,10 +14,10 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from xreasoner.benchmarks.store import Row
-from xreasoner.benchmarks.summary import REASONERS
+from xreasoner.benchmarks.summary import GROUPS, REASONERS
 from xreasoner.errors import XReasonerError
-from xreasoner.reporting import findings, svg, traces
-from xreasoner.reporting.reading import CELLS, Run, read_run
+from xreasoner.reporting import exports, findings, model_card, svg, traces
+from xreasoner.reporting.reading import CELLS, Run, read_runs
 
 STAGE_NOTES = {
     "base": "answers directly",
@@ -46,23 +46,33 @@ _UPKEEP: tuple[_Chart, ...] = (
 """Title, and the metrics in it: key, name, tone (None: the stage's own). _UPKEEP is folded on the page."""
 
 
-def write_report(run: Path, out: Path | None = None) -> Path:
-    """Write the report of a run's folder as one HTML page (default: RUN/report.html) and return its path.
+def write_report(runs: Path | Sequence[Path], out: Path | None = None) -> Path:
+    """Write the report of one or several runs' folders as one HTML page (default: report.html in the first) and
+    return its path; the same numbers stand beside it as Markdown, CSV and a model card (report.md, .csv, .card.md).
 
     Stages that are not there yet are left out. The page asks for nothing from outside and is the same for the
-    same folder. Raises `UserError` without a summary, `DataError` for a damaged file, `XReasonerError` where the
+    same folders. Raises `UserError` without a summary, `DataError` for a damaged file, `XReasonerError` where the
     disk refuses.
     """
-    path = out or run / "report.html"
-    data = render(read_run(run)).encode("utf-8", "replace")
+    paths = [runs] if isinstance(runs, Path) else list(runs)
+    path = out or paths[0] / "report.html"
+    run = read_runs(paths)
+    write_text(path, render(run))
+    write_text(path.with_suffix(".md"), exports.markdown(run))
+    write_text(path.with_suffix(".csv"), exports.as_csv(run))
+    write_text(path.with_suffix(".card.md"), model_card.model_card(run))
+    return path
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a file in one go: aside, then renamed. Raises `XReasonerError` where the disk refuses."""
     aside = path.with_name(f"{path.name}.{os.getpid()}.part")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        aside.write_bytes(data)
+        aside.write_bytes(text.encode("utf-8", "replace"))
         aside.replace(path)
     except OSError as error:
         raise XReasonerError(f"cannot write {path}: {error.strerror}; make room and run the command again") from error
-    return path
 
 
 def render(run: Run) -> str:
@@ -75,7 +85,7 @@ def render(run: Run) -> str:
         lstrip_blocks=True,
     )
     environment.globals["hash"] = _hash
-    environment.filters |= {"percent": svg.percent, "signed": findings.signed, "clip": traces.clip}
+    environment.filters |= {"percent": svg.percent, "signed": findings.signed, "p_value": findings.p_value}
     return environment.get_template("page.html.j2").render(_context(run))
 
 
@@ -87,7 +97,7 @@ def _hash(script: str) -> str:
 def _context(run: Run) -> dict[str, Any]:
     gains, tone = run.summary.get("gains") or [], tones(run.stages)
     places = traces.gather(run)
-    shown, proof = traces.pick(run, places), findings.frozen(run)
+    packed, proof = traces.pack(run, traces.ordered(places)), findings.frozen(run)
     protocol = findings.protocol(run)
     recipe = run.manifest.get("recipe") or _first(run, "recipe")
     recipe = recipe if isinstance(recipe, Mapping) else {"name": recipe}
@@ -116,11 +126,17 @@ def _context(run: Run) -> dict[str, Any]:
         "facts": findings.flat({"seed": recipe.get("seed", run.manifest.get("seed")), "model": recipe.get("model")}),
         "versions": findings.flat(run.manifest.get("versions") or _first(run, "versions")),
         "recipe_lines": findings.flat(recipe),
-        "items": shown,
-        "labels": list(dict.fromkeys(item.label for item, _ in shown)),
-        "outcomes": sorted({row["outcome"] for item, _ in shown for row in item.rows.values()}),
-        "stories": traces.STORIES,
-        "counts": counts(places, shown),
+        "packed": packed,
+        "stories": [f"{kind} by {stage}" for stage in traces.predecessors(run.stages) for kind in ("fixed", "broken")],
+        "counts": counts(places),
+        "can_show": findings.can_show([gain for gain in gains if gain.get("kind") == "cell"] or gains),
+        "folders": ", ".join(folder.resolve().name for folder in run.folders),
+        "sight": _placed(run, "sight"),
+        "solvable": _placed(run, "solvable"),
+        "exits": _placed(run, "exits"),
+        "budget_curves": budget_curves(run, tone),
+        "parsers": parser_tables(run),
+        "parser_panels": parser_panels(run),
     }
 
 
@@ -170,7 +186,9 @@ def strips(gains: Sequence[findings.Gain], tone: Mapping[str, int]) -> dict[str,
     margin = 0.04 * (high - low) or 0.05
     span = (low - margin, high + margin)
     rank = {cell: index for index, cell in enumerate(CELLS)}
-    ordered = sorted(gains, key=lambda g: (g["before"] in REASONERS, rank.get(g["cell"], 9), g["cell"], g["after"]))
+    ordered = sorted(
+        gains, key=lambda g: (g["before"].partition("@")[0] in REASONERS, rank.get(g["cell"], 9), g["cell"], g["after"])
+    )
     lines = []
     for gain in ordered:
         doubt = findings.doubt(gain)
@@ -232,18 +250,72 @@ def _exits(rows: Sequence[Row]) -> list[dict[str, Any]]:
     return charts
 
 
-def counts(
-    places: Mapping[tuple[str, str], Sequence[traces.Item]], shown: Sequence[tuple[traces.Item, str | None]]
-) -> list[dict[str, Any]]:
-    """For each place: how many items the run has, how many the page shows, and how many each story holds for."""
-    visible = Counter(item.place for item, _ in shown)
+def counts(places: Mapping[tuple[str, str], Sequence[traces.Item]]) -> list[dict[str, Any]]:
+    """For each place: how many items the run has, and how many each story holds for."""
     return [
         {
             "label": items[0].label,
             "items": len(items),
-            "shown": visible[place],
             "stories": Counter(story for item in items for story in item.stories),
         }
-        for place, items in places.items()
+        for items in places.values()
         if items
+    ]
+
+
+def _placed(run: Run, name: str) -> list[dict[str, Any]]:
+    """Entries of the summary by place and stage, in the page's order, each with the `label` of its place."""
+    rank = {cell: index for index, cell in enumerate(CELLS)}
+
+    def order(entry: Mapping[str, Any]) -> tuple[int, int, str, int]:
+        place = GROUPS.index(entry["group"]), rank.get(entry["name"], len(CELLS)), entry["name"]
+        return *place, run.stages.index(entry["stage"])
+
+    named = [{**entry, "label": label(entry["group"], entry["name"])} for entry in run.summary.get(name) or []]
+    return sorted(named, key=order)
+
+
+def label(group: str, name: str) -> str:
+    """What a place is called on the page."""
+    return f"reading {name}" if group == "perception" else name
+
+
+def budget_curves(run: Run, tone: Mapping[str, int]) -> list[dict[str, Any]]:
+    """A picture for each place that was measured under several thinking budgets: a line a stage, and dashed without
+    the forced exit.
+    """
+    by_place: dict[str, list[dict[str, Any]]] = {}
+    for entry in _placed(run, "budgets"):
+        by_place.setdefault(entry["label"], []).append(entry)
+    return [
+        {
+            "title": place,
+            "legend": [(entry["stage"], tone[entry["stage"]]) for entry in entries],
+            "picture": svg.budget_curve(place, [(e["stage"], tone[e["stage"]], e["points"]) for e in entries]),
+            "entries": entries,
+        }
+        for place, entries in by_place.items()
+    ]
+
+
+def parser_tables(run: Run) -> list[dict[str, Any]]:
+    """For each kind of answer one table: its rules down, the stages across."""
+    found = []
+    entries = run.summary.get("parsers") or []
+    for kind in dict.fromkeys(entry["kind"] for entry in entries):
+        by_stage = {e["stage"]: {rule["rule"]: rule for rule in e["rules"]} for e in entries if e["kind"] == kind}
+        whole = {entry["stage"]: entry for entry in entries if entry["kind"] == kind}
+        rules = list(dict.fromkeys(rule for rules in by_stage.values() for rule in rules))
+        found.append({"kind": kind, "rules": rules, "stages": by_stage, "whole": whole})
+    return found
+
+
+def parser_panels(run: Run) -> list[tuple[str, Markup]]:
+    """The last stage's replies under each rule, a picture for each kind of answer."""
+    entries = run.summary.get("parsers") or []
+    last = max((e["stage"] for e in entries), key=run.stages.index, default=None)
+    return [
+        (f"{entry['kind']} answers of {last}, n {entry['n']}", svg.rules(entry["kind"], entry))
+        for entry in entries
+        if entry["stage"] == last
     ]

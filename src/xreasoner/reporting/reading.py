@@ -1,15 +1,15 @@
-"""Reading a run's folder for the report. Whatever is not there yet is empty; only results, or a summary, must be."""
+"""Reading runs' folders for the report. Whatever is not there yet is empty; only results, or a summary, must be."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from xreasoner.benchmarks.store import Row, latest, read_rows
-from xreasoner.benchmarks.summary import BASES, GROUPS, REASONERS, summary_of
+from xreasoner.benchmarks.store import Row, read_rows
+from xreasoner.benchmarks.summary import BASES, GROUPS, REASONERS, main_rows, summary_of
 from xreasoner.errors import DataError, UserError
 
 CELLS = ("text/general", "text/clinical", "image/general", "image/clinical")
@@ -18,13 +18,14 @@ CELLS = ("text/general", "text/clinical", "image/general", "image/clinical")
 
 @dataclass(frozen=True, slots=True)
 class Run:
-    """A run's folder as the report needs it.
+    """One or several runs' folders as the report needs them.
 
-    stages: names in the order of the run. metrics, manifests: by trained stage, lines of metrics.jsonl and
-    manifest.json. rows: by evaluated stage, the judged completions (blind ones too).
+    stages: names in the order of the run; a stage that a second folder has too, of another model, is STAGE@FOLDER.
+    metrics, manifests: by trained stage, lines of metrics.jsonl and manifest.json. rows: by evaluated stage, the
+    judged completions of its main protocol (`summary.main_rows`), whatever their condition.
     """
 
-    folder: Path
+    folders: tuple[Path, ...]
     summary: dict[str, Any]
     manifest: dict[str, Any]
     stages: tuple[str, ...]
@@ -33,40 +34,106 @@ class Run:
     rows: dict[str, list[Row]]
 
 
+@dataclass(frozen=True, slots=True)
+class _Folder:
+    """What lies in one folder. rows: of all protocols."""
+
+    path: Path
+    summary: dict[str, Any]
+    manifest: dict[str, Any]
+    manifests: dict[str, dict[str, Any]]
+    metrics: dict[str, list[Row]]
+    rows: dict[str, list[Row]]
+
+
 def in_order(names: Iterable[str]) -> list[str]:
-    """The known stages first, in their order, then the others as they come."""
+    """The known stages first, in their order, a later run's behind the first's, then the others as they come."""
     known, found = (*BASES, *REASONERS), list(dict.fromkeys(names))
-    return [name for name in known if name in found] + [name for name in found if name not in known]
+    folders = list(dict.fromkeys(name.partition("@")[2] for name in found))
+
+    def rank(name: str) -> tuple[int, int]:
+        stage, _, folder = name.partition("@")
+        return folders.index(folder), known.index(stage) if stage in known else len(known)
+
+    return sorted(found, key=rank)
 
 
-def read_run(folder: Path) -> Run:
-    """Read a run; without a summary.json it is made from the results. Raises `UserError` where there are neither,
-    `DataError` for a file that is damaged.
+def read_runs(paths: Sequence[Path]) -> Run:
+    """Read runs' folders as one. Raises `UserError` for a folder without results or summary, `DataError` for a file
+    that is damaged.
     """
-    rows = {path.parent.name: latest(read_rows(path)) for path in sorted(folder.glob("eval/*/results.jsonl"))}
-    if not rows and not (folder / "summary.json").is_file():
+    folders = [_read_folder(path) for path in paths]
+    merged = folders[0]
+    for folder, label in zip(folders[1:], _labels(paths)[1:], strict=True):
+        merged = _merge(merged, folder, label)
+    computed = summary_of(merged.rows) if merged.rows else {}
+    summary = {**merged.summary, **computed}
+    for group in GROUPS:
+        summary[group] = {**(merged.summary.get(group) or {}), **(computed.get(group) or {})}
+    evaluated = [name for group in GROUPS for name in summary[group]]
+    stages = in_order([*evaluated, *merged.rows, *merged.metrics, *merged.manifests])
+    return Run(
+        tuple(paths),
+        summary,
+        merged.manifest,
+        tuple(stages),
+        {name: merged.manifests[name] for name in stages if name in merged.manifests},
+        {name: merged.metrics[name] for name in stages if merged.metrics.get(name)},
+        {name: main_rows(merged.rows[name]) for name in stages if merged.rows.get(name)},
+    )
+
+
+def _labels(paths: Sequence[Path]) -> list[str]:
+    """A name for each folder: its own, with its parents' where two are alike."""
+    for depth in range(1, 1 + max(len(path.resolve().parts) for path in paths)):
+        labels = ["-".join(path.resolve().parts[-depth:]).strip("/") for path in paths]
+        if len(set(labels)) == len(labels):
+            return labels
+    raise UserError(f"the same folder is given twice: {', '.join(map(str, paths))}")
+
+
+def _merge(first: _Folder, other: _Folder, label: str) -> _Folder:
+    """Two folders as one. Rows of a stage that is the same model in both go together; other stages of a name that is
+    taken are renamed.
+    """
+    taken = {*first.rows, *first.manifests, *(name for group in GROUPS for name in first.summary.get(group) or {})}
+    same = {stage for stage in other.rows if _models(first.rows.get(stage, [])) & _models(other.rows[stage])}
+
+    def named(found: Mapping[str, Any]) -> dict[str, Any]:
+        return {stage if stage in same or stage not in taken else f"{stage}@{label}": v for stage, v in found.items()}
+
+    rows = {**first.rows}
+    for stage, more in named(other.rows).items():
+        rows[stage] = [*rows.get(stage, []), *more]
+    groups = {group: {**named(other.summary.get(group) or {}), **(first.summary.get(group) or {})} for group in GROUPS}
+    return _Folder(
+        first.path,
+        {**first.summary, **groups},
+        first.manifest,
+        {**named(other.manifests), **first.manifests},
+        {**named(other.metrics), **first.metrics},
+        rows,
+    )
+
+
+def _models(rows: Sequence[Row]) -> set[str]:
+    return {row["model"] for row in rows}
+
+
+def _read_folder(path: Path) -> _Folder:
+    rows = {file.parent.name: read_rows(file) for file in sorted(path.glob("eval/*/results.jsonl"))}
+    if not any(rows.values()) and not (path / "summary.json").is_file():
         raise UserError(
-            f"{folder} holds no results (eval/*/results.jsonl); give the folder of a run that `xreasoner eval` or "
+            f"{path} holds no results (eval/*/results.jsonl); give the folder of a run that `xreasoner eval` or "
             "`demo` wrote"
         )
-    summary = _read_json(folder / "summary.json") or summary_of(rows)
-    manifest = _read_json(folder / "manifest.json")
-    metrics = {path.parent.name: read_rows(path) for path in sorted(folder.glob("*/metrics.jsonl"))}
-    manifests = {path.parent.name: _read_json(path) for path in sorted(folder.glob("*/manifest.json"))}
+    manifest = _read_json(path / "manifest.json")
+    manifests = {file.parent.name: _read_json(file) for file in sorted(path.glob("*/manifest.json"))}
     recorded = manifest.get("stages")
     if isinstance(recorded, dict):
         manifests = {**{name: entry for name, entry in recorded.items() if isinstance(entry, dict)}, **manifests}
-    evaluated = [name for group in GROUPS for name in summary.get(group) or {}]
-    stages = in_order([*evaluated, *rows, *metrics, *manifests])
-    return Run(
-        folder,
-        summary,
-        manifest,
-        tuple(stages),
-        {name: manifests[name] for name in stages if name in manifests},
-        {name: metrics[name] for name in stages if metrics.get(name)},
-        {name: rows[name] for name in stages if rows.get(name)},
-    )
+    metrics = {file.parent.name: read_rows(file) for file in sorted(path.glob("*/metrics.jsonl"))}
+    return _Folder(path, _read_json(path / "summary.json"), manifest, manifests, metrics, rows)
 
 
 def _read_json(path: Path) -> dict[str, Any]:

@@ -7,8 +7,8 @@ are those of a panel about as wide as a phone; a strip uses percentages, so that
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
 
 from markupsafe import Markup, escape
 
@@ -201,6 +201,66 @@ def curves(title: str, lines: Sequence[Line]) -> Markup:
             body.append(f'<polyline class="{kind} t{line.tone}" points="{path}"/>')
     last = "; ".join(f"{line.name} ends at {number(smooth(line.points)[-1][1])}" for line in kept if line.points)
     return _svg(124, f"{title} over steps: {last}", body)
+
+
+def budget_curve(title: str, stages: Sequence[tuple[str, int, Sequence[Mapping[str, float]]]]) -> Markup:
+    """Accuracy over the thinking budget (tokens, on a logarithmic axis), with whiskers; dashed: what it would be with
+    every thought that was closed by force cut off instead. stages: (name, tone, points of `summary.budgets`).
+    """
+    budgets = sorted({point["budget"] for _, _, points in stages for point in points})
+    frame = _Frame(math.log2(budgets[0]), math.log2(budgets[-1]), 0.0, 1.0)
+    body = []
+    for tick in (0, 0.25, 0.5, 0.75, 1):
+        down = float(frame.at(frame.x0, tick).split(",")[1])
+        body.append(f'<line class="grid" x1="{_LEFT}" x2="{_RIGHT}" y1="{down}" y2="{down}"/>')
+        body.append(_text(_LEFT - 5, down + 3.5, f"{100 * tick:.0f}", "end", "tick"))
+    for budget in budgets if len(budgets) < 7 else (budgets[0], budgets[-1]):
+        across = float(frame.at(math.log2(budget), 0).split(",")[0])
+        body.append(_text(across, 118, f"{budget:g}", "end" if budget == budgets[-1] else "middle", "tick"))
+    for _, tone, points in stages:
+        for kind, key in (("mean", "accuracy"), ("mean cut", "without_exit")):
+            path = " ".join(frame.at(math.log2(point["budget"]), point[key]) for point in points)
+            body.append(f'<polyline class="{kind} t{tone}" points="{path}"/>')
+        for point in points:
+            x, low = frame.at(math.log2(point["budget"]), point["low"]).split(",")
+            high = frame.at(math.log2(point["budget"]), point["high"]).split(",")[1]
+            body.append(f'<line class="whisker t{tone}" x1="{x}" x2="{x}" y1="{low}" y2="{high}"/>')
+    said = "; ".join(
+        f"{name}: " + ", ".join(f"{p['budget']:g} tokens {percent(p['accuracy'])} %" for p in points)
+        for name, _, points in stages
+    )
+    return _svg(124, f"{title}, accuracy by thinking budget: {said}", body)
+
+
+def rules(title: str, entry: Mapping[str, Any]) -> Markup:
+    """One kind of answer under each rule: a dot for the score, hollow for the score without its guesses, a cross for
+    what empty replies would get; shaded, the sampling error around our score.
+    """
+    ours, error = entry["rules"][0]["score"], entry["error"]
+    left, right, step = 92.0, 250.0, 17.0
+
+    def x(share: float) -> float:
+        return left + (right - left) * min(1.0, max(0.0, share))
+
+    height = 8 + step * len(entry["rules"])
+    low, high = x(ours - error), x(ours + error)
+    body = [f'<rect class="band" x="{low:.1f}" y="2" width="{high - low:.1f}" height="{height - 4:.1f}"/>']
+    for index, rule in enumerate(entry["rules"]):
+        y = 14 + step * index
+        body.append(f'<line class="grid" x1="{left}" x2="{right}" y1="{y}" y2="{y}"/>')
+        body.append(_text(left - 8, y + 3.5, rule["rule"], "end", "name"))
+        if rule["guessed"]:
+            body.append(f'<circle class="dot t1 hollow" cx="{x(rule["read"]):.1f}" cy="{y}" r="3.5"/>')
+        body.append(f'<circle class="dot t{2 if index == 0 else 3}" cx="{x(rule["score"]):.1f}" cy="{y}" r="4"/>')
+        if rule["empty"]:
+            at = x(rule["empty"])
+            body.append(f'<path class="empty" d="M{at - 3:.1f} {y - 3}l6 6m0 -6l-6 6"/>')
+    for tick in (0, 0.5, 1):
+        body.append(_text(x(tick), height + 9, f"{100 * tick:.0f}", "middle", "tick"))
+    said = "; ".join(
+        f"{rule['rule']} {percent(rule['score'])} %, empty {percent(rule['empty'])} %" for rule in entry["rules"]
+    )
+    return _svg(int(height + 14), f"{title}: {said}", body)
 
 
 def stacked(title: str, lines: Sequence[Line]) -> Markup:

@@ -1,0 +1,154 @@
+"""What the summary says of sight, exits, budgets and protocols, on rows small enough to count by hand."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from xreasoner.benchmarks.summary import (
+    budgets,
+    exits,
+    gains,
+    main_rows,
+    sight,
+    solvable,
+    summary_of,
+    text_solvable,
+)
+
+Row = dict[str, Any]
+
+
+def row(item: int, right: bool, **more: Any) -> Row:
+    named: Row = {"stage": "sft", "model": "m", "bench": "tiny-image-general", "id": str(item), "sample": 0}
+    named |= {"condition": "seen", "prompt": "brief", "sampling": "s", "temperature": 0.0, "thinking_budget": 100}
+    named |= {"correct": right, "outcome": "correct" if right else "wrong", "exit": "natural", "thought_tokens": 10}
+    named |= {"family": "sum", "options": [], "answer_type": "integer", "gold": "1"}
+    return {**named, "response": "<answer>1</answer>" if right else "", **more}
+
+
+def rows(right: str, **more: Any) -> list[Row]:
+    """One row a character: "1" is right."""
+    return [row(index, mark == "1", **more) for index, mark in enumerate(right)]
+
+
+def test_sight_compares_with_no_picture_and_with_anothers() -> None:
+    seen, blind = rows("1111110000"), rows("1100000000", condition="blind")
+    (entry,) = sight({"sft": [*seen, *blind, *rows("1110000000", condition="swapped")]})
+    assert (entry["group"], entry["name"], entry["stage"]) == ("cells", "image/general", "sft")
+    assert [entry[key]["value"] for key in ("seen", "blind", "swapped")] == [0.6, 0.2, 0.3]
+    assert entry["over_blind"]["value"] == pytest.approx(0.4)
+    assert entry["over_swapped"]["value"] == pytest.approx(0.3)
+    assert entry["over_blind"]["low"] <= 0.4 <= entry["over_blind"]["high"]
+    assert (entry["missed"]["value"], entry["missed"]["n"]) == (0.5, 8)
+    assert sight({"sft": seen}) == []
+    (without,) = sight({"sft": [*seen, *blind]})
+    assert without["swapped"] is without["over_swapped"] is None
+
+
+def test_rows_of_before_there_were_conditions_are_understood() -> None:
+    old = [{key: value for key, value in r.items() if key != "condition"} | {"blind": b} for b in (False, True)
+           for r in rows("10")]  # fmt: skip
+    (entry,) = sight({"sft": old})
+    assert entry["seen"]["n"] == entry["blind"]["n"] == 2
+
+
+def test_the_text_solvable_filter_drops_what_any_stage_solves_each_time() -> None:
+    def blind(marks: dict[int, str], stage: str) -> list[Row]:
+        sampled = {"condition": "blind", "temperature": 1.0, "sampling": "t", "stage": stage}
+        return [row(i, mark == "1", sample=s, **sampled) for i, three in marks.items() for s, mark in enumerate(three)]
+
+    base = [*rows("1010"), *blind({0: "111", 1: "101", 2: "000", 3: "11"}, "base")]
+    sft = [*rows("1110"), *blind({0: "000", 1: "000", 2: "111"}, "sft")]
+    asked, solved = text_solvable({"base": base, "sft": sft})
+    assert {item[1] for item in asked} == {"0", "1", "2"}  # item 3 was sampled twice only
+    assert {item[1] for item in solved} == {"0", "2"}
+    found = solvable({"base": base, "sft": sft})
+    assert [(e["stage"], e["all"]["n"], e["kept"]["n"], e["kept"]["value"]) for e in found] == [
+        ("base", 3, 1, 0.0),
+        ("sft", 3, 1, 1.0),
+    ]
+    assert solvable({"sft": [*rows("11"), *rows("11", condition="blind")]}) == []  # greedy, once: no filter
+
+
+def test_without_the_forced_exit_closed_thoughts_count_as_cut() -> None:
+    found = [row(0, True), row(1, True, exit="forced"), row(2, False, exit="forced"), row(3, False, exit="truncated")]
+    found = [{**r, "thought_tokens": 10 * (i + 1)} for i, r in enumerate(found)]
+    (entry,) = exits({"sft": found})
+    assert (entry["natural"], entry["forced"], entry["truncated"]) == (0.25, 0.5, 0.25)
+    assert (entry["with_exit"]["value"], entry["without_exit"]["value"]) == (0.5, 0.25)
+    assert entry["gained"]["value"] == pytest.approx(0.25)
+    assert entry["accuracy_by_exit"] == {"natural": 1.0, "forced": 0.5, "truncated": 0.0}
+    assert entry["thought_tokens"] == {"mean": 25, "median": 30, "p90": 40}
+
+
+def test_the_budget_curve_is_over_shared_items() -> None:
+    short = [row(i, i < 1, thinking_budget=8, sampling="8", exit="forced") for i in range(4)]
+    long = [row(i, i < 3, thinking_budget=64, sampling="64") for i in range(3)]
+    (entry,) = budgets({"sft": [*short, *long]})
+    assert [(p["budget"], p["n"], round(p["accuracy"], 3), p["forced"]) for p in entry["points"]] == [
+        (8, 3, 0.333, 1.0),
+        (64, 3, 1.0, 0.0),
+    ]
+    assert [p["without_exit"] for p in entry["points"]] == [0.0, 1.0]
+    assert budgets({"sft": long}) == []
+
+
+def test_the_main_protocol_has_the_most_items_then_greedy_then_the_last() -> None:
+    few, many = rows("11", sampling="a"), rows("000", sampling="b")
+    assert main_rows([*few, *many]) == main_rows([*many, *few]) == many
+    sampled = [*rows("111", sampling="c", temperature=1.0), *rows("111", sampling="c", temperature=1.0, sample=1)]
+    assert main_rows([*many, *sampled]) == many
+    later = rows("111", sampling="d")
+    assert main_rows([*many, *later]) == later
+    retrained = rows("1", model="new")
+    assert main_rows([*many, *retrained]) == retrained
+    blind = rows("01", condition="blind")
+    assert main_rows([*many, *blind]) == [*many, *blind]
+
+
+def test_models_of_other_names_are_held_against_the_base_or_the_first() -> None:
+    results = {"base": rows("1100"), "ours": rows("1110"), "theirs": rows("0000")}
+    pairs = [(g["after"], g["before"]) for g in gains(results)]
+    assert pairs == [("ours", "base"), ("theirs", "base")]
+    pairs = [(g["after"], g["before"]) for g in gains({"a": rows("11"), "b": rows("10")})]
+    assert pairs == [("b", "a")]
+
+
+def test_a_second_run_is_compared_within_itself_and_with_the_first() -> None:
+    results = {"base": rows("0000"), "sft": rows("1100"), "base@two": rows("0001"), "sft@two": rows("1111")}
+    pairs = {(g["after"], g["before"]): g["difference"] for g in gains(results) if g["kind"] == "cell"}
+    assert pairs == {("sft", "base"): 0.5, ("sft@two", "base@two"): 0.75, ("base@two", "base"): 0.25,
+                     ("sft@two", "sft"): 0.5}  # fmt: skip
+    shared = {"base": rows("0000"), "sft": rows("1100"), "sft@two": rows("1111")}
+    pairs = {(g["after"], g["before"]): g["difference"] for g in gains(shared) if g["kind"] == "cell"}
+    assert pairs == {("sft", "base"): 0.5, ("sft@two", "base"): 1.0, ("sft@two", "sft"): 0.5}
+
+
+def test_every_comparison_has_a_p_and_holms() -> None:
+    sampled = [row(i, (i + s) % 3 > 0, sample=s) for i in range(12) for s in range(3)]
+    found = gains({"base": rows("0" * 12), "sft": rows("1" * 12), "sft+rl": sampled})
+    tests = {(g["after"], g["before"]): g["test"] for g in found}
+    assert tests == {("sft", "base"): "McNemar, exact", ("sft+rl", "base"): "sign flips by item",
+                     ("sft+rl", "sft"): "sign flips by item"}  # fmt: skip
+    assert found[0]["p"] == pytest.approx(2 / 2**12)
+    assert min(g["p_holm"] for g in found) == pytest.approx(3 * min(g["p"] for g in found))
+    assert all(g["p"] <= g["p_holm"] <= 1 for g in found)
+
+
+def test_the_summary_holds_all_of_it() -> None:
+    found = summary_of({"base": rows("01"), "sft": [*rows("11"), *rows("10", condition="blind")]})
+    assert set(found) == {
+        "cells",
+        "perception",
+        "benchmarks",
+        "gains",
+        "sight",
+        "solvable",
+        "exits",
+        "budgets",
+        "parsers",
+    }
+    assert found["cells"]["sft"]["image/general"]["blind"] == 0.5
+    assert [entry["stage"] for entry in found["parsers"]] == ["base", "sft"]
