@@ -41,7 +41,7 @@ def _question(row: Row) -> tuple[Problem, str]:
 
 def _problem(row: Row, question: str, gold: str) -> Problem:
     options = _options(row)
-    kind = row.values.get("answer_type") or ("choice" if options else "number")
+    kind: Any = row.values.get("answer_type") or ("choice" if options else "number")
     if kind not in get_args(AnswerType):
         raise row.wrong("answer_type", kind, f"one of {', '.join(get_args(AnswerType))}")
     if kind == "choice" and options:
