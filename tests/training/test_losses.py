@@ -54,7 +54,9 @@ def test_the_estimators_agree_with_the_true_divergence() -> None:
     drawn = torch.multinomial(policy.exp(), 200_000, replacement=True, generator=generator)
     true = (policy.exp() * (policy - reference)).sum()
     for estimator in ("k1", "k3"):
-        torch.testing.assert_close(losses.kl(policy[drawn], reference[drawn], estimator).mean(), true, rtol=0.02, atol=0)
+        torch.testing.assert_close(
+            losses.kl(policy[drawn], reference[drawn], estimator).mean(), true, rtol=0.02, atol=0
+        )
 
 
 def test_ratios_by_token_and_by_their_geometric_mean() -> None:
@@ -102,7 +104,9 @@ def test_parts_of_a_batch_add_up_to_the_whole(aggregation: losses.Aggregation) -
 def test_forced_tokens_have_no_gradient() -> None:
     logprob = torch.full((2, 3), -1.0, requires_grad=True)
     mask = torch.tensor([[True, False, True], [True, True, False]])
-    losses.policy_loss(losses.Objective(), logprob, torch.full((2, 3), -1.0), torch.tensor([1.0, -1.0]), mask, 4).backward()
+    losses.policy_loss(
+        losses.Objective(), logprob, torch.full((2, 3), -1.0), torch.tensor([1.0, -1.0]), mask, 4
+    ).backward()
     assert logprob.grad is not None
     assert ((logprob.grad != 0) == mask).all()
 

@@ -5,11 +5,14 @@ B is the number of rollouts, G the group size, T the tokens of a response.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 
 FAR = 20.0
 """Largest log-ratio: e^20 is still a number in every type that is trained in."""
@@ -103,7 +106,7 @@ def kl(logprob_BT: Tensor, reference_BT: Tensor, estimator: Literal["k1", "k2", 
 
 
 def overlong_penalty(length_B: Tensor, limit: int, buffer: int) -> Tensor:
-    """What is added to the rewards [B] of long replies: 0 up to limit − buffer tokens, then down to −1 (DAPO, eq. 13)."""
+    """Added to the rewards [B] of long replies: 0 up to limit − buffer tokens, then down to −1 (DAPO, eq. 13)."""
     if buffer == 0:
         return -(length_B > limit).float()
     return -((length_B - (limit - buffer)) / buffer).clamp(0, 1)
@@ -113,6 +116,52 @@ def kl_full(reference_MV: Tensor, logits_MV: Tensor) -> Tensor:
     """KL(reference ‖ policy) [M] over the whole vocabulary, in nats, from both sides' logits."""
     policy_MV, reference_MV = torch.log_softmax(logits_MV, dim=-1), torch.log_softmax(reference_MV, dim=-1)
     return (reference_MV.exp() * (reference_MV - policy_MV)).sum(-1)
+
+
+class _LinearCrossEntropy(torch.autograd.Function):
+    """Sum of cross-entropies of hidden·weightᵀ, `rows` of M at a time; the gradients are made on the way forward."""
+
+    @staticmethod
+    def forward(ctx: Any, hidden_MD: Tensor, weight_VD: Tensor, target_M: Tensor, rows: int) -> Tensor:
+        total = hidden_MD.new_zeros((), dtype=torch.float32)
+        slope_MD = torch.empty_like(hidden_MD)
+        slope_VD = torch.zeros_like(weight_VD) if ctx.needs_input_grad[1] else None
+        for begin in range(0, len(hidden_MD), rows):
+            part = slice(begin, begin + rows)
+            logits_RV = F.linear(hidden_MD[part], weight_VD).float()
+            logprob_RV = logits_RV.log_softmax(dim=-1)
+            total += F.nll_loss(logprob_RV, target_M[part], reduction="sum")
+            error_RV = logprob_RV.exp_()
+            error_RV.scatter_add_(1, target_M[part, None], error_RV.new_full((len(error_RV), 1), -1.0))
+            error_RV = error_RV.to(hidden_MD.dtype)
+            slope_MD[part] = torch.mm(error_RV, weight_VD.to(error_RV.dtype))
+            if slope_VD is not None:
+                slope_VD += torch.mm(error_RV.T, hidden_MD[part])
+        ctx.save_for_backward(slope_MD, slope_VD)
+        return total
+
+    @staticmethod
+    def backward(ctx: Any, *slopes: Tensor) -> tuple[Tensor | None, ...]:
+        slope_MD, slope_VD = ctx.saved_tensors
+        return slope_MD * slopes[0], None if slope_VD is None else slope_VD * slopes[0], None, None
+
+
+def linear_cross_entropy(hidden_MD: Tensor, weight_VD: Tensor, target_M: Tensor, most: int) -> Tensor:
+    """Sum over M tokens of −log softmax(hidden·weightᵀ)[target]; no more than `most` logits exist at a time."""
+    rows = max(1, most // len(weight_VD))
+    if len(hidden_MD) <= rows:
+        return F.cross_entropy(F.linear(hidden_MD, weight_VD).float(), target_M, reduction="sum")
+    found: Tensor = _LinearCrossEntropy.apply(hidden_MD, weight_VD, target_M, rows)  # type: ignore[no-untyped-call]
+    return found
+
+
+def in_parts(function: Callable[..., tuple[Tensor, Tensor]], rows: int, *tensors: Tensor) -> tuple[Tensor, Tensor]:
+    """The sums of a function's two results over `rows` of the tensors at a time, each part computed again backward."""
+    if len(tensors[0]) <= rows:
+        return function(*tensors)
+    parts = zip(*(torch.split(tensor, rows) for tensor in tensors), strict=True)
+    found = [checkpoint(function, *part, use_reentrant=False) for part in parts]
+    return torch.stack([one for one, _ in found]).sum(), torch.stack([other for _, other in found]).sum()
 
 
 def entropy(logits_MV: Tensor) -> Tensor:
