@@ -13,6 +13,8 @@ import random
 import re
 import shutil
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -40,7 +42,8 @@ def save(folder: Path, step: int, tensors: dict[str, Tensor], rest: dict[str, An
         aside.mkdir(parents=True)
     parallel.barrier()
     try:
-        save_tensors(tensors, storage_writer=FileSystemWriter(aside), no_dist=parallel.size() == 1)
+        with _alone():
+            save_tensors(tensors, storage_writer=FileSystemWriter(aside), no_dist=parallel.size() == 1)
     except CheckpointException as error:
         raise next(iter(error.failures.values()))[0] from error
     with (aside / f"rank-{parallel.rank()}.pt").open("wb") as file:
@@ -67,10 +70,19 @@ def load(folder: Path, tensors: dict[str, Tensor]) -> dict[str, Any] | None:
     path = parallel.told(_newest(folder) if parallel.rank() == 0 else None)
     if path is None:
         return None
-    load_tensors(tensors, storage_reader=FileSystemReader(path), no_dist=parallel.size() == 1)
+    with _alone():
+        load_tensors(tensors, storage_reader=FileSystemReader(path), no_dist=parallel.size() == 1)
     own = path / f"rank-{parallel.rank()}.pt"
     rest: dict[str, Any] = torch.load(own if own.exists() else path / "rank-0.pt", weights_only=False)
     return rest
+
+
+@contextmanager
+def _alone() -> Iterator[None]:
+    """PyTorch warns that a single process saves as a single process."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="torch.distributed is disabled")
+        yield
 
 
 def clear(folder: Path) -> None:
