@@ -6,7 +6,7 @@ ARGS ?=
 BIN := .venv/bin
 export TOKENIZERS_PARALLELISM = false
 
-.PHONY: demo report test test-slow lint format docs base evidence clean
+.PHONY: demo report test test-slow test-trl lint format docs base evidence clean
 
 demo: .venv/ready
 	$(BIN)/xreasoner demo $(ARGS)
@@ -33,6 +33,10 @@ format: .venv/ready
 docs: .venv/ready
 	$(BIN)/python tests/test_docs.py
 
+# our losses beside TRL's own, in an environment of its own
+test-trl: .venv-trl/ready
+	PYTHONPATH=src .venv-trl/bin/python -m pytest -q --noconftest -W default tests/peers/test_trl.py
+
 base: .venv/ready
 	$(BIN)/python -m xreasoner.tiny.base
 
@@ -48,5 +52,11 @@ evidence: .venv/ready
 	$(BIN)/python -m pip install -q --group dev -e .
 	touch $@
 
+.venv-trl/ready:
+	test -x .venv-trl/bin/python || $(PYTHON) -m venv .venv-trl
+	.venv-trl/bin/python -m pip install -q "torch==2.13.0"
+	.venv-trl/bin/python -m pip install -q "trl==1.16.*" "transformers>=5.16.1,<5.20" peft pillow "pytest>=8" pytest-timeout
+	touch $@
+
 clean:
-	rm -rf .venv runs build dist
+	rm -rf .venv .venv-trl runs build dist
