@@ -25,7 +25,6 @@ UTILISATION = 0.4
 """Share of the data sheet's rate that a well-run dense trainer reaches."""
 LOGIT_BYTES = 16
 """Of one logit: in the type that is computed in, in float32, its softmax, and its gradient."""
-MOST_LOGITS = 2**28
 
 CARDS: dict[int, tuple[str, float, float]] = {
     24: ("RTX 4090", 165e12, 1.01e12),
@@ -36,9 +35,15 @@ CARDS: dict[int, tuple[str, float, float]] = {
 }
 """Memory in GB → name, dense bfloat16 FLOP/s, memory's bytes a second, from the makers' data sheets."""
 
-_VISION = {"depth": 32, "hidden_size": 1280, "intermediate_size": 3420, "num_heads": 16}
+_VISION: dict[str, Any] = {"depth": 32, "hidden_size": 1280, "intermediate_size": 3420, "num_heads": 16}
 _VISION |= {"patch_size": 14, "window_size": 112, "fullatt_block_indexes": [7, 15, 23, 31]}
-_VISION_3 = {"depth": 24, "hidden_size": 1024, "intermediate_size": 4096, "num_heads": 16, "patch_size": 16}
+_VISION_3: dict[str, Any] = {
+    "depth": 24,
+    "hidden_size": 1024,
+    "intermediate_size": 4096,
+    "num_heads": 16,
+    "patch_size": 16,
+}
 _VISION_3 |= {"num_position_embeddings": 2304, "deepstack_visual_indexes": [5, 11, 17]}
 PUBLIC: dict[str, dict[str, Any]] = {
     "Qwen/Qwen2.5-VL-3B-Instruct": {
@@ -177,7 +182,10 @@ def _config(model: str) -> Any:
 
 @dataclass(frozen=True, slots=True)
 class Machine:
-    """The cards. memory: bytes of each; flops: bfloat16 a second; bandwidth: bytes a second; price: of an hour each."""
+    """The cards. memory: bytes of each; flops: bfloat16 a second; bandwidth: bytes a second; price: of an hour each.
+
+    logits: how many exist at a time (`training.common.MOST_LOGITS`).
+    """
 
     gpus: int
     memory: float
@@ -185,6 +193,7 @@ class Machine:
     flops: float
     bandwidth: float
     price: float | None = None
+    logits: int = 2**28
 
     @classmethod
     def of(cls, gpus: int, memory: str, price: float | None = None) -> Machine:
@@ -250,12 +259,11 @@ def parts(found: Shape, stage: Stage, machine: Machine) -> dict[str, float]:
         "gradients": 4 * trained / sharded,
         "optimiser": 8 * trained / sharded,
         "activations": activations(found, stage, tokens),
-        "logits": LOGIT_BYTES * min(MOST_LOGITS, tokens * found.vocab),
+        "one layer back": backward(found, stage, tokens),
+        "logits": LOGIT_BYTES * min(machine.logits, tokens * found.vocab),
     }
     if sharded > 1:  # gathered: the embeddings and output weights, and two layers
-        memory["gathered weights"] = (2 if half else 4) * (
-            found.embeddings + found.head + found.norm + 2 * found.layer
-        )
+        memory["gathered weights"] = (2 if half else 4) * (found.embeddings + found.head + found.norm + 2 * found.layer)
         memory["whole copy"] = 4.0 * (found.text + found.vision)
     elif half:
         memory["bfloat16 copies"] = 2.0 * found.computed
@@ -267,10 +275,12 @@ def parts(found: Shape, stage: Stage, machine: Machine) -> dict[str, float]:
 
 
 def peak(memory: Mapping[str, float]) -> float:
-    """The largest sum at one time: rollouts and training take turns, what stands stays."""
-    training = ("gradients", "activations", "logits", "gathered weights", "bfloat16 copies")
-    standing = sum(size for part, size in memory.items() if part not in (*training, "KV cache"))
-    return standing + max(sum(memory.get(part, 0.0) for part in training), memory.get("KV cache", 0.0))
+    """The largest sum at one time: rollouts and training take turns, and so do the logits and the way back."""
+    training = ("gradients", "activations", "gathered weights", "bfloat16 copies")
+    turns = ("KV cache", "one layer back", "logits")
+    standing = sum(size for part, size in memory.items() if part not in (*training, *turns))
+    training_size = sum(memory.get(part, 0.0) for part in training) + max(memory["one layer back"], memory["logits"])
+    return standing + max(training_size, memory.get("KV cache", 0.0))
 
 
 def trainable(found: Shape, stage: Stage) -> int:
@@ -289,13 +299,16 @@ def _adapters(found: Shape, stage: Stage) -> int:
 
 
 def activations(found: Shape, stage: Stage, tokens: int) -> float:
-    """Bytes that autograd keeps of `tokens` tokens, and one layer's gradients on their way back."""
+    """Bytes that autograd keeps of `tokens` tokens until the backward pass; of a checkpointed layer, its input."""
+    kept = 4 * found.hidden if stage.activation_checkpointing else kept_of_layer(found, stage.precision == "bfloat16")
+    return found.layers * tokens * kept
+
+
+def backward(found: Shape, stage: Stage, tokens: int) -> float:
+    """Bytes of one layer's gradients on their way back, and of its activations where they are computed again."""
     half = stage.precision == "bfloat16"
-    kept = tokens * kept_of_layer(found, half)
-    passing = tokens * (2 if half else 4) * (3 * found.intermediate + 4 * found.hidden)
-    if stage.activation_checkpointing:
-        return found.layers * tokens * 4 * found.hidden + kept + passing
-    return found.layers * kept + passing
+    again = kept_of_layer(found, half) if stage.activation_checkpointing else 0.0
+    return tokens * (again + (2 if half else 4) * 3 * found.intermediate)
 
 
 def kept_of_layer(found: Shape, half: bool) -> float:
@@ -416,9 +429,10 @@ def told(plans: list[StagePlan], recipe: Recipe, machine: Machine, length: int |
     for each in plans:
         lines += _stage_lines(each, machine)
     mean = f"{length:,} tokens" if length else "the recipe's limits, so the work is an upper bound (--length)"
+    rates = f"{machine.name}'s {machine.flops / 1e12:.0f} TFLOP/s and {machine.bandwidth / 1e12:.2f} TB/s"
     lines.append(
-        f"assumed: mean length {mean}; {100 * UTILISATION:.0f} % of {machine.name}'s {machine.flops / 1e12:.0f} TFLOP/s "
-        f"and {machine.bandwidth / 1e12:.2f} TB/s; {100 * RESERVE:.0f} % of memory kept free. An estimate, not measured."
+        f"\nAn estimate, not measured. Assumed: mean length {mean}; {100 * UTILISATION:.0f} % of {rates}; "
+        f"{100 * RESERVE:.0f} % of the memory kept free."
     )
     return "\n".join(lines)
 
