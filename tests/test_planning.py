@@ -155,7 +155,7 @@ def test_a_7b_does_not_fit_and_the_advice_makes_it_fit() -> None:
     assert each.peak > machine.memory
     settings = [part.split(".")[-1].split("=") for part in each.mends if part.startswith("--set")]
     cards = [int(part.split()[1]) for part in each.mends if part.startswith("--gpus")]
-    mended = stage(max_length=4096, **{"chunk_tokens": 32768, **{key: value for key, value in settings}})
+    mended = stage(max_length=4096, **{"chunk_tokens": 32768, **dict(settings)})
     again = plan_stage(recipe, mended, replace(machine, gpus=cards[0] if cards else 8))
     assert again.mends == ()
     assert again.peak < 0.92 * machine.memory
