@@ -149,6 +149,21 @@ def report(
 
 
 @app.command()
+def grade(
+    file: Annotated[Path, typer.Argument(help="JSONL: response, gold, answer_type, choices; other fields are kept.")],
+    out: Annotated[Path | None, typer.Option(help="Where the graded lines go; the screen when left out.")] = None,
+) -> None:
+    """Re-score saved replies, no model needed: adds outcome, extracted and correct to each line."""
+    from xreasoner.grading.rescoring import grade_file
+
+    tally = grade_file(file, out, lambda text: typer.echo(text, err=True))
+    share = f" ({100 * tally.correct / tally.total:.1f} %)" if tally.total else ""
+    typer.echo(f"{tally.correct} of {tally.total} correct{share}; {tally.bad} lines could not be judged", err=True)
+    if tally.bad:
+        raise typer.Exit(1)
+
+
+@app.command()
 def ask(
     model: Annotated[str, typer.Argument(help="A folder, a hub id, tiny or tiny-base.")],
     question: Annotated[str, typer.Argument(help="The question.")],

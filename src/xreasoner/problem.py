@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from PIL.Image import Image
 
-AnswerType = Literal["choice", "yesno", "integer", "number", "text", "gym"]
+AnswerType = Literal["choice", "yesno", "integer", "number", "quantity", "latex", "list", "text", "gym"]
 Modality = Literal["text", "image"]
 
 
@@ -17,12 +17,14 @@ class Problem:
     """One question with its gold answer.
 
     question: the text that the model sees; the pictures, if any, stand before it (see `prompts.chat_messages`).
-    gold: the answer as text. For `choice` it is the label ("A", "B", …) of the right option.
-    options: the option texts in the order of their labels A, B, C, …; empty when the answer is free.
+    gold: the answer as text. For `choice` it is the label ("A", "B", …) of the right option, or its text.
+    options: the option texts in the order of their labels A, B, C, …; empty when the answer is free. Where all of
+        them carry labels of their own ("(i) one"), these are the labels.
     images: RGB pictures, in the order in which they are shown.
     domain: "general", "clinical", or whatever the source names.
     family: the kind of problem inside the source ("sum", "lookup", a reasoning-gym data set's name).
-    meta: what the scorer needs beyond the gold (for `gym`: {"name", "entry"}), and what a report may show
+    meta: what the scorer needs beyond the gold ("precision": decimal places to which numbers are rounded, where the
+        data set has one; for `gym`: {"name", "entry"}), and what a report may show
         ("facts": the transcription of the picture or text).
     """
 

@@ -1,4 +1,8 @@
-"""What a reply states as its answer: rules that all answer types share."""
+"""What a reply states as its answer: rules that all answer types share.
+
+A reply is cut down to the words that may answer (`read_reply`), and what it declares there is listed
+(`declarations`): the last declaration that is neither denied, nor supposed, nor somebody else's, wins.
+"""
 
 from __future__ import annotations
 
@@ -6,35 +10,103 @@ import re
 from dataclasses import dataclass
 
 from xreasoner import trace
+from xreasoner.grading.characters import plain
 
-_LEAKED_TURN = re.compile(r"<\|[^|>\s]{1,40}\|>|\n\s*(?:user|human|assistant|question)\s*:", re.IGNORECASE)
-_WRAPPER = re.compile(r"\\(?:text|textbf|mathrm|mathbf|mathit|operatorname|mbox)\s*\{([^{}]*)\}")
-_MARKUP = re.compile(r"\*\*|__|`|\$|\\[()\[\]]|\\[,;!]")
+_LEAKED_TURN = re.compile(
+    r"<\|[^|>\s]{1,40}\|>|</s>|<(?:start|end)_of_turn>|\[/?INST\]"
+    r"|\n\s*(?:#+\s*)?(?:user|human|assistant|system|instruction|(?:next\s+)?question(?:\s+\d+)?|q\d*|problem\s+\d+)\s*:",
+    re.IGNORECASE,
+)
+_WRAPPER = re.compile(
+    r"\\(?:text|textbf|textit|textrm|texttt|mathrm|mathbf|mathit|mathsf|boldsymbol|operatorname|mbox|emph|underline)"
+    r"\s*\{([^{}]*)\}"
+)
+_POWER = re.compile(r"(?<=[\d)])\*\*(?=[\d(])")
+_MARKUP = re.compile(
+    r"\*\*|__|~~|`{1,3}(?:\w+\n)?|\\?\$|(?<!\\)\\[()\[\]]|(?<!\\)\\[,;:! ]|\\(?:left|right|displaystyle)\b"
+    r"|</?(?:b|i|strong|em|u|mark|code|p|span|br|answer)\s*/?>",
+    re.IGNORECASE,
+)
+_STARRED = re.compile(r"(?<![\w*])\*([^*\n]+)\*(?![\w*])|(?<!\w)_([^_\n]+)_(?!\w)")
+_GSM_MARK = re.compile(r"^####[ \t]*(?=[-+$\d.])", re.MULTILINE)
+_HEADING = re.compile(r"^#{1,6}[ \t]+", re.MULTILINE)
 _SPACES = re.compile(r"\s+")
-_BOXED = re.compile(r"\\(?:boxed|fbox)\s*\{((?:[^{}]|\{[^{}]*\})*)\}")
+_BOX = re.compile(r"\\(?:boxed|fbox|framebox)\s*\{")
+_JOINED = re.compile(r"[\s$]*(?:,|/|;|\bor\b|\band\b)[\s$]*", re.IGNORECASE)
+_ADVERB = r"(?:(?:therefore|thus|then|clearly|definitely|most|very|probably|likely|simply|indeed|hence|still|actually)\s+)*"
 _CUE = re.compile(
-    r"\b(?:answer|antwort|réponse|respuesta|risposta|(?:correct|best|right|final)\s+(?:option|choice))\b"
-    r"(?:\s+(?:choice|option|letter))?(?:\s+(?:to|for)\s[^.:\n]{0,60}?)?\s*"
-    r"(?:[:：=]|\b(?:is|was|must\s+be|should\s+be|would\s+be|ist|est|es)\b)[\s:：]*",
+    r"(?:\b(?:answers?|ans|solution|result|antwort|lösung|réponse|respuesta|risposta|resposta|jawaban|cevap|odpowiedź"
+    r"|antwoord|svar|ответ|đáp\s+án|(?:correct|best|right|final|chosen|my)\s+(?:option|choice|letter|one)|conclusion)\b"
+    r"(?:\s+(?:choice|option|letter|correct[ae]?|corretta|final[e]?))?(?:\s+(?:to|for|of)\s[^.:\n]{0,60}?)?[\"']?\s*"
+    rf"(?:[:=]|->|→|⇒|\b(?:is|was|(?:must|should|would|could|might|may|will|can\s+only|has\s+to)\s+{_ADVERB}be"
+    rf"|seems(?:\s+to\s+be)?|appears\s+to\s+be|ist|est|es|é|è)\b)"
+    r"|(?:答案|答え|正解|정답|الإجابة|الجواب|उत्तर)(?:应该|應該)?(?:是|为|為|は|:|=|ist)?"
+    rf"|\b(?:option|choice)\s*:)\s*{_ADVERB}[\s:]*",
     re.IGNORECASE,
 )
-_TAG = re.compile(r"<\s*(/?)\s*(think|answer)\s*>", re.IGNORECASE)
+_CHINESE_CHOICE = re.compile(r"(?:故|应|應|所以|因此|我)?(?:选择|選擇|选项|選項|选|選)(?:是|为|為|:)?\s*")
+_TITLE = re.compile(r"(?:^|\n)\W*(?:the\s+)?(?:final\s+|correct\s+)?(?:answer|conclusion)\W*\n+", re.IGNORECASE)
+_WEAK_CUE = re.compile(
+    r"\b(?:I|we)(?:'d|'ll|\s+would|\s+will|\s+shall)?\s+(?:therefore\s+|thus\s+|will\s+)?"
+    r"(?:choose|pick|select|chose|picked|selected|answer|conclude|go\s+with|went\s+with|opt\s+for|settle\s+on|go\s+for"
+    r"|say|vote\s+for|think|believe|guess)\b(?:\s+(?:that|it\s+is|it's))?\s*:?\s*"
+    rf"|\b(?:it|this|that)(?:'s|\s+(?:is|was|(?:must|should|could|might|may|can\s+only|has\s+to)\s+be|seems\s+to\s+be))"
+    rf"\s+{_ADVERB}"
+    r"|(?:^|[.,;!?\n])\s*(?:so|thus|hence|therefore|finally|consequently|in\s+conclusion)\b[,:]?\s*"
+    r"|\b(?:no,?\s+)?(?:wait|actually|correction|rather|sorry|i\s+mean)\b[,:.!]?\s*(?:no,?\s*)?"
+    r"|\bnot\s+\S{1,40}?,?\s+but\s+(?:rather\s+)?|\b(?:leaving|leaves)\s+(?:us\s+with\s+|only\s+|just\s+)?",
+    re.IGNORECASE,
+)
+_TAG = re.compile(r"<\s*(/?)\s*(think(?:ing)?|thought|reasoning|answer)\s*>", re.IGNORECASE)
 _ANSWER_AT_END = re.compile(r"<answer>((?:(?!<answer>).)*)</answer>\s*$", re.DOTALL)
+_CERTAINLY = re.compile(r"\b(?:no|without(?:\s+any)?|not?\s+in)\s+(?:doubt|question)\b|\bnot\s+only\b", re.IGNORECASE)
 _DENIAL = re.compile(
-    r"\b(?:not|never|cannot|neither|nor|incorrect|wrong|if|unless|whether|suppose|assume|instead\s+of|rather\s+than)\b"
-    r"|n['’]t\b",
+    r"\b(?:not|never|cannot|neither|nor|no|without|incorrect|wrong(?:ly)?|false(?:ly)?|instead\s+of|rather\s+than|unlike"
+    r"|unlikely|absence\s+of|initial(?:ly)?|originally|previous(?:ly)?|earlier|at\s+first|naive(?:ly)?|tempting"
+    r"|exclud\w+|eliminat\w+|rul(?:e|es|ed|ing)\s+out|common\s+(?:mistake|error)|kein|nicht)\b|n't\b|[不非]",
     re.IGNORECASE,
 )
+_OTHERS_VIEW = re.compile(
+    r"(?<!\bi )(?<!\bwe )\b(?:claim(?:s|ed)?|says|said|thinks|thought|argue[sd]?|believes|(?:would|might|may)\s+(?:say|think)"
+    r"|tempted\s+to)\b|\bi\s+(?:first\s+)?thought\b",
+    re.IGNORECASE,
+)
+_SUPPOSED = re.compile(r"\b(?:if|unless|whether|suppose|assume|imagine|were\s+it|had\s+it|in\s+case)\b|如果|若", re.IGNORECASE)
 _DENIED_AFTER = re.compile(
-    r"\W{0,3}(?:(?:is|was|are|were)\s+(?:not|never|incorrect|wrong|excluded|false|ruled\s+out)\b|(?:is|was)n['’]t\b)",
+    r"\W{0,3}(?:,\s*)?(?:(?:is|was|are|were|be|seems?)\s+(?:clearly\s+|therefore\s+|also\s+|definitely\s+)?"
+    r"(?:not|never|incorrect|wrong|false|excluded|ruled\s+out|eliminated|impossible|a\s+(?:common\s+)?distractor"
+    r"|a\s+common\s+(?:mistake|error)|out)\b"
+    r"|(?:is|was|does|do|did|can|could)n't\b|(?:does|do|did|cannot|can)\s*not\b|(?:is|are|was)?\s*(?:only\s+)?(?:if|unless)\b"
+    r"|不|错|錯)",
     re.IGNORECASE,
 )
-_CLAUSE = re.compile(r"[.;!?\n]|\bbut\b|\bso\b|\btherefore\b", re.IGNORECASE)
-_NEGATIVE_START = re.compile(r"(?:definitely\s+|certainly\s+|probably\s+)?(?:not|never|neither)\b", re.IGNORECASE)
+_CLAUSE = re.compile(
+    r"[.;!?,\n]|\bbut\b|\bso\b|\btherefore\b|\bthus\b|\bhence\b|\bleaving\b|\bleaves\b|而是|所以", re.IGNORECASE
+)
+_SENTENCE = re.compile(r"[.;!?\n。](?:\s|$)|\bbut\b|\bso\b|\btherefore\b|\bthus\b|\bhence\b|所以", re.IGNORECASE)
+_NEGATIVE_START = re.compile(
+    r"\W*(?:it\s+is\s+|it's\s+|that\s+)?(?:definitely\s+|certainly\s+|probably\s+|clearly\s+)?"
+    r"(?:(?:not|never|neither|nor|isn't|wasn't)\b|不)",
+    re.IGNORECASE,
+)
+_QUOTED = re.compile(r'\s*"([^"]+)"')
+_BUT = re.compile(r"\bbut\s+(?:rather\s+)?|\brather,?\s+|\binstead,?\s+|而是", re.IGNORECASE)
+_FILLER = re.compile(
+    r"[\s:]*(?:(?:it\s+is|it's|it\s+must\s+be|that|i\s+(?:think|believe|guess|would\s+say|am\s+sure)|probably|likely|maybe"
+    r"|perhaps|most\s+likely|clearly|definitely|certainly|surely|simply|therefore|thus|indeed|actually|about"
+    r"|approximately|roughly|exactly|≈|~|just|only)\b[\s,:]*)+",
+    re.IGNORECASE,
+)
+_RETRACTED = re.compile(
+    r"\b(?:that|this|it)(?:'s|\s+is|\s+was)\s+(?:wrong|incorrect|not\s+(?:right|correct)|a\s+mistake|an\s+error|mistaken)\b"
+    r"|\bscratch\s+that\b|\bi\s+(?:made\s+(?:a\s+mistake|an\s+error)|was\s+(?:wrong|mistaken)\b(?!\s+to)|take\s+(?:that|it)\s+back)"
+    r"|\blet\s+me\s+(?:reconsider|start\s+over|redo)\b|\bon\s+second\s+thought\b",
+    re.IGNORECASE,
+)
 _REFUSAL = re.compile(
-    r"\b(?:i\s+(?:can['’]?t|cannot|can\s+not|am\s+unable|am\s+not\s+able|won['’]?t|will\s+not|must\s+decline)"
-    r"|i['’]m\s+(?:unable|not\s+able|sorry)|(?:unable|not\s+possible|impossible)\s+to\s+"
-    r"(?:answer|determine|tell|say|help|assist))\b",
+    r"\b(?:i\s+(?:can't|cannot|can\s+not|am\s+unable|am\s+not\s+able|won't|will\s+not|must\s+decline|don't\s+know)"
+    r"|i'm\s+(?:unable|not\s+able|sorry)|(?:unable|not\s+possible|impossible)\s+to\s+"
+    r"(?:answer|determine|tell|say|help|assist)|cannot\s+be\s+(?:determined|answered))\b",
     re.IGNORECASE,
 )
 
@@ -49,6 +121,17 @@ class Reply:
     reached: bool
 
 
+@dataclass(frozen=True, slots=True)
+class Declaration:
+    """What a reply declares. start: where in the text. content: what is declared, to the end of the line (a box: all
+    of it). strong: by a word such as "answer" or by a box; weak ones ("it is …", "so …") need an answer's exact form."""
+
+    start: int
+    content: str
+    strong: bool
+    boxed: bool = False
+
+
 def collapse(text: str) -> str:
     """Whitespace runs become one space; none at the ends."""
     return _SPACES.sub(" ", text).strip()
@@ -56,7 +139,7 @@ def collapse(text: str) -> str:
 
 def normalise(text: str) -> str:
     """How texts are compared: casefolded, whitespace collapsed, quotes and trailing punctuation stripped."""
-    return collapse(text).casefold().strip("\"'“”‘’ ").rstrip(".,;:!? \"'”’")
+    return collapse(text).casefold().strip("\"' ").rstrip(".,;:!? \"'")
 
 
 def own_words(text: str) -> str:
@@ -70,45 +153,130 @@ def own_words(text: str) -> str:
 
 
 def clean(text: str) -> str:
-    """The reply's own words without Markdown and LaTeX wrappers (`\\boxed` stays: it declares)."""
-    text = own_words(text)
-    if "\\" in text:
+    """Plain characters, and no Markdown, HTML emphasis or LaTeX wrappers (`\\boxed` stays: it declares)."""
+    text = plain(text)
+    for _ in range(3 if "\\" in text else 0):  # wrappers nest
         text = _WRAPPER.sub(r"\1", text)
-    return _MARKUP.sub("", text).strip()
+    text = text.replace("{,}", ",").replace("\\%", "%").replace("\\quad", " ")
+    text = _HEADING.sub("", _GSM_MARK.sub("Answer: ", _MARKUP.sub("", _POWER.sub("^", text))))
+    return _STARRED.sub(lambda match: match[1] or match[2], text).strip()
+
+
+def boxes(text: str) -> list[tuple[int, int, str]]:
+    """(start, end, content) of every `\\boxed{…}` whose braces balance, in order."""
+    found = []
+    for match in _BOX.finditer(text):
+        depth = 1
+        for at in range(match.end(), len(text)):
+            depth += {"{": 1, "}": -1}.get(text[at], 0)
+            if not depth:
+                found.append((match.start(), at + 1, text[match.end() : at].strip()))
+                break
+    return found
 
 
 def unboxed(text: str) -> str:
     """The content of the box where the whole text is one, else the text."""
-    match = _BOXED.fullmatch(text.strip().rstrip(".:"))
-    return match[1].strip() if match else text
+    whole = text.strip().rstrip(".: ")
+    found = boxes(whole)
+    return found[0][2] if found and found[0][:2] == (0, len(whole)) else text
+
+
+def _since(pattern: re.Pattern[str], text: str) -> str:
+    cuts = [match.end() for match in pattern.finditer(text)]
+    return text[cuts[-1] if cuts else 0 :]
 
 
 def denied(text: str, start: int, end: int) -> bool:
-    """Is what stands at text[start:end] negated or only supposed, in its own clause?"""
-    before = text[max(0, start - 120) : start]
-    cuts = [match.end() for match in _CLAUSE.finditer(before)]
-    return bool(_DENIAL.search(before[cuts[-1] if cuts else 0 :])) or bool(_DENIED_AFTER.match(text, end))
+    """Is what stands at text[start:end] negated, only supposed, asked, or somebody else's view?"""
+    before = _CERTAINLY.sub("", text[max(0, start - 160) : start])
+    clause, sentence = _since(_CLAUSE, before), _since(_SENTENCE, before)
+    if _DENIAL.search(clause) or _OTHERS_VIEW.search(clause) or _SUPPOSED.search(sentence):
+        return True
+    return bool(_DENIED_AFTER.match(text, end)) or asked(text, end)
 
 
-def declarations(text: str) -> list[str]:
-    """What the text declares as its answer, the last declaration first; each up to the end of its line.
+def negates(text: str) -> bool:
+    """Does the text hold a word of negation?"""
+    return _DENIAL.search(text) is not None
 
-    Negated and hypothetical ones are left out ("the answer is not A", "if the answer is A").
+
+def asked(text: str, end: int) -> bool:
+    """Does the sentence that goes on at `end` finish with a question mark?"""
+    match = re.compile(r"[^.!?\n]{0,200}([.!?\n]|$)").match(text, end)
+    return match is not None and match[1] == "?"
+
+
+def retracted(text: str, start: int) -> bool:
+    """Does the text, from `start` on, take back what it said?"""
+    return _RETRACTED.search(text, start) is not None
+
+
+def payload(text: str, start: int) -> str | None:
+    """What a declaration that begins at `start` declares: the rest of its line, or the next line where that is empty.
+
+    Of "not A but B" it is "B"; of "not A" nothing.
     """
-    found: list[tuple[int, str]] = []
-    for match in _CUE.finditer(text):
-        line = text[match.end() :].split("\n", 1)[0]
-        if line and not _NEGATIVE_START.match(line) and not denied(text, match.start(), match.start()):
-            found.append((match.start(), unboxed(line.strip())))
-    for match in _BOXED.finditer(text):
-        if not denied(text, match.start(), match.end()):
-            found.append((match.start(), match[1].strip()))
-    return [content for _, content in sorted(found, reverse=True)]
+    content = text[start:].lstrip().split("\n", 1)[0]
+    negative = _NEGATIVE_START.match(content)
+    if negative is not None:
+        but = _BUT.search(content)
+        return content[but.end() :].strip() if but else None
+    quoted = _QUOTED.match(content)
+    return (quoted[1] if quoted else content).strip() or None
+
+
+def bare(content: str) -> str:
+    """A declaration's content without its fillers ("I think it is", "probably")."""
+    match = _FILLER.match(content)
+    return content[match.end() :] if match else content
+
+
+def _boxed(text: str) -> list[Declaration]:
+    """Boxes as declarations; boxes that are joined ("\\boxed{A} or \\boxed{B}") are one."""
+    found: list[Declaration] = []
+    last = -1
+    for start, end, content in boxes(text):
+        if denied(text, start, end):
+            continue
+        joiner = _JOINED.fullmatch(text[last:start]) if last >= 0 else None
+        if joiner and found:
+            content = f"{found.pop().content}{joiner[0].strip().join('  ')}{content}"
+        found.append(Declaration(start, content, True, True))
+        last = end
+    return found
+
+
+def declarations(text: str) -> list[Declaration]:
+    """What the text declares as its answer, the last declaration first.
+
+    Negated, supposed, asked and reported ones are left out ("the answer is not A", "if the answer is A").
+    """
+    found = _boxed(text) if "\\" in text else []
+    taken = {declaration.start for declaration in found}
+    for pattern, strong in ((_CUE, True), (_CHINESE_CHOICE, True), (_TITLE, True), (_WEAK_CUE, False)):
+        for match in pattern.finditer(text):
+            content = payload(text, match.end())
+            begin = match.end() - len(match[0].lstrip(" .,;!?\n"))
+            if content is None or content in ("", "{") or denied(text, begin, begin):
+                continue
+            at = match.end() if strong else match.end() - 1
+            inner = boxes(content)
+            if inner and inner[0][0] < 3:  # "the answer is \boxed{…}" is the box
+                continue
+            if at not in taken:
+                found.append(Declaration(at, content, strong))
+    return sorted(found, key=lambda declaration: declaration.start, reverse=True)
 
 
 def refuses(text: str) -> bool:
     """Does a short reply decline to answer?"""
     return len(text) < 400 and _REFUSAL.search(text) is not None
+
+
+def _tag(match: re.Match[str]) -> str:
+    name = "answer" if match[2].lower() == "answer" else "think"
+    return f"<{match[1]}{name}>"
 
 
 def read_reply(text: str, cut: bool) -> Reply:
@@ -117,9 +285,10 @@ def read_reply(text: str, cut: bool) -> Reply:
     cut: the completion was stopped from outside; what it holds counts only where a closed <answer> stands. So it
     is with a thought that never ends: only a closed <answer> at the very end counts.
     """
-    text = own_words(_TAG.sub(lambda match: f"<{match[1]}{match[2].lower()}>", text))
+    text = own_words(_TAG.sub(_tag, text))
     split = trace.split(text)
-    if not split.closed:
+    again = trace.OPEN in text.rpartition(trace.CLOSE)[2]
+    if again or not split.closed:
         ending = _ANSWER_AT_END.search(text)
         return Reply(clean(ending[1]), True, True) if ending else Reply("", False, False)
     finished = split.tagged and trace.ANSWER_CLOSE in text.rpartition(trace.ANSWER_OPEN)[2]

@@ -1,39 +1,40 @@
 """The one grader: from a problem and a reply to a verdict. Used by RL, by evaluation and by re-scoring alike.
 
 Where two readings are possible, the stricter one holds: an empty, refused, cut-off or shuffled reply scores 0, a
-reply that names two answers is a conflict, and no number is rounded (but where the data set says how).
+reply that names two answers is a conflict, and no number is rounded (but where the data set says how). docs/grading.md
+states the conventions, with an example each.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping
+from fractions import Fraction
 from functools import lru_cache
 from typing import Any
 
-import reasoning_gym
-
-from xreasoner.grading import extraction, numbers, options, words
+from xreasoner.grading import extraction, mathematics, numbers, options, quantities, words
 from xreasoner.grading.extraction import Reply
 from xreasoner.problem import Problem
 from xreasoner.verdict import Verdict
 
-_VALUE_AT_END = re.compile(r"(?:\b(?:is|are|be|equals|makes|leaves)\b|=)\s*((?:[-+−]\s*)?[\d.\\][^=\n]*)$")
 _FULL_MARKS = 1 - 1e-9
+_LIST_JOINT = re.compile(r"\s*(?:[,;]|\band\b)\s*")
 
 
 def judge(problem: Problem, text: str, exit: str = "natural") -> Verdict:
     """Judge a reply (the text after the prompt) to a problem.
 
     exit: how the completion ended (`completion.Exit`). A reply that was cut off before it closed an answer is
-    `truncated`, whatever else it holds; one that ended by itself is read for what it says.
+    `truncated`, whatever else it holds; one that ended by itself is read for what it says. Only `latex` asks the pool
+    of workers (`mathematics`); all other kinds are judged in this process.
     """
     reply = extraction.read_reply(text, cut=exit in ("truncated", "aborted"))
     if not reply.reached:
         return Verdict("truncated", reply.content)
     if not reply.content:
         return Verdict("unparsed")
-    verdict = _JUDGES[problem.answer_type](problem, reply)
+    verdict = JUDGES[problem.answer_type](problem, reply)
     if verdict.outcome in ("unparsed", "wrong") and extraction.refuses(reply.content):
         return Verdict("refused", verdict.extracted, verdict.normalised)
     return verdict
@@ -48,71 +49,177 @@ def _compare(found: str | None, gold: str, reply: Reply) -> Verdict:
 
 
 def _choice(problem: Problem, reply: Reply) -> Verdict:
-    return _compare(options.chosen(reply, problem.options), problem.gold.strip().upper(), reply)
+    """The label decides; where the text behind it is another option's, the verdict's note says so."""
+    labels = options.style_of(problem.gold, problem.options)
+    choices = options.prepare(problem.options, labels)
+    gold = options.gold_labels(problem.gold, choices)
+    if not gold:
+        return _counted_choice(problem, reply, labels)
+    label, behind = options.chosen(reply, choices)
+    if label is None or label == options.CONFLICT:
+        return _compare(label, "", reply)
+    other = options.contradiction(label, behind, choices) if behind else ""
+    note = f"conflict: the label {label} decides, but the text behind it is {other[:80]!r}" if other else ""
+    return Verdict("correct" if label in gold else "wrong", reply.content, label, note)
+
+
+def _counted_choice(problem: Problem, reply: Reply, labels: tuple[str, ...]) -> Verdict:
+    """A gold that is a bare number may count from 0 or from 1; only a reply that counts too can be compared."""
+    named = problem.gold.strip(" ().[]:")
+    expected = f"one of {', '.join(labels)}, or an option's text" if labels else "options"
+    error = Verdict("error", reply.content, "", f"gold: found {problem.gold!r}, expected {expected}")
+    if not named.isdecimal() or not (0 <= int(named) <= len(labels)):
+        return error
+    first = 0 if named == "0" else 1
+    counted = options.prepare(("",) * len(labels), tuple(str(n + first) for n in range(len(labels))))
+    label, _ = options.chosen(reply, counted)
+    if label is None:
+        note = f"gold: {problem.gold!r} may count from 0 or from 1; give the label or the option's text"
+        return Verdict("error", reply.content, "", note)
+    return _compare(label, named, reply)
 
 
 def _yes_no(problem: Problem, reply: Reply) -> Verdict:
-    return _compare(words.yes_or_no(reply), extraction.normalise(problem.gold), reply)
+    gold = words.plain_word(extraction.normalise(problem.gold))
+    if gold not in ("yes", "no", "maybe"):  # a closed question of SLAKE may ask "left or right?"
+        return _text(problem, reply)
+    return _compare(words.yes_or_no(reply), gold, reply)
 
 
 def _text(problem: Problem, reply: Reply) -> Verdict:
-    gold = extraction.normalise(extraction.clean(problem.gold))
-    if extraction.normalise(reply.content) == gold:
-        return Verdict("correct", reply.content, gold)
-    given = words.free_text(reply)
-    normalised = extraction.normalise(given)
-    return Verdict("correct" if normalised == gold else "wrong", given, normalised)
+    golds = [words.comparable(extraction.clean(gold)) for gold in words.accepted(problem.gold)]
+    if reply.content.rstrip().endswith("?"):
+        return Verdict("unparsed", reply.content)
+    said = [reply.content, *words.free_text(reply)]
+    given = next((each for each in said if words.comparable(each) in golds), None)
+    if given is not None:
+        return Verdict("correct", given, words.comparable(given))
+    if all(numbers.parse_number(gold) is not None for gold in golds):
+        verdicts = [_number_is(gold, problem, reply) for gold in golds]
+        return next((verdict for verdict in verdicts if verdict.correct), verdicts[0])
+    given = said[1] if len(said) > 1 else ""
+    return Verdict("wrong" if given else "unparsed", given or reply.content, words.comparable(given))
 
 
-def _numeral(problem: Problem, text: str) -> str | None:
-    """The number that the text is; a unit behind it counts only where the question or the gold names it."""
-    found = numbers.read_number(text)
-    if found is None:
-        return None
-    unit = found[1].strip(" .").casefold()
-    named = f"{problem.question} {problem.gold}".casefold()
-    if unit and (len(unit) > 24 or re.search(rf"(?<!\w){re.escape(unit)}(?!\w)", named) is None):
-        return None
-    return text.strip()[: len(text.strip()) - len(found[1])] if found[1] else text.strip()
-
-
-def _stated_number(problem: Problem, reply: Reply) -> str | None:
-    """The numeral that the reply gives, `CONFLICT` for two, None for none."""
-    text = extraction.unboxed(reply.content)
-    found = _numeral(problem, text)
-    if found is not None:
-        return found
-    for content in extraction.declarations(text):
-        found = _numeral(problem, content) or _numeral(problem, content.split(". ", 1)[0])
-        if found is not None:
-            return found
-    ending = _VALUE_AT_END.search(text) if reply.tagged or "\n" not in text else None
-    if ending is not None and not extraction.denied(text, ending.start(), ending.end()):
-        found = _numeral(problem, ending[1])
-    if found is None and len(text.split()) <= 12 and numbers.two_numbers(text):
-        return options.CONFLICT
-    return found
+def _gold_number(text: str) -> Fraction | None:
+    found = numbers.read_number(extraction.unboxed(extraction.clean(text)))
+    return found[0] if found is not None and numbers.is_unit(found[1].replace("%", "")) else None
 
 
 def _number(problem: Problem, reply: Reply) -> Verdict:
     """Exact equality of values; `meta["precision"]` (decimal places), where the data set has one, rounds both."""
-    gold = numbers.read_number(problem.gold)
-    if gold is None:
-        return Verdict("error", reply.content, f"the gold {problem.gold!r} is not a number")
-    given = _stated_number(problem, reply)
+    return _number_is(problem.gold, problem, reply)
+
+
+def _number_is(gold: str, problem: Problem, reply: Reply) -> Verdict:
+    wanted = _gold_number(gold)
+    if wanted is None:
+        return Verdict("error", reply.content, "", f"gold: found {gold!r}, expected a number")
+    if "%" in gold:  # 50 % against 50 %, both without the sign
+        reply = Reply(reply.content.replace("%", ""), reply.tagged, reply.reached)
+    given = numbers.stated_number(reply)
     if given is None or given == options.CONFLICT:
         return _compare(given, "", reply)
     parsed = numbers.read_number(given)
     assert parsed is not None
-    value, wanted = parsed[0], gold[0]
     places = problem.meta.get("precision")
-    if places is not None:
-        value, wanted = round(value, int(places)), round(wanted, int(places))
-    return Verdict("correct" if value == wanted else "wrong", given, numbers.shown(value))
+    if places is None:
+        right = parsed[0] == wanted
+    else:
+        right = numbers.rounded(parsed[0], int(places)) == numbers.rounded(wanted, int(places))
+    return Verdict("correct" if right else "wrong", given, numbers.shown(parsed[0]))
+
+
+def _candidates(reply: Reply) -> list[str]:
+    """What may be the answer of a reply: the last strong declaration (and its first sentence), else all of a tagged or
+    one-line reply; nothing where it was taken back."""
+    text = extraction.unboxed(reply.content)
+    for declaration in extraction.declarations(text):
+        if declaration.strong:
+            if extraction.retracted(text, declaration.start):
+                return []
+            content = extraction.bare(declaration.content)
+            return [content] if declaration.boxed else [content, re.split(r"\.\s|\s+because\b", content, maxsplit=1)[0]]
+    if not reply.tagged and "\n" in text:
+        return []
+    weak = extraction.declarations(text)
+    ending = re.search(r"\b(?:is|equals|are)\s+(\S[^=]*?)[\s.]*$", text)
+    found = [text, *([weak[0].content] if weak else [])]
+    if ending and not extraction.denied(text, ending.start(), ending.end()):
+        found.append(ending[1])
+    return found
+
+
+def _quantity(problem: Problem, reply: Reply) -> Verdict:
+    """A number with its unit: the same after conversion. A reply with no unit is wrong where the gold has one."""
+    gold = quantities.read_quantity(extraction.unboxed(extraction.clean(problem.gold)))
+    if gold is None:
+        return Verdict("error", reply.content, "", f"gold: found {problem.gold!r}, expected a number with a unit")
+    if not gold[1]:
+        return _number(problem, reply)
+    for text in _candidates(reply):
+        found = quantities.read_quantity(text)
+        if found is None:
+            continue
+        if numbers.numeral(text) == options.CONFLICT:
+            return Verdict("conflict", reply.content)
+        value = quantities.in_units_of(*found, gold[1])
+        if value is not None:
+            right = value == gold[0]
+            places = problem.meta.get("precision")
+            if places is not None:
+                right = numbers.rounded(value, int(places)) == numbers.rounded(gold[0], int(places))
+            return Verdict("correct" if right else "wrong", text, f"{numbers.shown(value)} {gold[1]}")
+    said = next((text for text in _candidates(reply) if quantities.read_quantity(text)), None)
+    return Verdict("wrong", said, said) if said else Verdict("unparsed", reply.content)
+
+
+def _latex(problem: Problem, reply: Reply) -> Verdict:
+    """Mathematical equality. What cannot be read is unparsed, what takes too long an error: neither is a wrong answer."""
+    gold = extraction.unboxed(extraction.clean(problem.gold.replace("\x0crac", "\\frac")))
+    outcome, given = "unparsed", ""
+    for given in _candidates(reply):
+        outcome = mathematics.same(gold, given)
+        if outcome not in ("unparsed", "different"):
+            break
+    if outcome == "equal":
+        return Verdict("correct", given, given)
+    if outcome in ("different", "unparsed"):
+        given = next(iter(_candidates(reply)), reply.content)
+        return Verdict("wrong" if outcome == "different" else "unparsed", given, given)
+    limit = f"more than {mathematics.LIMIT:g} s of CPU time" if outcome == mathematics.TIMEOUT else outcome
+    return Verdict("error", given, "", f"mathematics: {limit}")
+
+
+def _listed(text: str) -> list[str]:
+    text = text.strip().rstrip(".")
+    if text[:1] in "[({" and text[-1:] in "])}":
+        text = text[1:-1]
+    return [part.strip().strip("\"'") for part in _LIST_JOINT.split(text) if part.strip()]
+
+
+def _list(problem: Problem, reply: Reply) -> Verdict:
+    """The same members in the same order: numbers by value (or the data set's precision), words as short text."""
+    wanted = _listed(extraction.clean(problem.gold))
+    places = problem.meta.get("precision")
+
+    def member(text: str) -> object:
+        value = numbers.parse_number(text)
+        if value is None:
+            return words.comparable(text)
+        return value if places is None else numbers.rounded(value, int(places))
+
+    candidates = [each for each in _candidates(reply) if each]
+    for text in candidates:
+        if [member(part) for part in _listed(text)] == [member(part) for part in wanted]:
+            return Verdict("correct", text, ", ".join(_listed(text)))
+    return Verdict("wrong", candidates[0], candidates[0]) if candidates else Verdict("unparsed", reply.content)
 
 
 @lru_cache(maxsize=256)
 def _scorer(name: str) -> Callable[[str, Mapping[str, Any]], float]:
+    import reasoning_gym
+
     scorer: Callable[[str, Mapping[str, Any]], float] = reasoning_gym.get_score_answer_fn(name)
     return scorer
 
@@ -120,20 +227,23 @@ def _scorer(name: str) -> Callable[[str, Mapping[str, Any]], float]:
 def _gym(problem: Problem, reply: Reply) -> Verdict:
     """reasoning-gym's own scorer, on the answer alone; only full marks count."""
     text = extraction.unboxed(reply.content)
-    declared = [] if reply.tagged else extraction.declarations(text)
-    given = declared[0] if declared else text
+    declared = [] if reply.tagged else [each for each in extraction.declarations(text) if each.strong]
+    given = declared[0].content if declared else text
     try:
         score = float(_scorer(str(problem.meta["name"]))(given, problem.meta["entry"]))
     except Exception as error:  # a scorer by others may raise anything on odd text; the verdict says so
-        return Verdict("error", given, f"{type(error).__name__}: {error}"[:200])
+        return Verdict("error", given, "", f"{type(error).__name__}: {error}"[:200])
     return Verdict("correct" if score >= _FULL_MARKS else "wrong", given, given)
 
 
-_JUDGES: dict[str, Callable[[Problem, Reply], Verdict]] = {
+JUDGES: dict[str, Callable[[Problem, Reply], Verdict]] = {
     "choice": _choice,
     "yesno": _yes_no,
     "integer": _number,
     "number": _number,
+    "quantity": _quantity,
+    "latex": _latex,
+    "list": _list,
     "text": _text,
     "gym": _gym,
 }

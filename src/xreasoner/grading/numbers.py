@@ -6,44 +6,86 @@ import re
 from decimal import Decimal
 from fractions import Fraction
 
-_PLAIN = r"(?:\d{1,3}(?:,\d{3})+(?!\d)|\d+)(?:\.\d+)?|\.\d+"
-_POWER = r"(?:\s*(?:\\times|\\cdot|×|x|\*)\s*10\s*(?:\^|\*\*)?\s*\{?([-+−]?\d{1,3})\}?|[eE]([-+]?\d{1,3})(?![\d.]))"
-_NUMBER = re.compile(rf"([-+−]?)\s*({_PLAIN})(?:{_POWER}|\s*/\s*(\d+))?")
-_FRACTION = re.compile(r"([-+−]?)\s*\\[dt]?frac\s*\{\s*([-+−]?\d+)\s*\}\s*\{\s*(\d+)\s*\}")
-_NAMED = re.compile(r"(?:[A-Za-z]\w{0,11}\s*)?=\s*")
-_TWO = re.compile(r"(?<![\w.])([-+−]?\d+(?:\.\d+)?)\s*(?:,|;|\bor\b|\band\b)\s*([-+−]?\d+(?:\.\d+)?)(?![\w.]\d)")
+from xreasoner.grading import extraction
+from xreasoner.grading.extraction import Reply
+
+CONFLICT = "conflict"
+"""Returned in place of a numeral where a reply gives two."""
+
+_PLAIN = r"(?:\d{1,3}(?:,\d{3})+(?!\d)|\d{1,3}(?: \d{3})+(?!\d)|\d+)(?:\.\d+)?|\.\d+"
+_POWER = (
+    r"(?:\s*(?:\\times|\\cdot|×|·|x|\*)\s*10\s*(?:\^|\*\*)?\s*\{?\s*([-+]?\d{1,3})\s*\}?|[eE]([-+]?\d{1,3})(?![\d.]))"
+)
+_SIGN = r"([-+]?)\s*[€£¥₹]?\s*"
+_NUMBER = re.compile(rf"{_SIGN}({_PLAIN})(?:{_POWER}|\s*/\s*(\d+)|\s+(\d+)\s*/\s*(\d+))?")
+_TEN = re.compile(r"([-+]?)\s*10\s*\^\s*\{?\s*([-+]?\d{1,3})\s*\}?")
+_FRACTION = re.compile(
+    r"([-+]?)\s*(\d*)\s*\\[dt]?frac\s*(?:\{\s*([-+]?\d+)\s*\}|(\d))\s*(?:\{\s*([-+]?\d+)\s*\}|(\d))"
+)
+_NAMED = re.compile(r"(?:\\?[A-Za-zθπαβγλµ]\w{0,11}(?:_\{?\w+\}?)?(?:\([^()]{1,12}\))?\s*)?(?:=|≈|\\approx)\s*")
+_JOINED = re.compile(r"\s*(?:,|;|/|-|–|—|±|\\pm|\bor\b|\band\b|\bto\b|\+/-)\s*(?:[A-Za-z]\w{0,8}\s*=\s*)?[-+]?\s*[\d.]", re.I)
+_UNIT = re.compile(r"[^\W\d_°][^\W\d_]*|[^\W\d_°][^\d_=<>+,;:\"]{0,39}|°[A-Za-z]?|[€£¥₹]")
+_CUT = re.compile(r"(?:[.;!]?\s*\n|[.;!)]\s+|,\s+(?!\d)|[\s.]+\(|\s+(?:because|since|as|which|where|when|so|after|left|in total)\b)")
+_SCALE = re.compile(
+    r"\b(?:hundreds?|thousands?|millions?|billions?|trillions?|dozens?|pairs?|half|percent|per\s?cent|k|mn|bn|times"
+    r"|squared|cubed|factorial|minus|plus|or|and|to|if|but|not|more|less|fewer|over|under|of|%)\b|%|[\^]",
+    re.IGNORECASE,
+)
+_ENDING = re.compile(
+    r"(?:\b(?:is|are|be|equals|makes|leaves|gives|get|got|was|were|total(?:s|ing)?|has|have|cost|costs|pay|pays|earns?)\b|=)"
+    r"\s*(?:only\s+|exactly\s+|about\s+)?((?:[-+]\s*)?[€£¥]?[\d.\\][^=\n]*)$"
+)
+_LETTER_UNITS = "mgsLlVANJWKCFhTH°€£¥"
+"""Units of one letter; any other letter behind a number is a variable."""
+_FIRST_SENTENCE = re.compile(r"[.!;]\s+(?=[A-Z(])")
 _LIMIT = 200
 """Characters; a longer run of digits is no answer, and costs time."""
 
 
 def _signed(sign: str, value: Fraction) -> Fraction:
-    return -value if sign in ("-", "−") and sign else value
+    return -value if sign == "-" else value
+
+
+def _fraction(text: str) -> tuple[Fraction, str] | None:
+    match = _FRACTION.match(text)
+    if match is None or match.end() > _LIMIT:
+        return None
+    above, below = Fraction(match[3] or match[4]), int(match[5] or match[6])
+    if not below:
+        return None
+    whole = int(match[2] or 0)
+    return _signed(match[1], whole + above / below), text[match.end() :]
 
 
 def read_number(text: str) -> tuple[Fraction, str] | None:
     """A number at the start of the text and what follows it, or None.
 
-    Reads 1,234; -3.5; 6.02e23; 6.02 \\times 10^{23}; 3/4; \\frac{3}{4}; a name before an equals sign is passed over.
+    Reads 1,234; 10 080; -3.5; 6.02e23; 6.02 \\times 10^{23}; 10^{-3}; 3/4; 1 3/4; \\frac{3}{4}; \\frac12; €5; a name
+    before an equals sign is passed over.
     """
     text = text.strip()
     named = _NAMED.match(text)
     text = text[named.end() :] if named else text
-    match = _FRACTION.match(text)
-    if match is not None and match.end() <= _LIMIT:
-        below = int(match[3])
-        top = Fraction(int(match[2].replace("−", "-")))
-        return (_signed(match[1], top / below), text[match.end() :]) if below else None
+    found = _fraction(text)
+    if found is not None:
+        return found
+    ten = _TEN.match(text)
+    if ten is not None:
+        return _signed(ten[1], Fraction(10) ** int(ten[2])), text[ten.end() :]
     match = _NUMBER.match(text)
     if match is None or match.end() > _LIMIT:
         return None
-    sign, digits, power, exponent, below_text = match.groups()
-    value = Fraction(Decimal(digits.replace(",", "")))
+    sign, digits, power, exponent, below, mixed_above, mixed_below = match.groups()
+    value = Fraction(Decimal(digits.replace(",", "").replace(" ", "")))
     if power or exponent:
-        value *= Fraction(10) ** int((power or exponent).replace("−", "-"))
-    if below_text:
-        if not int(below_text):
+        value *= Fraction(10) ** int(power or exponent)
+    for divisor in (below, mixed_below):
+        if divisor and not int(divisor):
             return None
-        value /= int(below_text)
+    if below:
+        value /= int(below)
+    if mixed_below:
+        value += Fraction(int(mixed_above), int(mixed_below))
     return _signed(sign, value), text[match.end() :]
 
 
@@ -53,9 +95,91 @@ def parse_number(text: str) -> Fraction | None:
     return found[0] if found is not None and not found[1].strip(" .") else None
 
 
+def is_unit(text: str) -> bool:
+    """May this stand behind a number without changing it ("km", "apples", "m/s^2"), unlike "dozen" or "percent"?"""
+    plain = re.sub(r"(?<=[A-Za-z])(?:\^\s*\{?-?[1-4]\}?|-?[1-4](?!\d))", "", text).strip().strip(".")
+    if len(plain) == 1:
+        return plain in _LETTER_UNITS
+    return not plain or (
+        _UNIT.fullmatch(plain) is not None and _SCALE.search(plain) is None and len(plain.split()) <= 4
+    )
+
+
+def _after_equals(text: str) -> str | None:
+    """What stands behind the last equals sign; None where the text gives several equations."""
+    if text.count("=") < 2:
+        return text
+    return None if re.search(r"\bor\b|\band\b|[,;]", text) else text.rpartition("=")[2]
+
+
+def numeral(text: str, exclaims: bool = False) -> str | None:
+    """The number at the start of the text as written, where nothing behind it changes it; `CONFLICT` where another
+    number is joined to it ("4 or 5", "4-5"); None for none. exclaims: a "!" behind it is no factorial."""
+    text = text.strip()
+    after = _after_equals(text)
+    if after is None:
+        return CONFLICT
+    text = after.strip()
+    while text[:1] in "([" and text[-1:] in ")].":
+        text = text[1:].rstrip(".")[:-1].strip()
+    found = read_number(text)
+    if found is None:
+        return None
+    rest = found[1]
+    if _JOINED.match(rest):
+        return CONFLICT
+    if exclaims:
+        rest = re.sub(r"^!", ".", rest)
+    cut = _CUT.search(rest)
+    shown = text[: len(text) - len(found[1])].strip() if found[1] else text
+    unit = rest[: cut.start()] if cut else rest
+    unit = unit.strip().rstrip(".")
+    return shown if is_unit(unit) else None
+
+
+def stated_number(reply: Reply) -> str | None:
+    """The numeral that the reply gives, `CONFLICT` for two, None for none."""
+    text = extraction.unboxed(reply.content)
+    one_piece = re.search(r"[.;!?]\s|\n", text.strip()) is None
+    found = numeral(extraction.bare(text)) if one_piece else None
+    if found is not None:
+        return found
+    for declaration in extraction.declarations(text):
+        content = _FIRST_SENTENCE.split(extraction.bare(declaration.content), maxsplit=1)[0]
+        said = numeral(content, exclaims=not declaration.boxed)
+        if said is None and declaration.strong:
+            ending = _ENDING.search(content.rstrip(" .!"))
+            said = numeral(ending[1], exclaims=True) if ending else None
+        if said is not None:
+            return None if extraction.retracted(text, declaration.start) else said
+    return _concluded(text)
+
+
+def _concluded(text: str) -> str | None:
+    """The number with which the last line ends, where it says what something is or comes to ("the sum is 14")."""
+    lines = [line.strip() for line in text.split("\n") if line.strip()]
+    if not lines or lines[-1].endswith("?"):
+        return None
+    last = lines[-1].rstrip(" .!")
+    if len(lines) > 1 and (alone := numeral(last, exclaims=True)) is not None:
+        return alone if read_number(lines[-2]) is None else CONFLICT
+    ending = _ENDING.search(last)
+    if ending is None or extraction.denied(last, ending.start(), ending.end()):
+        return CONFLICT if len(text.split()) <= 12 and two_numbers(text) else None
+    return numeral(ending[1], exclaims=True)
+
+
+_TWO = re.compile(r"(?<![\w.])([-+]?\d+(?:\.\d+)?)\s*(?:,|;|\bor\b|\band\b)\s*([-+]?\d+(?:\.\d+)?)(?![\w.]\d)")
+
+
 def two_numbers(text: str) -> bool:
     """Does the text give two different numbers as if either would do ("4 or 5", "4, 5")?"""
     return any(match[1] != match[2] for match in _TWO.finditer(text))
+
+
+def rounded(value: Fraction, places: int) -> float:
+    """As MathVista's own rule rounds: Python's `round` of the nearest double."""
+    return round(float(value), places)
 
 
 def shown(value: Fraction) -> str:

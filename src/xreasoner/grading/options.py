@@ -7,152 +7,304 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 from xreasoner.grading import extraction
+from xreasoner.grading.extraction import Reply
 from xreasoner.grading.numbers import parse_number
 from xreasoner.problem import LABELS
 
 CONFLICT = "conflict"
-"""Returned in place of a label where a reply chose two options, or its letter and its text disagree."""
+"""Returned in place of a label where a reply chose two options."""
 
-_START = re.compile(
-    r"[\s\"'“‘]*(?:(?:[Oo]ption|[Cc]hoice|[Ll]etter)\s+)?"
-    r"(?:\(([A-Za-z])\)|\[([A-Za-z])\]|([A-Z]|[a-z](?=[:)]\s|[.:)]?\s*$)))(?![\w'’])"
-    r"(?P<rest>\s*$|\s*[:.)\],;/&+–—-].*|\s+(?:and|or|is|was|because|since|as|with|\().*)",
-    re.DOTALL,
+_ROMAN = tuple("I II III IV V VI VII VIII IX X XI XII XIII XIV XV XVI XVII XVIII XIX XX".split())
+_OWN_LABEL = re.compile(r"\s*(?:\(([A-Za-z]{1,5}|\d{1,2})\)|([A-Za-z]{1,5}|\d{1,2})(?:[.)]|(?<=[A-Za-z]):))\s*(?!\d)(?=\S)")
+_ORDINALS = "first second third fourth fifth sixth seventh eighth ninth tenth eleventh twelfth".split()
+_SEPARATOR = re.compile(r"^[\s:.)\]},;–—\"'>]*(?:-\s+)?")
+_RIGHT = (
+    r"\s*,?\s*(?:option|选项|選項)?\s*(?:(?:is|must\s+be|should\s+be|seems|looks|appears(?:\s+to\s+be)?)\s+"
+    r"(?:clearly\s+|therefore\s+|thus\s+|indeed\s+|definitely\s+)?(?:the\s+|my\s+)?(?:only\s+|single\s+)?"
+    r"(?:correct|right|best|true|proper|answer|most\s+(?:likely|appropriate|plausible|accurate|suitable|consistent))\b"
+    r"|fits\s+best\b|makes\s+the\s+most\s+sense\b|(?:是)?正确)"
 )
-_ANOTHER = re.compile(
-    r"\s*(?:,\s*(?:and\s|or\s)?|/|&|\+|;|and\s|or\s)\s*(?:option\s+)?[(\[]?([A-Z])[)\]]?(?![\w'’])"
-    r"(?=\s*(?:$|[.,;:!)\]/&]|and\b|or\b))"
-)
-_LISTED = re.compile(r"(?<![\w'’])([A-Z])\s*[:)]|\n\s*([A-Z])\.\s")
-_SEPARATOR = re.compile(r"^[\s:.)\],;–—]*(?:-\s+)?")
-_IS_RIGHT = re.compile(
-    r"(?:\(([A-Za-z])\)|(?<![\w'’])([A-Z])(?![\w'’]))(?:\s*\([^()]{1,80}\))?\s*,?\s+is\s+(?:clearly\s+|therefore\s+)?"
-    r"(?:the\s+)?(?:correct|right|best|my\s+answer|the\s+answer)\b"
-)
-_MENTION = re.compile(r"\(([A-Za-z])\)|\b[Oo]ption\s+\(?([A-Za-z])\)?(?![\w'’])|(?:^|\n)\s*([A-Z])[).:]")
-_BARE = re.compile(r"(?<![\w'’.])([B-HJ-Z]|[AI](?!\s+[a-z]))(?![\w'’])")
-_PREFIX = re.compile(r"\s*\(?([A-Z])\s*[:.)]\s*(?=\S)")
+_ARTICLE = re.compile(r"(?:(?:it|this|that)\s+(?:is|was)\s+|it's\s+)?(?:(?:an?|the)\s+)?", re.IGNORECASE)
+_ENDING = re.compile(r"(?:\b(?:is|are|equals|be)\b|=)\s*([^=\n]{1,80}?)[\s.]*$")
+_BEFORE, _AFTER = r"(?<![A-Za-z0-9_À-ɏ'])", r"(?![A-Za-z0-9_À-ɏ'])"
+"""Where a label may stand; other scripts write no spaces around it."""
+_SHORT = 25
+"""Words; in a longer reply an option's text that merely occurs does not count as chosen."""
 
 
 @dataclass(frozen=True, slots=True)
 class Options:
-    """Options as they are compared. labels: A, B, …; texts: normalised (text, label), the longest first."""
+    """Options as they are compared. labels: upper case, in order; own: label → normalised text; texts: (text, label),
+    the longest first. start, another, listed, right: patterns that read these labels."""
 
-    labels: frozenset[str]
-    texts: tuple[tuple[str, str], ...]
+    labels: tuple[str, ...]
     own: dict[str, str]
+    texts: tuple[tuple[str, str], ...]
+    patterns: Patterns
+
+
+@dataclass(frozen=True, slots=True)
+class Patterns:
+    """start: a label at the start and what follows. another: a second label joined to the first. marker: a label that
+    begins a line. right: a label that is said to be right. whole: nothing but a label."""
+
+    start: re.Pattern[str]
+    another: re.Pattern[str]
+    marker: re.Pattern[str]
+    right: re.Pattern[str]
+    whole: re.Pattern[str]
+
+
+@lru_cache(maxsize=256)
+def _patterns(labels: tuple[str, ...]) -> Patterns:
+    any_case = "|".join(sorted({x for label in labels for x in (label, label.lower())}, key=lambda x: (-len(x), x)))
+    upper = "|".join(sorted(labels, key=lambda label: (-len(label), label)))
+    lower = "|".join(sorted((label.lower() for label in labels if label.lower() != label), key=len, reverse=True)) or "(?!)"
+    closed = rf"[(\[{{<\"']+\s*({any_case})\s*[)\]}}>\"']+"
+    open_ = rf"({upper}){_AFTER}|({lower})(?=\s*[.:)\]}},]\s|\s*[.:)\]]?\s*$|\s+(?:is|because)\b)"
+    prefix = (
+        r"[\s\"'>*•-]*(?:(?:the|la|le|el|die|der|das)\s+)?"
+        r"(?:(?:option|choice|letter|answer|statement|opción|opção|opzione|lettre|letra)\s+|选项)?"
+    )
+    rest = (
+        r"(?P<rest>\s*$|\s*[:.)\]},;!/&+?–—](?!\d).*|\s*-\s.*|\s*\n.*|\s*\(.*"
+        r"|(?<=[)\]}>])\s+\S.*|\s+(?:and|or|is|was|because|since|as|for|with|not|rather|instead|by)\b.*|\s+(?=[A-Z]).*|\s*(?:是|正确|选项).*)"
+    )
+    joint = (
+        r"\s*(?:,?\s*(?:but|or|and|though|although)\s+(?:it\s+)?(?:could|might|may|possibly|perhaps|maybe)\b"
+        r"(?:\s+also)?(?:\s+be)?|,\s*(?:and\s+|or\s+)?|/|&|\+|;|\band\b|\bor\b|\s)\s*(?:option\s+|choice\s+)?"
+    )
+    ordinals = "|".join(_ORDINALS[: len(labels)])
+    return Patterns(
+        start=re.compile(rf"(?i:{prefix})(?:{closed}|{open_}){rest}", re.DOTALL),
+        another=re.compile(
+            rf"{joint}[(\[]?({upper})[)\]]?{_AFTER}(?=\s*(?:$|[.,;:!)\]/&?\n]|and\b|or\b|(?:{upper}){_AFTER}))"
+        ),
+        marker=re.compile(
+            rf"(?:^|\n)[\s*•-]*(?:[(\[]({any_case})[)\]]|({any_case})[.):])(?!\d)(?=\s|$)"
+            rf"|{_BEFORE}(?:[(\[]({upper})[)\]]|({upper})\s*[:)])(?!\d)(?=\s|$)"
+        ),
+        right=re.compile(
+            rf"(?:{closed}|{_BEFORE}({upper}){_AFTER}|\b((?i:{ordinals}))\s+(?:option|choice|answer|one)\b)"
+            rf"(?:\s*[:.)]?\s*\([^()]{{1,80}}\))?(?:{_RIGHT})"
+        ),
+        whole=re.compile(rf"(?i:{prefix})[(\[{{\"']?({any_case})[)\]}}\"']?[.:)]?"),
+    )
+
+
+def _labelled(options: tuple[str, ...]) -> tuple[str, ...] | None:
+    """The labels that the options' own texts carry ("B: 14", "(ii) two", "2. dog"), where all do, in order."""
+    found = []
+    for text in options:
+        match = _OWN_LABEL.match(text)
+        if match is None:
+            return None
+        found.append((match[1] or match[2]).upper())
+    labels = tuple(found)
+    known = [LABELS, _ROMAN, [str(n) for n in range(1, 100)], [str(n) for n in range(100)]]
+    return labels if any(labels == tuple(each[: len(labels)]) for each in known) else None
+
+
+def style_of(gold: str, options: tuple[str, ...]) -> tuple[str, ...]:
+    """The labels by which these options are called: their own, else what the gold is one of, else A, B, C, …"""
+    own = _labelled(options)
+    if own is not None:
+        return own
+    named = gold.strip(" ().[]:").upper()
+    letters = tuple(LABELS[: len(options)])
+    romans = _ROMAN[: len(options)]
+    return romans if named in romans and named not in letters else letters
 
 
 @lru_cache(maxsize=4096)
-def prepare(options: tuple[str, ...]) -> Options:
-    """Options for comparing; a label that the option's own text carries ("B: 14") is taken off where all carry one."""
-    pairs = list(zip(LABELS, options, strict=False))
-    if pairs and all((match := _PREFIX.match(text)) and match[1] == label for label, text in pairs):
-        pairs = [(label, _PREFIX.sub("", text, count=1)) for label, text in pairs]
-    own = {label: extraction.normalise(extraction.clean(text)) for label, text in pairs}
-    texts = [(text, label) for label, text in own.items() if text and text.upper() not in own]
-    return Options(frozenset(own), tuple(sorted(texts, key=lambda pair: -len(pair[0]))), own)
+def prepare(options: tuple[str, ...], labels: tuple[str, ...]) -> Options:
+    """Options for comparing; a label that every option's own text carries is taken off."""
+    carried = _labelled(options) is not None
+    texts = [_OWN_LABEL.sub("", text, count=1) if carried else text for text in options]
+    own = {label: extraction.normalise(extraction.clean(text)) for label, text in zip(labels, texts, strict=False)}
+    clear = [(text, label) for label, text in own.items() if text and text.upper() not in own]
+    return Options(labels, own, tuple(sorted(clear, key=lambda pair: -len(pair[0]))), _patterns(labels))
+
+
+def gold_labels(gold: str, options: Options) -> frozenset[str]:
+    """The labels that are right: the one that the gold names, or every one whose text it is. None fits: empty."""
+    named = gold.strip().strip("()[].:").strip().upper()
+    wanted = extraction.normalise(extraction.clean(gold))
+    same = frozenset(label for label, text in options.own.items() if text == wanted)
+    if named in options.own:
+        return frozenset({named})
+    if same:
+        return same
+    match = options.patterns.start.match(gold.strip())
+    label = _label(match, options) if match else None
+    said = extraction.normalise(_SEPARATOR.sub("", match["rest"])) if match else ""
+    return frozenset({label}) if label and said == options.own[label] else frozenset()
 
 
 def _label(match: re.Match[str], options: Options) -> str | None:
-    letter = next(group for group in match.groups() if group).upper()
-    return letter if letter in options.labels else None
+    letter = next((group for name, group in enumerate(match.groups()) if group and group != match["rest"]), "")
+    return letter.upper() if letter.upper() in options.own else None
 
 
 def _starts_with(text: str, option: str) -> bool:
     rest = text[len(option) :]
-    return text.startswith(option) and not re.match(r"\w|[.,]\d", rest)
+    return bool(option) and text.startswith(option) and not re.match(r"\w|[.,]\d", rest)
 
 
-def _exact(text: str, options: Options) -> str | None:
+def exact(text: str, options: Options) -> str | None:
     """The option whose text this is, word for word; `CONFLICT` where two options share the text."""
     wanted = extraction.normalise(text)
     found = [label for option, label in options.texts if option == wanted]
+    if not found:
+        without = wanted[_ARTICLE.match(wanted).end() :]  # type: ignore[union-attr]
+        found = [label for option, label in options.texts if without and option == without]
     return None if not found else found[0] if len(found) == 1 else CONFLICT
 
 
-def _contradicts(label: str, text: str, options: Options) -> bool:
-    """Does the text behind a letter name another option, or a number that is not the option's?"""
-    said = extraction.normalise(text)
+def contradiction(label: str, text: str, options: Options) -> str:
+    """The text behind a letter where it is another option's, or a number that is not the option's; else ""."""
+    said = extraction.normalise(_SEPARATOR.sub("", text).split("\n", 1)[0])
     longest = [option for option, _ in options.texts if _starts_with(said, option)][:1]
     if longest:
-        return longest[0] != options.own[label]
-    return parse_number(said) is not None and parse_number(options.own[label]) is not None
+        return "" if longest[0] == options.own[label] else said
+    return said if parse_number(said) is not None and parse_number(options.own[label]) is not None else ""
 
 
-def _read(text: str, options: Options) -> str | None:
-    """A label at the start of the text ("B", "(B)", "B: 14", "option B because …") or an option's exact text."""
-    exact = _exact(text, options)
-    if exact is not None:
-        return exact
-    match = _START.match(text)
+def read(text: str, options: Options) -> tuple[str | None, str]:
+    """(label, what stands behind it) of a label at the start ("B", "(B)", "B: 14", "option B because …") or of an
+    option's exact text; (`CONFLICT`, "") where two are named, (None, "") for none."""
+    found = exact(text, options)
+    if found is not None:
+        return found, ""
+    match = options.patterns.start.match(text)
     label = _label(match, options) if match else None
     if match is None or label is None:
-        return None
+        return None, ""
+    rest = match["rest"]
     if extraction.denied(text, match.start(), match.start("rest")):
-        return None
-    said = extraction.collapse(_SEPARATOR.sub("", match["rest"]).split("\n", 1)[0])
+        return None, ""
     own = options.own[label]
-    if not said or extraction.normalise(said) == own:
-        return label
-    behind = said[len(own) :] if own and _starts_with(said.casefold(), own) else match["rest"]
-    others = [another[1] for another in (_ANOTHER.match(behind),) if another]
-    others += [other for pair in _LISTED.findall(match["rest"]) for other in pair if other]
-    second = any(other != label and other in options.labels for other in others)
-    return CONFLICT if second or _contradicts(label, said, options) else label
+    said = extraction.collapse(_SEPARATOR.sub("", rest)).casefold()
+    behind = said[len(own) :] if _starts_with(said, own) else rest
+    second = options.patterns.another.match(behind)
+    if second and second[1] != label:
+        return CONFLICT, ""
+    if re.match(r"\s+(?:and|or|is|was)\b", rest) and not re.match(rf"{_RIGHT}", rest) and not _starts_with(said, own):
+        return None, ""
+    if label in ("A", "I") and re.match(r"\s+[a-z]", rest) and contradiction(label, rest, options):
+        return CONFLICT, ""  # "A beta particle": a label, or an article?
+    return label, rest
 
 
-def _only(labels: set[str]) -> str | None:
-    return None if not labels else next(iter(labels)) if len(labels) == 1 else CONFLICT
+def _ordinal(text: str, options: Options) -> str | None:
+    match = re.match(r"\s*(?:the\s+)?(\w+)\s+(?:option|choice|answer|one)\b", text, re.IGNORECASE)
+    word = match[1].lower() if match else ""
+    return options.labels[_ORDINALS.index(word)] if word in _ORDINALS[: len(options.labels)] else None
 
 
-def _declared(text: str, options: Options) -> str | None:
-    """The last option that the text declares ("the answer is B", "\\boxed{B}"), or says to be right."""
-    for content in extraction.declarations(text):
-        found = _read(content, options) or _read(content.split(". ", 1)[0], options)
-        if found is not None:
-            return found
-    right = [match for match in _IS_RIGHT.finditer(text) if not extraction.denied(text, match.start(), match.end())]
-    return _label(right[-1], options) if right else None
+def _declared(text: str, options: Options) -> tuple[int, str | None, str]:
+    """(where, label, what stands behind it) of the last option that the text declares or says to be right."""
+    last: tuple[int, str | None, str] = (-1, None, "")
+    for declaration in extraction.declarations(text):
+        content = declaration.content
+        if "{" in content[:1] and not declaration.boxed:
+            content = content.strip("{} ")
+        for said in dict.fromkeys((content, extraction.bare(content), content.split(". ", 1)[0])):
+            label, rest = read(said, options)
+            label = label or (_ordinal(said, options) if declaration.strong else None)
+            if label is not None:
+                last = (declaration.start, label, rest)
+                break
+        if last[1] is not None:
+            break
+    for match in options.patterns.right.finditer(text):
+        if match.start() > last[0] and not extraction.denied(text, match.start(), match.end()):
+            word = next(group for group in match.groups() if group)
+            label = _ordinal(f"{word} option", options) if word.lower() in _ORDINALS else word.upper()
+            last = (match.start(), label, "")
+    return last
 
 
-def _mentioned(text: str, pattern: re.Pattern[str], options: Options) -> str | None:
-    """The one option that the text mentions by its letter, negated mentions left out."""
-    found = {
-        _label(match, options)
-        for match in pattern.finditer(text)
-        if not extraction.denied(text, match.start(), match.end())
-    }
-    return _only({label for label in found if label is not None})
+def _lone(lines: list[str], text: str, options: Options) -> str | None:
+    """The label that stands alone on the first or the last line of a reply (or in its first or last sentence)."""
+    found = {}
+    for line, beside in ((lines[0], lines[1]), (lines[-1], lines[-2])):
+        label, rest = read(line, options)
+        own = label in options.own and extraction.normalise(_SEPARATOR.sub("", rest)) in ("", options.own[label or ""])
+        if label is not None and (own or line is lines[0]) and not options.patterns.whole.fullmatch(beside):
+            found[line] = label
+    others = _listed(text, options)
+    if len(set(found.values())) != 1:
+        return CONFLICT if found else None
+    label = next(iter(found.values()))
+    return CONFLICT if others - {label} else label
+
+
+def _listed(text: str, options: Options) -> set[str]:
+    """The labels that the text lists ("A: …", "(B) …"), but for those that it denies in the same line."""
+    found = set()
+    for match in options.patterns.marker.finditer(text):
+        begin = match.end() - len(match[0].lstrip())
+        behind = text[match.end() :].split("\n", 1)[0]
+        if not extraction.denied(text, begin, match.end()) and not extraction.negates(behind):
+            found.add(next(group for group in match.groups() if group).upper())
+    return found
+
+
+def _opening(text: str, options: Options) -> str | None:
+    """The option with whose text the reply begins, a pause behind it ("No, it is not.")."""
+    said = extraction.collapse(text).casefold()
+    label = next((label for option, label in options.texts if re.match(rf"{re.escape(option)}[,.;:]\s", said)), None)
+    return CONFLICT if label and _quoted(text, options) not in (None, label) else label
 
 
 def _quoted(text: str, options: Options) -> str | None:
     """The one option whose text stands in the reply; a longer option's text hides a shorter one inside it."""
     said = extraction.collapse(text).casefold()
+    both = {exact(part, options) for part in re.split(r"\s*(?:,|/|;|\bor\b|\band\b)\s*", said)}
+    if None not in both and len(both) > 1:
+        return CONFLICT
+    ending = _ENDING.search(said)
     found = set()
     for option, label in options.texts:
+        if len(option) < 3 or parse_number(option) is not None:
+            if ending and extraction.normalise(ending[1]) == option and not extraction.denied(said, *ending.span()):
+                found.add(label)
+            continue
         for match in re.finditer(rf"(?<![\w.,-]){re.escape(option)}(?!\w|[.,]\d)", said):
             if not extraction.denied(said, match.start(), match.end()):
                 found.add(label)
             said = said[: match.start()] + " " * len(option) + said[match.end() :]
-    return _only(found)
+    return None if not found else found.pop() if len(found) == 1 else CONFLICT
 
 
-def chosen(reply: extraction.Reply, option_texts: tuple[str, ...]) -> str | None:
-    """The label of the option that the reply chose, `CONFLICT`, or None where it chose none.
+def chosen(reply: Reply, options: Options) -> tuple[str | None, str]:
+    """(label, what stands behind it) of the option that the reply chose; (`CONFLICT`, "") for two, (None, "") for none.
 
-    In order: the whole reply is an option's text; the last declaration; a label at the start (of a tagged or
-    one-line reply); the only option mentioned by letter; in short replies a bare letter or an option's text.
+    In order: the whole reply is an option's text; the last declaration, unless it is taken back; a label at the start
+    of a tagged or one-line reply; a label alone on the first or last line; in short replies an option's text.
     """
-    options, text = prepare(option_texts), extraction.unboxed(reply.content)
-    words = len(text.split())
-    found = _exact(text, options) or _declared(text, options)
-    if found is None and (reply.tagged or "\n" not in text):
-        found = _read(text, options)
-    if found is None:
-        found = _mentioned(text, _MENTION, options)
-    if found is None and words <= 12:
-        found = _mentioned(text, _BARE, options)
-    if found is None and words <= 25:
-        found = _quoted(text, options)
-    return found
+    text = extraction.unboxed(reply.content)
+    found = exact(text, options)
+    if found is not None:
+        return found, ""
+    start, label, rest = _declared(text, options)
+    if label is not None:
+        return (None, "") if extraction.retracted(text, start) else (label, rest)
+    lines = "\n" in text
+    if reply.tagged or not lines:
+        label, rest = read(text, options)
+        if label is None:
+            label, rest = read(extraction.bare(text), options)
+        if label in options.own and _listed(text, options) - {label}:
+            label = CONFLICT
+    parts = [part.strip() for part in text.split("\n") if part.strip()] if lines else re.split(r"(?<=[.!])\s+", text)
+    if label is None and len(parts) > 1:
+        label, rest = _lone(parts, text, options), ""
+    if label is None and not lines:
+        label, rest = _opening(text, options), ""
+    if label is not None and extraction.retracted(text, 0):
+        return None, ""
+    if label is None and len(text.split()) <= _SHORT:
+        label, rest = _quoted(text, options), ""
+    return label, rest

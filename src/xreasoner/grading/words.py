@@ -2,55 +2,96 @@
 
 from __future__ import annotations
 
+import ast
 import re
 
 from xreasoner.grading import extraction
+from xreasoner.grading.extraction import Reply
 from xreasoner.grading.options import CONFLICT
 
-_SYNONYMS = {"true": "yes", "false": "no", "yeah": "yes", "nope": "no"}
-_WORD = re.compile(r"(?<![\w'’-])(yes|no|maybe|true|false|yeah|nope)(?![\w'’-])", re.IGNORECASE)
+_SYNONYMS = {"true": "yes", "false": "no", "yeah": "yes", "nope": "no", "是": "yes", "是的": "yes", "否": "no"}
+_WORD = re.compile(r"(?<![\w'-])(yes|no|maybe|true|false|yeah|nope|是的|是|否)(?![\w'-])", re.IGNORECASE)
 _LEAD = re.compile(r"(?!not\b|never\b)[A-Za-z][A-Za-z ]{0,19}:\s+", re.IGNORECASE)
+_ARTICLE = re.compile(r"^(?:an?|the)\s+")
+_HYPHEN = re.compile(r"(?<=[^\W\d])-(?=[^\W\d])")
+_APPOSITION = re.compile(r"(?<=\w\w)[.;]\s|,\s+(?:the|an?|which|because|since|as)\s|\s+because\s")
+_IT_IS = re.compile(r"(?:it|this|that)(?:'s|\s+(?:is|was))\s+", re.IGNORECASE)
 
 
-def _plain(word: str) -> str:
+def plain_word(word: str) -> str:
+    """yes, no or maybe for the words that mean them."""
     return _SYNONYMS.get(word.casefold(), word.casefold())
 
 
 def _leading(text: str) -> str | None:
     """The word at the start; "no" only where a pause follows, as in "No, …" ("No effusion is seen" is no answer)."""
-    match = _WORD.match(text.lstrip("\"'“‘ "))
+    text = text.lstrip("\"'([{ ")
+    match = _WORD.match(text)
     if match is None:
         return None
-    rest = text.lstrip("\"'“‘ ")[match.end() :]
-    pause = not rest.strip() or rest.lstrip()[0] in ".,;:!)(—–-\n\"'”’"
-    return _plain(match[1]) if pause or match[1].casefold() == "yes" else None
+    rest = text[match.end() :]
+    pause = not rest.strip() or rest.lstrip()[0] in ".,;:!)(]}—–-\n\"'" or re.match(r"\s+because\b", rest)
+    return plain_word(match[1]) if pause or match[1].casefold() in ("yes", "maybe") else None
 
 
-def yes_or_no(reply: extraction.Reply) -> str | None:
+def yes_or_no(reply: Reply) -> str | None:
     """What the reply states: "yes", "no" or "maybe"; `CONFLICT` for two of them, None for none."""
     text = extraction.unboxed(reply.content)
-    for content in extraction.declarations(text):
-        if (found := _leading(content)) is not None:
+    for declaration in extraction.declarations(text):
+        content = declaration.content
+        found = _leading(content) or (_leading(extraction.bare(content)) if declaration.strong else None)
+        if found is not None:
+            if extraction.retracted(text, declaration.start):
+                return None
             return CONFLICT if _others(content, found) else found
     found = _leading(text)
-    if found is None:
-        return None
+    lines = [line.strip() for line in text.split("\n") if line.strip()]
+    last = _leading(lines[-1]) if len(lines) > 1 and len(lines[-1].split()) == 1 else None
+    if found is None or extraction.asked(text, 0):
+        return last
+    said_again = {plain_word(match[1]) for match in re.finditer(r"[.!?\n]\s*(?:\w+,\s+)?(yes|no)\b[,.!\s]", text + " ", re.I)}
+    if (last or found) != found or said_again - {found} or extraction.retracted(text, 0):
+        return CONFLICT
     return CONFLICT if len(text.split()) <= 6 and _others(text, found) else found
 
 
 def _others(text: str, found: str) -> bool:
     first = re.split(r"[.;\n]", text, maxsplit=1)[0]
-    return any(_plain(word) != found for word in _WORD.findall(first))
+    joined = re.search(r"\b(?:or|and|/)\s*|/", first) is not None or len(first.split()) <= 6
+    return joined and any(plain_word(word) != found for word in _WORD.findall(first))
 
 
-def free_text(reply: extraction.Reply) -> str:
-    """The text that the reply gives: the last declaration, else all of it.
+def comparable(text: str) -> str:
+    """Short text as it is compared: normalised, no article in front, a hyphen between letters is a space."""
+    return _ARTICLE.sub("", _HYPHEN.sub(" ", extraction.normalise(text)))
+
+
+def accepted(gold: str) -> list[str]:
+    """The golds that a data set accepts: one, or those of a list that is given as a string."""
+    gold = gold.strip()
+    if gold.startswith("[") and gold.endswith("]"):
+        try:
+            found = ast.literal_eval(gold)
+        except (ValueError, SyntaxError):
+            return [gold]
+        if isinstance(found, list) and found:
+            return [str(each) for each in found]
+    return [gold]
+
+
+def free_text(reply: Reply) -> list[str]:
+    """The texts that the reply may give: the last declaration, its first sentence, or all of the reply.
 
     Outside of tags a leading label ("Facts: …") is not part of the answer.
     """
     text = extraction.unboxed(reply.content)
-    declared = extraction.declarations(text)
-    if declared:
-        return declared[0]
+    for declaration in extraction.declarations(text):
+        if declaration.strong:
+            if extraction.retracted(text, declaration.start):
+                return []
+            content = extraction.bare(declaration.content)
+            return [content, _APPOSITION.split(content, maxsplit=1)[0]]
     match = None if reply.tagged else _LEAD.match(text)
-    return text[match.end() :] if match else text
+    said = text[match.end() :] if match else text
+    is_it = _IT_IS.match(said)
+    return [said, said[is_it.end() :]] if is_it else [said]

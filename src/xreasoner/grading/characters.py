@@ -1,0 +1,43 @@
+"""One alphabet: what models write in other scripts, widths and styles, in the characters that the rules read."""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+
+_SAME = {
+    "【": "[", "】": "]", "〔": "[", "〕": "]", "「": "[", "」": "]", "『": "[", "』": "]", "〈": "(", "〉": ")",
+    "《": "(", "》": ")", "⟨": "(", "⟩": ")", "。": ".", "．": ".", "、": ",", "，": ",", "：": ":", "；": ";",
+    "“": '"', "”": '"', "„": '"', "‘": "'", "’": "'", "−": "-", "‐": "-", "‑": "-", "﹣": "-", "⁄": "/", "∕": "/",
+    "٫": ".", "٬": ",", "٪": "%", "؟": "?", "،": ",", "।": ".", "∗": "*", "⋅": "·", "∙": "·",
+    "\u00a0": " ", "\u202f": " ", "\u2009": " ", "\u3000": " ", "μ": "µ", "Ω": "Ω",
+}  # fmt: skip
+_NOTHING = dict.fromkeys(map(ord, "\u200b\u200c\u200d\u200e\u200f\u2060\ufeff\u00ad\ufe0f"))
+_RAISED = {ord(sign): plain for sign, plain in zip("⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻", "0123456789+-", strict=True)}
+_EXPONENT = re.compile("[⁺⁻]?[⁰¹²³⁴⁵⁶⁷⁸⁹]+")
+_VULGAR = re.compile("(\\d?)([¼½¾⅐⅑⅒⅓⅔⅕⅖⅗⅘⅙⅚⅛⅜⅝⅞])")
+_TABLE: dict[int, str | None] = {**{ord(sign): plain for sign, plain in _SAME.items()}, **_NOTHING}
+
+
+def _one(sign: str) -> str:
+    """A digit of any script as 0–9; full-width, circled and mathematical letters as ASCII; all else as it is."""
+    digit = unicodedata.decimal(sign, None)
+    if digit is not None:
+        return str(digit)
+    code = ord(sign)
+    if 0xFF01 <= code <= 0xFF5E or 0x1D400 <= code <= 0x1D7FF:
+        return unicodedata.normalize("NFKC", sign)
+    if 0x24B6 <= code <= 0x24E9:  # circled letters
+        return f"({unicodedata.normalize('NFKC', sign)})"
+    return sign
+
+
+def plain(text: str) -> str:
+    """The text in plain characters. A raised number becomes a power (`10²³` → `10^{23}`), ½ becomes 1/2."""
+    if text.isascii():
+        return text
+    text = _EXPONENT.sub(lambda match: f"^{{{match[0].translate(_RAISED)}}}", text.translate(_TABLE))
+    if _VULGAR.search(text):
+        text = _VULGAR.sub(lambda m: m[1] + (" " if m[1] else "") + unicodedata.normalize("NFKC", m[2]), text)
+        text = text.translate(_TABLE)  # NFKC writes a fraction with its own slash
+    return "".join(sign if sign.isascii() else _one(sign) for sign in text)
