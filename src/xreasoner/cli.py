@@ -81,9 +81,10 @@ def train(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show the first examples as the model sees them.")] = False,
     resume: Annotated[bool, typer.Option("--resume", help="Go on in a folder that holds a run already.")] = False,
 ) -> None:
-    """Run a recipe's stages."""
+    """Run a recipe's stages; under torchrun, on all of its processes."""
     from xreasoner.progress import Screen
     from xreasoner.recipe import load_recipe
+    from xreasoner.training import parallel
     from xreasoner.training.run import dry_run as shown
     from xreasoner.training.run import run_recipe
 
@@ -92,11 +93,13 @@ def train(
     if dry_run:
         typer.echo(shown(wanted))
         return
-    if out.exists() and any(out.iterdir()) and not resume:
-        raise UserError(f"{out} is not empty; add --resume to go on there, or choose another --out")
-    with Screen() as screen:
-        run_recipe(wanted, out, screen.training)
-    typer.echo(f"done: {out / wanted.stages[-1].name / 'export'}")
+    with parallel.world():
+        if parallel.told(out.exists() and any(out.iterdir())) and not resume:
+            raise UserError(f"{out} is not empty; add --resume to go on there, or choose another --out")
+        with Screen() as screen:
+            run_recipe(wanted, out, screen.training)
+        if parallel.rank() == 0:
+            typer.echo(f"done: {out / wanted.stages[-1].name / 'export'}")
 
 
 @app.command("eval")
