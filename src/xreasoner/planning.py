@@ -23,8 +23,10 @@ RESERVE = 0.08
 """Share of a card's memory that the driver, the kernels' workspaces and fragmentation take."""
 UTILISATION = 0.4
 """Share of the data sheet's rate that a well-run dense trainer reaches."""
-LOGIT_BYTES = 16
-"""Of one logit: in the type that is computed in, in float32, its softmax, and its gradient."""
+LOGIT_BYTES = 12
+"""Of one logit: in float32, its softmax, and copies in the type that is computed in."""
+MOST_ROWS = 256
+"""Replies that the engine in this process writes at a time; its cache takes half of the memory that is free."""
 
 CARDS: dict[int, tuple[str, float, float]] = {
     24: ("RTX 4090", 165e12, 1.01e12),
@@ -260,17 +262,21 @@ def parts(found: Shape, stage: Stage, machine: Machine) -> dict[str, float]:
         "optimiser": 8 * trained / sharded,
         "activations": activations(found, stage, tokens),
         "one layer back": backward(found, stage, tokens),
-        "logits": LOGIT_BYTES * min(machine.logits, tokens * found.vocab),
+        "logits": LOGIT_BYTES * min(machine.logits, tokens * found.vocab) + _head_slope(found, stage),
     }
     if sharded > 1:  # gathered: the embeddings and output weights, and two layers
         memory["gathered weights"] = (2 if half else 4) * (found.embeddings + found.head + found.norm + 2 * found.layer)
         memory["whole copy"] = 4.0 * (found.text + found.vision)
     elif half:
-        memory["bfloat16 copies"] = 2.0 * found.computed
+        alone = stage.lora is not None and stage.activation_checkpointing  # frozen weights' copies go with the layer
+        memory["bfloat16 copies"] = 2.0 * (found.layer + found.vocab * found.hidden if alone else found.computed)
     if (stage.kl if isinstance(stage, RLStage) else stage.kl_to_base) > 0:
         memory["reference"] = 4 * found.text / sharded + 4 * found.vision
     if isinstance(stage, RLStage):
-        memory["KV cache"] = 4.0 * found.kv * _rows(stage, machine) * _longest(stage)
+        standing = sum(memory[part] for part in ("weights", "optimiser", "whole copy", "reference") if part in memory)
+        rows, reply = _rows(stage, machine), 4.0 * found.kv * _longest(stage)
+        room = (machine.memory * (1 - RESERVE) - standing) / 2
+        memory["KV cache"] = max(reply * min(stage.group_size, rows), min(reply * rows, room))
     return memory
 
 
@@ -336,8 +342,14 @@ def pass_tokens(stage: Stage) -> int:
 
 
 def _rows(stage: RLStage, machine: Machine) -> int:
-    """Replies that one card writes at a time."""
-    return -(-stage.prompts_per_step * stage.group_size // machine.gpus)
+    """Replies that one card writes at a time, where its cache has room for them."""
+    return min(MOST_ROWS, -(-stage.prompts_per_step * stage.group_size // machine.gpus))
+
+
+def _head_slope(found: Shape, stage: Stage) -> float:
+    """Bytes of the output weights' gradient, which is made beside the logits."""
+    moved = stage.lora is None and not (stage.embeddings_frozen and found.head == 0)
+    return 4.0 * found.vocab * found.hidden * moved
 
 
 def _fits(size: float, machine: Machine) -> bool:
@@ -407,11 +419,13 @@ def _token_flops(found: Shape, stage: Stage, mean: float) -> float:
 
 
 def _rollout_seconds(found: Shape, stage: RLStage, machine: Machine, length: int | None) -> float:
-    """Decoding reads the weights and the live cache once a token: bytes over bandwidth, the longest reply's tokens."""
+    """Decoding reads the weights and the live cache for each token: bytes over bandwidth, for every round of rows."""
     mean = min(length or 10**9, stage.thinking_budget + stage.answer_budget)
-    cache = 4 * found.kv * _rows(stage, machine) * (PROMPT_TOKENS + mean / 2)
-    reading = (4 * (found.text - found.embeddings * (found.head > 0)) + cache) / machine.bandwidth
-    return stage.steps * mean * reading / UTILISATION
+    share = -(-stage.prompts_per_step * stage.group_size // machine.gpus)
+    rows = min(share, max(1, int(parts(found, stage, machine)["KV cache"] / (4.0 * found.kv * _longest(stage)))))
+    weights = 4.0 * (found.text - (found.embeddings if found.head else 0))
+    reading = (weights + 4.0 * found.kv * rows * (PROMPT_TOKENS + mean / 2)) / machine.bandwidth
+    return stage.steps * mean * reading * -(-share // rows) / UTILISATION
 
 
 # ---- telling

@@ -26,9 +26,9 @@ class DataEntry(_Part):
     """One source of training text."""
 
     source: str
-    """A registered source's name (`tiny`, `gym`, `jsonl`)."""
+    """A registered source's name (`openthoughts`, `rows`, `reasoning-gym`, …)."""
     n: int = Field(gt=0)
-    """How many problems to draw."""
+    """How many problems to draw; all where the data set has fewer."""
     options: dict[str, Any] = {}
     """What the source itself takes."""
     prompt: str | None = None
@@ -141,6 +141,8 @@ class RLStage(_Stage):
     """Rollout steps."""
     prompts_per_step: int = Field(32, gt=0)
     """Problems in a step."""
+    shuffle: bool = True
+    """In an order of its own in each pass; false keeps the data's order, which a curriculum needs."""
     group_size: int = Field(8, gt=1)
     """Rollouts of each problem."""
     minibatches: int = Field(1, gt=0)
@@ -220,6 +222,12 @@ class Evaluation(_Part):
     """Tokens until the thought is closed."""
     answer_budget: int = Field(64, gt=0)
     """Tokens after it."""
+
+
+    @property
+    def measures(self) -> bool:
+        """Whether it names any benchmark."""
+        return bool(self.benches or self.reading or self.others)
 
 
 class Recipe(_Part):

@@ -22,7 +22,46 @@ from xreasoner.engines.base import Engine, Request, Sampling
 from xreasoner.errors import UserError
 from xreasoner.grading import judge
 from xreasoner.problem import Problem
-from xreasoner.prompts import chat_messages
+from xreasoner.prompts import PROMPTS, chat_messages
+from xreasoner.recipe import Recipe
+from xreasoner.registry import SOURCES, nearest, resolve
+
+
+def distill_stage(
+    recipe: Recipe,
+    stage: str | None,
+    teacher: str,
+    out: Path,
+    samples: int,
+    sampling: Sampling,
+    prompt: str | None,
+    show: Callable[[str, int, int], None],
+) -> dict[str, Any]:
+    """`distill` over the problems of a recipe's stage (the first of RL when None), with any engine as the teacher."""
+    from xreasoner.engines.opening import open_engine
+
+    chosen = [s for s in recipe.stages if (s.name == stage if stage else s.kind == "rl")]
+    if not chosen:
+        names = [s.name for s in recipe.stages]
+        raise UserError(f"stage {stage or 'of kind rl'!r}: not in {recipe.name}; {nearest(stage or '', names)}")
+    asked = prompt or chosen[0].prompt
+    if asked not in PROMPTS:
+        raise UserError(f"unknown prompt {asked!r}; {nearest(asked, PROMPTS)}")
+    problems = [
+        problem
+        for entry in chosen[0].data
+        for problem in resolve(SOURCES, "data source", entry.source)(entry.options).problems(entry.n, recipe.seed)
+    ]
+    return distill(
+        open_engine(teacher),
+        problems,
+        out,
+        teacher=teacher,
+        prompt=asked,
+        samples=samples,
+        sampling=sampling,
+        progress=lambda done, total: show("distil", done, total),
+    )
 
 
 def distill(

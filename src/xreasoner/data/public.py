@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from typing import Any, get_args
+from typing import Any
 
 from xreasoner.data.sources import Rows, chain, table_of
 from xreasoner.data.tables import Row
@@ -101,9 +101,8 @@ def _mathematics(row: Row, question: str, gold: str, family: str) -> Problem:
 
 def mathematical(gold: str) -> AnswerType:
     """How a mathematical gold is compared: a plain number as a number, all else as an expression."""
-    if "math" not in get_args(AnswerType) or read_number(gold) is not None:
-        return "number"
-    return "math"  # type: ignore[return-value]
+    found = read_number(gold)
+    return "number" if found is not None and not found[1].strip() else "latex"
 
 
 def medqa(options: dict[str, Any]) -> Rows:

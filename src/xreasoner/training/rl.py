@@ -118,7 +118,7 @@ def fill(
     found: list[Rollout] = []
     wanted, asked = stage.prompts_per_step, 0
     for _ in range(1 + stage.refills):
-        problems = draw(data, drawn, wanted, seed)
+        problems = draw(data, drawn, wanted, seed, stage.shuffle)
         found += roll_out(stage, loaded, engine, problems, seed, step, asked)
         drawn, asked = drawn + wanted, asked + wanted
         idle_P = losses.zero_variance(torch.tensor([rollout.reward for rollout in found]), stage.group_size)
@@ -128,12 +128,12 @@ def fill(
     return found, drawn
 
 
-def draw(data: Sequence[Problem], begin: int, count: int, seed: int) -> list[Problem]:
-    """The next problems after `begin`: the data in an order of its own in every pass."""
+def draw(data: Sequence[Problem], begin: int, count: int, seed: int, shuffle: bool = True) -> list[Problem]:
+    """The next problems after `begin`: the data in an order of its own in every pass, or as they stand."""
     found = []
     for position in range(begin, begin + count):
         epoch, index = divmod(position, len(data))
-        found.append(data[_order(len(data), seed, epoch)[index]])
+        found.append(data[_order(len(data), seed, epoch)[index] if shuffle else index])
     return found
 
 

@@ -21,10 +21,9 @@ from xreasoner.engines.torch_engine import TorchEngine
 from xreasoner.errors import RecipeError, TrainingError, UserError
 from xreasoner.models.export import export
 from xreasoner.models.freezing import fingerprint, freeze
-from xreasoner.models.loading import Loaded, encode, load
+from xreasoner.models.loading import Loaded, load
 from xreasoner.models.lora import adapt, merged
 from xreasoner.problem import Problem
-from xreasoner.prompts import chat_messages
 from xreasoner.recipe import DataEntry, Recipe, RLStage, SFTStage
 from xreasoner.registry import SOURCES, resolve
 from xreasoner.training import checkpoints, parallel
@@ -179,42 +178,6 @@ def _facts(stage: SFTStage | RLStage, problems: Sequence[Problem]) -> dict[str, 
     pictures = sum(len(problem.images) for problem in problems)
     domains = sorted({problem.domain for problem in problems})
     return {"problems": dict(sorted(counts.items())), "pictures": pictures, "domains": domains, "prompt": stage.prompt}
-
-
-def dry_run(recipe: Recipe) -> str:
-    """What each stage would learn from: the first example's text and ids with the learnt part marked, the lengths."""
-    loaded = load(recipe.model, dtype=torch.float32)
-    lines = [f"{recipe.name}: {recipe.model}, seed {recipe.seed}"]
-    for stage in recipe.stages:
-        lines.append(f"== {stage.name} ({stage.kind}), from {recipe.parent(stage)}")
-        if isinstance(stage, RLStage):
-            problems, facts = rl_data(stage, recipe.seed)
-            prompt = encode(loaded, chat_messages(problems[0], stage.prompt)).input_ids.tolist()
-            lines += [loaded.tokenizer.decode(prompt) + "⟦…⟧", f"ids: {prompt}", f"gold: {problems[0].gold}"]
-            lines.append(json.dumps(facts, indent=1))
-            continue
-        tokens, facts = sft_data(stage, loaded, recipe.seed)
-        first = tokens[0]
-        lines.append(
-            loaded.tokenizer.decode(first.ids[: first.prompt])
-            + "⟦"
-            + loaded.tokenizer.decode(first.ids[first.prompt :])
-            + "⟧"
-        )
-        lines.append(f"ids: {list(first.ids[: first.prompt])} ⟦{list(first.ids[first.prompt :])}⟧ (⟦learnt⟧)")
-        lines += [histogram([len(item.ids) for item in tokens]), json.dumps(facts, indent=1)]
-    return "\n".join(lines)
-
-
-def histogram(lengths: Sequence[int], bins: int = 8) -> str:
-    """Example lengths in tokens as bars of text."""
-    width = max(1, -(-(max(lengths) + 1) // bins))
-    counts = Counter(length // width for length in lengths)
-    most = max(counts.values())
-    return "\n".join(
-        f"{b * width:>6}–{(b + 1) * width - 1:<6} {counts[b]:>7} {'█' * round(40 * counts[b] / most)}"
-        for b in range(max(counts) + 1)
-    )
 
 
 def versions() -> dict[str, str]:
