@@ -84,7 +84,7 @@ def train(
     resume: Annotated[bool, typer.Option("--resume", help="Go on in a folder that holds a run already.")] = False,
 ) -> None:
     """Run a recipe's stages; where it names benchmarks, measure each and report. Under torchrun, on all processes."""
-    from xreasoner.demo import run_demo
+    from xreasoner.demo import known_benches, run_demo
     from xreasoner.progress import Screen, matrix
     from xreasoner.recipe import load_recipe
     from xreasoner.training import parallel
@@ -97,6 +97,7 @@ def train(
 
         _print(showing.dry_run(wanted))
         return
+    known_benches(wanted.evaluation)
     measured = wanted.evaluation.measures
     with Screen() as screen:
         with parallel.world():
