@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -65,7 +64,7 @@ def test_accumulation_and_packing_change_no_curve(random_folder: Path, tmp_path:
 
 
 @pytest.fixture
-def counted(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[int]]:
+def counted(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """How many rows of logits are made at a time."""
     found: list[int] = []
     linear = F.linear
@@ -75,7 +74,7 @@ def counted(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[int]]:
         return linear(x, weight, bias)
 
     monkeypatch.setattr(losses.F, "linear", counting)
-    yield found
+    return found
 
 
 @pytest.mark.parametrize("frozen", [False, True])
