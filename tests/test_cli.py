@@ -17,8 +17,10 @@ import pytest
 from PIL import Image
 
 from xreasoner import cli
-from xreasoner.ask import default_prompt, read_picture
 from xreasoner.errors import CheckpointError, MediaError
+from xreasoner.media import picture
+from xreasoner.prompts import default_prompt
+from xreasoner.reasoner import own_guard
 
 
 @dataclass(frozen=True)
@@ -134,7 +136,7 @@ def test_a_picture_cut_in_half_is_named(tmp_path: Path) -> None:
     Image.effect_noise((64, 64), 50).save(path)
     path.write_bytes(path.read_bytes()[:1000])
     with pytest.raises(MediaError, match=r"half\.png: damaged"):
-        read_picture(path)
+        picture(path, own_guard())
 
 
 @pytest.mark.parametrize("name", ["model.safetensors", "config.json", "tokenizer.json"])

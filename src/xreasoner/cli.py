@@ -27,6 +27,7 @@ RESUME = {
     "demo": "the same command goes on from here",
     "train": "the same command with --resume goes on from here",
     "eval": "the same command goes on from here",
+    "batch": "the same command goes on from here",
 }
 """What to say to a user who stopped a command."""
 STOPPED = 130
@@ -151,27 +152,157 @@ def report(
     typer.echo(str(write_report(run, out)))
 
 
+Model = Annotated[str, typer.Argument(help="A folder, a hub id, tiny or tiny-base, or URLs of servers with commas.")]
+Prompt = Annotated[str | None, typer.Option(help="The prompt's name; what the model was trained with when left out.")]
+Budget = Annotated[int | None, typer.Option(min=0, help="Thinking budget in tokens; 3744 when left out.")]
+AnswerBudget = Annotated[int, typer.Option(min=1, help="Answer budget in tokens.")]
+Temperature = Annotated[
+    float | None, typer.Option(min=0, help="0 is greedy; 0.6 when left out, 0 for the embedded models.")
+]
+Seed = Annotated[int, typer.Option(min=0, help="Of the sampling.")]
+System = Annotated[str | None, typer.Option(help="A system prompt in place of the model's own.")]
+EngineName = Annotated[
+    str | None, typer.Option("--engine", help="torch, vllm or openai; what suits MODEL if left out.")
+]
+Served = Annotated[str | None, typer.Option(help="The model's name at the servers; their first when left out.")]
+ApiKey = Annotated[str | None, typer.Option(envvar="OPENAI_API_KEY", show_envvar=True, help="The servers' key.")]
+Device = Annotated[str | None, typer.Option(help="cpu, cuda, auto, …")]
+Dtype = Annotated[str | None, typer.Option(help="bfloat16, float16 or float32; bfloat16 on a GPU when left out.")]
+Attention = Annotated[str | None, typer.Option(help="Attention's implementation: sdpa, flash_attention_2, …")]
+MinPixels = Annotated[int | None, typer.Option(min=1, help="Least width times height of a picture.")]
+MaxPixels = Annotated[int | None, typer.Option(min=1, help="Most width times height of a picture.")]
+
+
 @app.command()
 def ask(
-    model: Annotated[str, typer.Argument(help="A folder, a hub id, tiny or tiny-base.")],
+    model: Model,
     question: Annotated[str, typer.Argument(help="The question.")],
-    image: Annotated[list[Path] | None, typer.Option(help="A picture; may be given several times.")] = None,
+    image: Annotated[
+        list[str] | None, typer.Option(help="A picture's path or URL; may be given several times.")
+    ] = None,
     option: Annotated[list[str] | None, typer.Option(help="An option; may be given several times.")] = None,
-    prompt: Annotated[str | None, typer.Option(help="The prompt's name.")] = None,
-    budget: Annotated[int, typer.Option(min=1, help="Thinking budget in tokens.")] = 4000,
+    prompt: Prompt = None,
+    budget: Budget = None,
+    answer_budget: AnswerBudget = 256,
+    temperature: Temperature = None,
+    seed: Seed = 0,
+    system: System = None,
+    engine: EngineName = None,
+    served_model: Served = None,
+    api_key: ApiKey = None,
+    device: Device = None,
+    dtype: Dtype = None,
+    attn_implementation: Attention = None,
+    min_pixels: MinPixels = None,
+    max_pixels: MaxPixels = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the whole completion as JSON.")] = False,
 ) -> None:
     """Ask a model one question: the thought dim, the answer bright."""
-    from xreasoner.ask import ask as put
+    given = dict(locals())
+    from xreasoner.talking import Paper, epilogue, show
 
+    if not question.strip():
+        raise UserError('the question is empty; expected some text, as in: xreasoner ask tiny "What is 3 + 4?"')
+    with _reasoner(given) as reasoner:
+        stream = reasoner.stream(question, image or [], option or [])
+        if as_json:
+            answer = stream.answer
+            more = {"option_probabilities": answer.option_probabilities, "mass": answer.mass}
+            typer.echo(json.dumps({**asdict(answer.completion), **more}, ensure_ascii=False))
+            return
+        show(stream, Paper())
+        note = epilogue(stream.answer)
+        if note:
+            typer.secho(note, dim=bool(stream.answer.answer), bold=not stream.answer.answer)
+
+
+@app.command()
+def chat(
+    model: Model,
+    prompt: Prompt = None,
+    budget: Budget = None,
+    answer_budget: AnswerBudget = 256,
+    temperature: Temperature = None,
+    seed: Seed = 0,
+    system: System = None,
+    engine: EngineName = None,
+    served_model: Served = None,
+    api_key: ApiKey = None,
+    device: Device = None,
+    dtype: Dtype = None,
+    attn_implementation: Attention = None,
+    min_pixels: MinPixels = None,
+    max_pixels: MaxPixels = None,
+    show_thoughts: Annotated[bool, typer.Option(help="Show what it thinks.")] = True,
+) -> None:
+    """Talk with a model; pictures by their path in the message. /help lists the commands, Ctrl-C stops an answer."""
+    given = dict(locals())
+    from xreasoner.chatting import Chat, converse
+
+    with _reasoner(given) as reasoner:
+        converse(Chat(reasoner, show_thoughts))
+
+
+@app.command()
+def batch(
+    model: Model,
+    source: Annotated[Path, typer.Option("--in", "-i", help="OpenAI batch lines.")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="The answers; the same file goes on from where it stopped.")],
+    budget: Budget = None,
+    answer_budget: AnswerBudget = 256,
+    temperature: Temperature = None,
+    seed: Seed = 0,
+    engine: EngineName = None,
+    served_model: Served = None,
+    api_key: ApiKey = None,
+    device: Device = None,
+    dtype: Dtype = None,
+    attn_implementation: Attention = None,
+    min_pixels: MinPixels = None,
+    max_pixels: MaxPixels = None,
+    media_root: Annotated[
+        Path | None, typer.Option(help="The folder that pictures' files are read below; that of the input if left out.")
+    ] = None,
+    allow_host: Annotated[
+        list[str] | None, typer.Option(help="A host that pictures are fetched from; may be given several times.")
+    ] = None,
+) -> None:
+    """Answer a file of OpenAI batch lines. Killed and started again, it ends with each line answered once."""
+    given = dict(locals())
+    from xreasoner.batching import run_batch
+    from xreasoner.media import Guard
+    from xreasoner.progress import Screen
+
+    if not source.is_file():
+        raise UserError(f"{source}: no such file; expected OpenAI batch lines")
+    guard = Guard(hosts=frozenset(allow_host or ()), root=media_root or source.absolute().parent)
+    with _reasoner(given) as reasoner, Screen() as screen:
+        done = run_batch(reasoner, source, out, guard, lambda done, total: screen.show("answers", done, total))
+    typer.echo(f"{done.answered} answered now, {done.before} before, of {done.total}: {out}")
+    if done.refused:
+        shown = ", ".join(map(str, done.refused[:10])) + (", …" if len(done.refused) > 10 else "")
+        raise UserError(f"{source}: {len(done.refused)} lines are no good requests (lines {shown}); {out} says why")
+
+
+def _reasoner(given: dict[str, Any]) -> Any:
+    """The `Reasoner` of a command's options."""
+    from xreasoner.reasoner import Reasoner
+
+    model: str = given["model"]
     _quiet(model)
-    completion = put(model, question, image or [], option or [], prompt=prompt, thinking_budget=budget)
-    if as_json:
-        typer.echo(json.dumps(asdict(completion), ensure_ascii=False))
-        return
-    if completion.thought:
-        typer.secho(completion.thought, dim=True)
-    typer.secho(completion.answer or f"(no answer: {completion.exit})", bold=True)
+    names = {"budget": "thinking_budget"} | {
+        name: name
+        for name in ("answer_budget", "temperature", "seed", "prompt", "system", "engine", "min_pixels", "max_pixels")
+    }
+    here = ("device", "dtype", "attn_implementation")
+    there = ("served_model", "api_key")
+    is_remote = model.startswith(("http://", "https://"))
+    for name in here if is_remote else there[:1]:
+        if given[name] is not None:
+            expected = "a model in this process" if is_remote else "a server's URL"
+            raise UserError(f"--{name.replace('_', '-')} is for {expected}; MODEL is {model}")
+    place = {name: given[name] for name in (there if is_remote else here)}
+    return Reasoner(model, **{names[name]: given[name] for name in names if name in given}, **place)
 
 
 def _terminated(number: int, frame: FrameType | None) -> None:

@@ -2,6 +2,7 @@
 
     XReasonerError            exit code 1: the work failed (a damaged file, a full disk, a NaN)
     ├── CheckpointError       a checkpoint is missing, cut short or fails its hash
+    ├── EngineError           what runs the model has failed, or no server answers: the same request may do later
     ├── TrainingError         training cannot go on (a NaN, packed text that leaks, a frozen tensor that moved)
     └── UserError(ValueError) exit code 2: the user's mistake (an unknown key, a text file given as a picture)
         ├── RecipeError       a recipe's field is unknown, missing or out of bounds
@@ -21,6 +22,10 @@ class XReasonerError(Exception):
 
 class CheckpointError(XReasonerError):
     """A checkpoint is missing, damaged, or not of the expected kind."""
+
+
+class EngineError(XReasonerError):
+    """What runs the model has failed, or no server answers; the request itself may be a good one."""
 
 
 class TrainingError(XReasonerError):

@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from xreasoner.ask import default_prompt
 from xreasoner.benchmarks.running import evaluate, summarise
 from xreasoner.demo import Show, silent
 from xreasoner.engines.base import Sampling
@@ -14,7 +13,7 @@ from xreasoner.engines.torch_engine import TorchEngine
 from xreasoner.errors import UserError
 from xreasoner.models.freezing import fingerprint
 from xreasoner.models.loading import load
-from xreasoner.prompts import PROMPTS
+from xreasoner.prompts import PROMPTS, default_prompt
 from xreasoner.registry import BENCHMARKS, nearest, resolve
 
 

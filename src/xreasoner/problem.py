@@ -16,7 +16,7 @@ Modality = Literal["text", "image"]
 class Problem:
     """One question with its gold answer.
 
-    question: the text that the model sees; the pictures, if any, stand before it (see `prompts.chat_messages`).
+    question: the text that the model sees; `prompts.chat_messages` says where the pictures, if any, stand.
     gold: the answer as text. For `choice` it is the label ("A", "B", …) of the right option.
     options: the option texts in the order of their labels A, B, C, …; empty when the answer is free.
     images: RGB pictures, in the order in which they are shown.

@@ -6,8 +6,16 @@ this project's own: a model of a few million parameters reads a prompt of a doze
 
 from __future__ import annotations
 
+import json
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
 from xreasoner.engines.base import Message
+from xreasoner.errors import CheckpointError
 from xreasoner.problem import LABELS, Problem
+from xreasoner.registry import MODELS
 
 _CARD_MC = (
     "You should provide your thoughts within <think> </think> tags, then answer with just one of the options "
@@ -62,10 +70,48 @@ def render(problem: Problem, prompt: str) -> str:
     return text if problem.options else text.replace(" Options:\n\n", "").rstrip(" ")
 
 
-def chat_messages(problem: Problem, prompt: str) -> list[Message]:
-    """Chat messages with the pictures first and the text behind them (as in the card's vLLM snippet).
+_MARK = re.compile(r"<image(?: ?(\d+))?>")
 
-    The system prompt is left to the model's own chat template, which adds Qwen2.5-VL's.
+
+def chat_messages(problem: Problem, prompt: str) -> list[Message]:
+    """Chat messages: the pictures stand where the question marks them, else where the prompt has them.
+
+    Marks are `<image>` or `<image 1>`, …, one for each picture and in the pictures' order; otherwise they stay text.
+    Without marks the pictures come first, as in the card's vLLM snippet, but under `card-mc` between the prompt's text
+    and the question, as in the card's Transformers snippet. The system prompt is left to the model's own chat
+    template, which adds Qwen2.5-VL's.
     """
-    pictures = [{"type": "image"} for _ in problem.images]
-    return [{"role": "user", "content": [*pictures, {"type": "text", "text": render(problem, prompt)}]}]
+    text, n = render(problem, prompt), len(problem.images)
+    marks = list(_MARK.finditer(text)) if n else []
+    numbers = [int(match[1]) if match[1] else k for k, match in enumerate(marks, 1)]
+    if marks and numbers == list(range(1, n + 1)):
+        cuts = [(match.start(), match.end()) for match in marks]
+    else:
+        cuts = [(len(_CARD_MC),) * 2 if prompt == "card-mc" else (0, 0)] * n
+    content: list[dict[str, Any]] = []
+    at = 0
+    for begin, end in cuts:
+        content += [{"type": "text", "text": text[at:begin]}, {"type": "image"}]
+        at = end
+    content.append({"type": "text", "text": text[at:]})
+    return [{"role": "user", "content": [part for part in content if part.get("text") != ""]}]
+
+
+def default_prompt(model: str, options: Sequence[str]) -> str:
+    """What the model was trained with where that is known, else the card's (the paper's where there are no options)."""
+    if model in MODELS:
+        return "brief-direct" if model.endswith("-base") else "brief"
+    return trained_prompt(Path(model)) or ("card-mc-vllm" if options else "paper-train")
+
+
+def trained_prompt(folder: Path) -> str | None:
+    """The prompt that a checkpoint's training recorded: in its own folder, or in the stage's manifest beside it."""
+    for path in (folder / "xreasoner.json", folder.parent / "manifest.json"):
+        if path.is_file():
+            try:
+                found = json.loads(path.read_text(encoding="utf-8"))
+            except ValueError as error:
+                raise CheckpointError(f"{path}: not JSON ({error}); give --prompt, or export the model again") from None
+            if isinstance(found, dict) and found.get("prompt") in PROMPTS:
+                return str(found["prompt"])
+    return None

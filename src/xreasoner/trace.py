@@ -44,7 +44,7 @@ def _answer(text: str) -> tuple[str, bool, bool]:
     return rest.partition(ANSWER_CLOSE)[0].strip(), True, True
 
 
-def repeats(tokens: Sequence[int], least: int = 64, times: int = 4) -> bool:
+def repeats(tokens: Sequence[object], least: int = 64, times: int = 4) -> bool:
     """Whether the tokens end in a loop: at least `times` copies of one piece, of at least `least` tokens together."""
     for period in range(1, len(tokens) // times + 1):
         span = max(least, period * times)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
@@ -41,12 +42,32 @@ class Sampling:
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """One prompt and how many samples of it. Its n samples share one prefill of text and pictures."""
+    """One prompt and how many samples of it. Its n samples share one prefill of text and pictures.
+
+    min_pixels, max_pixels: width times height that pictures are resized to lie between; None: the model's own.
+    """
 
     messages: Sequence[Message]
     images: Sequence[Image] = ()
     n: int = 1
     sampling: Sampling = field(default_factory=Sampling)
+    min_pixels: int | None = None
+    max_pixels: int | None = None
+
+
+class Ticket(Protocol):
+    """A request that was handed to an engine. done: set when all n completions are there, or an error is."""
+
+    done: threading.Event
+
+    @property
+    def completions(self) -> list[Completion]:
+        """The n completions in order. Raises what went wrong, if something did."""
+        ...
+
+    def cancel(self) -> None:
+        """Its samples end as `aborted` with what they have, and their slots are free."""
+        ...
 
 
 class Engine(Protocol):
@@ -63,5 +84,32 @@ class Engine(Protocol):
 
         Returns one list of n completions per request, in the order of the requests. `on_done(index,
         completions)` is called as soon as a request's n completions are all there, in any order.
+        """
+        ...
+
+    def submit(
+        self,
+        request: Request,
+        on_done: Callable[[list[Completion]], None] | None = None,
+        on_text: Callable[[int, str], None] | None = None,
+    ) -> Ticket:
+        """Hand a request over. on_text(sample, text) is called with each sample's text as it is written, on_done with
+        the n completions; both by a thread of the engine or by the one that drives it. Raises `UserError` for a bad
+        request."""
+        ...
+
+    def wait(self, tickets: Sequence[Any]) -> None:
+        """Return when these tickets are done; drives the engine where it does not run by itself."""
+        ...
+
+    def step(self) -> bool:
+        """One token for every row that runs; False when there is nothing to do, and always where the engine runs by
+        itself."""
+        ...
+
+    def score(self, request: Request, given: str, continuations: Sequence[str]) -> list[float]:
+        """The natural log-probability of each continuation after the prompt and `given`, the reply so far.
+
+        At temperature 1, whatever the request's sampling is, and without an end of turn behind it.
         """
         ...

@@ -19,6 +19,7 @@ from torch import Tensor
 from transformers import AttentionInterface, DynamicCache
 
 from xreasoner.completion import Completion, Exit
+from xreasoner.engines import scoring
 from xreasoner.engines.base import Request, Sampling
 from xreasoner.engines.slots import MASKED, Slots
 from xreasoner.errors import UserError
@@ -168,6 +169,10 @@ class TorchEngine:
         ticket = Ticket(request, self._encoded(request), on_done, on_text)
         self._waiting.append(ticket)
         return ticket
+
+    def score(self, request: Request, given: str, continuations: Sequence[str]) -> list[float]:
+        """See `engines.base.Engine`."""
+        return scoring.score(self, request, given, continuations)
 
     def _encoded(self, request: Request) -> Encoded:
         if CLOSE not in request.sampling.exit_text:

@@ -1,0 +1,187 @@
+"""`xreasoner batch`: a file of OpenAI batch lines in, a file of answers out, each line answered once whatever happens.
+
+An answer is appended in one write, so a killed run leaves at most one torn line, which the next run cuts off. What is
+answered already is known by its line's number, and is not asked again.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any
+
+from xreasoner.completion import Completion
+from xreasoner.engines.base import Request
+from xreasoner.engines.driving import finished
+from xreasoner.errors import DataError, UserError
+from xreasoner.media import Guard
+from xreasoner.reasoner import Reasoner
+from xreasoner.wire import chat_body, read_chat
+
+URL = "/v1/chat/completions"
+FIELDS = ("custom_id", "method", "url", "body")
+
+
+@dataclass(frozen=True, slots=True)
+class Line:
+    """A line of the input. problem: why it cannot be asked, "" for a good one."""
+
+    number: int
+    custom_id: str | None
+    body: Any
+    problem: str = ""
+
+    @property
+    def id(self) -> str:
+        return f"batch_req_{self.number}"
+
+
+def read_lines(path: Path) -> Iterator[Line]:
+    """The lines of a batch file; empty ones are left out. Raises `DataError` for a file that is no text."""
+    seen: dict[str, int] = {}
+    try:
+        with path.open(encoding="utf-8", newline="\n") as file:
+            for number, text in enumerate(file, 1):
+                if text.strip():
+                    yield _line(number, text, seen)
+    except UnicodeDecodeError as error:
+        raise DataError(f"{path}: not UTF-8: {error.reason} at byte {error.start}; expected JSONL") from None
+
+
+def _line(number: int, text: str, seen: dict[str, int]) -> Line:
+    try:
+        row = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        return Line(number, None, None, f"not JSON: {getattr(error, 'msg', 'nested too deep')}")
+    if not isinstance(row, dict):
+        return Line(number, None, None, f"found {type(row).__name__}, expected an object")
+    custom_id = row.get("custom_id")
+    known = custom_id if isinstance(custom_id, str) else None
+    unknown = [name for name in row if name not in FIELDS]
+    problem = ""
+    if not known:
+        problem = f"custom_id: found {str(custom_id)[:60]!r}, expected a text"
+    elif known in seen:
+        problem = f"custom_id: {known[:60]!r} is that of line {seen[known]} too; expected every line to have its own"
+    elif unknown:
+        problem = f"{unknown[0]}: this field is not known here; expected {', '.join(FIELDS)}"
+    elif row.get("method", "POST") != "POST" or row.get("url", URL) != URL:
+        problem = f"found {row.get('method')} {row.get('url')}; expected POST {URL}"
+    if known:
+        seen.setdefault(known, number)
+    return Line(number, known, row.get("body"), problem)
+
+
+@dataclass(slots=True)
+class Outcome:
+    """What a run did. total: lines of the input; before: answered by earlier runs; refused: numbers of bad lines."""
+
+    total: int
+    before: int
+    answered: int
+    refused: list[int]
+
+
+def run_batch(
+    reasoner: Reasoner,
+    source: Path,
+    out: Path,
+    guard: Guard,
+    show: Callable[[int, int], None] = lambda done, total: None,
+) -> Outcome:
+    """Answer every line of `source` that `out` has no answer to. show(done, total) after each.
+
+    Raises `DataError` where `out` belongs to another input, `UserError` where another run writes it, `EngineError`
+    where the model cannot go on; what is answered stays in `out`.
+    """
+    lines = {line.number: line.custom_id for line in read_lines(source)}
+    if not lines:
+        raise DataError(f"{source}: is empty; expected one OpenAI batch object a line")
+    with _locked(out) as file:
+        answered, refused = _answered(file, out, lines)
+        outcome = Outcome(len(lines), len(answered), 0, refused)
+        waiting = (line for line in read_lines(source) if line.number not in answered)
+        for line, result in finished(reasoner.engine, _asked(reasoner, guard, waiting, file, outcome, show)):
+            if isinstance(result, Exception) and not isinstance(result, UserError):
+                raise result
+            _write(file, line, result, reasoner.model, outcome)
+            show(outcome.before + outcome.answered, outcome.total)
+    outcome.refused.sort()
+    return outcome
+
+
+def _asked(
+    reasoner: Reasoner,
+    guard: Guard,
+    lines: Iterator[Line],
+    file: IO[bytes],
+    outcome: Outcome,
+    show: Callable[[int, int], None],
+) -> Iterator[tuple[Line, Request]]:
+    """The requests of the good lines; bad ones are answered at once."""
+    for line in lines:
+        try:
+            if line.problem:
+                raise UserError(line.problem)
+            yield line, read_chat(line.body, reasoner.sampling, guard, reasoner.min_pixels, reasoner.max_pixels)
+        except UserError as error:
+            _write(file, line, error, reasoner.model, outcome)
+            show(outcome.before + outcome.answered, outcome.total)
+
+
+def _write(file: IO[bytes], line: Line, result: list[Completion] | Exception, model: str, outcome: Outcome) -> None:
+    """Append an answer, whole or not at all."""
+    response = error = None
+    if isinstance(result, Exception):
+        error = {"code": "invalid_request_error", "message": f"line {line.number}: {result}", "line": line.number}
+        outcome.refused.append(line.number)
+    else:
+        response = {"status_code": 200, "request_id": line.id, "body": chat_body(result, model)}
+    row = {"id": line.id, "custom_id": line.custom_id, "response": response, "error": error}
+    try:
+        data = json.dumps(row, ensure_ascii=False).encode()
+    except UnicodeEncodeError:  # half of a surrogate pair is JSON, and no text
+        data = json.dumps(row).encode()
+    file.write(data + b"\n")
+    file.flush()
+    os.fsync(file.fileno())
+    outcome.answered += 1
+
+
+def _locked(out: Path) -> IO[bytes]:
+    """The output, open for one run alone."""
+    file = out.open("a+b")
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        file.close()
+        raise UserError(f"{out}: another run is writing it; wait for its end, or choose another -o") from None
+    return file
+
+
+def _answered(file: IO[bytes], out: Path, lines: dict[int, str | None]) -> tuple[set[int], list[int]]:
+    """Numbers of the lines that have an answer, and of those the refused ones; a torn last line is cut off."""
+    file.seek(0)
+    answered: set[int] = set()
+    refused: list[int] = []
+    whole = 0
+    for number, data in enumerate(file, 1):
+        if not data.endswith(b"\n"):
+            file.truncate(whole)
+            break
+        whole += len(data)
+        try:
+            row = json.loads(data)
+            line = int(row["id"].removeprefix("batch_req_"))
+            if lines[line] != row["custom_id"]:
+                raise ValueError
+        except (ValueError, KeyError, TypeError, AttributeError):
+            raise DataError(f"{out}:{number}: is no answer to a line of this input; choose another -o") from None
+        answered.add(line)
+        if row["error"] is not None:
+            refused.append(line)
+    return answered, refused

@@ -1,0 +1,352 @@
+"""What engines that run by themselves have in common: a loop in a thread, and the two budgets by continued requests.
+
+Such an engine (a server, vLLM) can only be asked for so many tokens after a prompt and the beginning of a reply. The
+first pass asks for the thinking budget; where the thought is still open then, the exit text is added and a second pass
+goes on from there, for the answer budget. Cached keys and values of the first pass are the engine's to use again.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import queue
+import re
+import threading
+from collections.abc import AsyncGenerator, Callable, Sequence
+from contextlib import aclosing
+from dataclasses import dataclass, field, replace
+from typing import Any, TypeVar
+
+import numpy as np
+from PIL.Image import Image, Resampling
+
+from xreasoner.completion import Completion, Exit
+from xreasoner.engines.base import Message, Request, Sampling
+from xreasoner.errors import UserError
+from xreasoner.trace import CLOSE, OPEN, repeats, split
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """What an engine sends at a time: text and its tokens. ids and logprobs are () where the engine does not say.
+
+    finish: "stop" or "length" with the last piece; total: tokens of the whole pass, where the engine says.
+    """
+
+    text: str
+    tokens: int = 0
+    ids: tuple[int, ...] = ()
+    logprobs: tuple[float, ...] = ()
+    finish: str | None = None
+    total: int | None = None
+
+
+@dataclass(slots=True)
+class Draft:
+    """One sample on its way. Lists have an entry a token, forced ones included, where the engine says what they are."""
+
+    request: Request
+    sample: int
+    text: str = ""
+    ids: list[int] = field(default_factory=list)
+    logprobs: list[float] = field(default_factory=list)
+    forced: list[bool] = field(default_factory=list)
+    units: list[int | str] = field(default_factory=list)
+    sampled: int = 0
+    thought_tokens: int = 0
+    prompt_tokens: int = 0
+    was_forced: bool = False
+    ids_known: bool = True
+    reasoning: bool = False
+    """The server tells the thought apart from the answer by itself."""
+    followed: bool = False
+    """Somebody reads the text while it is written, so none of it can be taken back."""
+
+    @property
+    def sampling(self) -> Sampling:
+        return self.request.sampling
+
+    @property
+    def opened(self) -> bool:
+        return self.text.lstrip().startswith(OPEN)
+
+    @property
+    def closed(self) -> bool:
+        return CLOSE in self.text
+
+    @property
+    def must_close(self) -> bool:
+        return self.opened and not self.closed
+
+    def copy(self) -> Draft:
+        return replace(self, ids=[*self.ids], logprobs=[*self.logprobs], forced=[*self.forced], units=[*self.units])
+
+    def room(self) -> int:
+        """Tokens until a budget ends."""
+        thinking, answer = self.sampling.thinking_budget, self.sampling.answer_budget
+        if self.closed:
+            return answer - (self.sampled - self.thought_tokens)
+        if self.opened or (not self.text and thinking):
+            return thinking - self.sampled
+        return thinking + answer - self.sampled
+
+    def add(self, piece: Piece) -> None:
+        before = self.closed
+        self.text += piece.text
+        self.sampled += piece.tokens
+        if not before:
+            self.thought_tokens = self.sampled
+            self.units += piece.ids or ([piece.text] if piece.text else [])
+        self.ids_known &= len(piece.ids) == piece.tokens
+        self.ids += piece.ids
+        self.logprobs += piece.logprobs
+        self.forced += [False] * len(piece.ids)
+
+    def force(self, ids: Sequence[int] | None) -> str:
+        """Close the thought; ids: the exit text's tokens, None where they are not known. Returns what was added."""
+        text = self.sampling.exit_text
+        self.text += text
+        self.was_forced = True
+        self.ids_known &= ids is not None
+        self.ids += ids or ()
+        self.logprobs += [0.0] * len(ids or ())
+        self.forced += [True] * len(ids or ())
+        return text
+
+    def loops(self) -> bool:
+        wanted = self.sampling.exit_on_repeats and self.must_close and len(self.units) % 32 == 0
+        return wanted and repeats(self.units)
+
+    def completion(self, exit: Exit) -> Completion:
+        trace = split(self.text)
+        thought_tokens = self.thought_tokens if self.opened or self.closed else 0
+        known = self.ids_known
+        return Completion(
+            text=self.text,
+            token_ids=tuple(self.ids) if known else (),
+            logprobs=tuple(self.logprobs) if self.sampling.logprobs else (),
+            forced=tuple(self.forced) if known else (),
+            thought=trace.thought,
+            answer=trace.answer if exit in ("natural", "forced") or trace.closed else "",
+            exit=exit,
+            prompt_tokens=self.prompt_tokens,
+            thought_tokens=thought_tokens,
+            answer_tokens=self.sampled + sum(self.forced) * known - thought_tokens,
+            repeats=repeats(self.units),
+        )
+
+
+class RunningTicket:
+    """See `engines.base.Ticket`."""
+
+    def __init__(
+        self,
+        request: Request,
+        loop: asyncio.AbstractEventLoop,
+        on_done: Callable[[list[Completion]], None] | None,
+        on_text: Callable[[int, str], None] | None,
+    ) -> None:
+        self.request, self.on_done, self.on_text = request, on_done, on_text
+        self.done = threading.Event()
+        self.error: BaseException | None = None
+        self.cancelled = False
+        self.samples: list[Completion] = []
+        self._loop = loop
+        self.tasks: list[asyncio.Task[Completion]] = []
+
+    @property
+    def completions(self) -> list[Completion]:
+        if self.error is not None:
+            raise self.error
+        return self.samples
+
+    def cancel(self) -> None:
+        self.cancelled = True
+        if not self.done.is_set():
+            self._loop.call_soon_threadsafe(self.stop)
+
+    def stop(self) -> None:
+        for task in self.tasks:
+            task.cancel()
+
+
+class ContinuingEngine:
+    """Budgets, tickets and the loop. An engine adds `_passed` (one pass) and, where it can, `_exit_ids`.
+
+    Its thread ends with `close`, or with the program.
+    """
+
+    name = "continuing"
+
+    def __init__(self) -> None:
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._loop.run_forever, name=f"{self.name} engine", daemon=True)
+        self._thread.start()
+
+    def _passed(self, draft: Draft, tokens: int) -> AsyncGenerator[Piece, None]:
+        """Go on after the prompt and `draft.text` for at most so many tokens; the last piece has `finish`."""
+        raise NotImplementedError
+
+    def _exit_ids(self, draft: Draft) -> Sequence[int] | None:
+        return None
+
+    async def _pass(self, draft: Draft, tokens: int, tell: Callable[[str], None]) -> str:
+        """One pass, written into the draft. Returns "stop", or "length" where a budget ended."""
+        begin = draft.sampled
+        async with aclosing(self._passed(draft, tokens)) as pieces:
+            async for piece in pieces:
+                draft.add(piece)
+                if piece.text:
+                    tell(piece.text)
+                if piece.finish is not None:
+                    return piece.finish
+                if draft.sampled - begin < tokens and (draft.room() <= 0 or draft.loops()):
+                    return "length"
+        raise RuntimeError("a pass ended without a word how")
+
+    async def _finish(self, draft: Draft, tell: Callable[[str], None]) -> Exit:
+        """All passes of one sample."""
+        while True:
+            room = draft.room()
+            if draft.must_close and (room <= 0 or draft.loops()):
+                tell(draft.force(self._exit_ids(draft)))
+                continue
+            if room <= 0:
+                return "truncated"
+            if await self._pass(draft, room, tell) == "stop":
+                return "forced" if draft.was_forced else "natural"
+
+    async def _sample(self, ticket: RunningTicket, sample: int) -> Completion:
+        told = ticket.on_text
+        draft = Draft(ticket.request, sample, followed=told is not None)
+        try:
+            exit = await self._finish(draft, (lambda text: told(sample, text)) if told else (lambda text: None))
+        except asyncio.CancelledError:
+            if not ticket.cancelled:
+                raise
+            exit = "aborted"
+        return draft.completion(exit)
+
+    async def _answer(self, ticket: RunningTicket) -> None:
+        try:
+            ticket.tasks = [asyncio.ensure_future(self._sample(ticket, k)) for k in range(ticket.request.n)]
+            if ticket.cancelled:
+                await asyncio.sleep(0)  # a task that never ran has no chance to say that it was aborted
+                ticket.stop()
+            ticket.samples = list(await asyncio.gather(*ticket.tasks))
+            if ticket.on_done is not None:
+                ticket.on_done(ticket.samples)
+        except BaseException as error:
+            ticket.error = error if isinstance(error, Exception) else RuntimeError("the engine was closed")
+            ticket.stop()
+        finally:
+            ticket.done.set()
+
+    def submit(
+        self,
+        request: Request,
+        on_done: Callable[[list[Completion]], None] | None = None,
+        on_text: Callable[[int, str], None] | None = None,
+    ) -> RunningTicket:
+        """See `engines.base.Engine`."""
+        self._check(request)
+        ticket = RunningTicket(request, self._loop, on_done, on_text)
+        asyncio.run_coroutine_threadsafe(self._answer(ticket), self._loop)
+        return ticket
+
+    def _check(self, request: Request) -> None:
+        if CLOSE not in request.sampling.exit_text:
+            raise UserError(f"exit_text {request.sampling.exit_text!r} does not hold {CLOSE}; expected it to")
+        places = sum(part.get("type") == "image" for message in request.messages for part in parts(message))
+        if places != len(request.images):
+            raise UserError(f"the messages have {places} places for pictures, {len(request.images)} were given")
+
+    def generate(
+        self,
+        requests: Sequence[Request],
+        on_done: Callable[[int, list[Completion]], None] | None = None,
+    ) -> list[list[Completion]]:
+        """See `engines.base.Engine`. The first request that fails ends the others."""
+        for request in requests:
+            self._check(request)
+        settled: queue.Queue[int] = queue.Queue()
+        tickets = [RunningTicket(request, self._loop, None, None) for request in requests]
+
+        async def one(k: int) -> None:
+            await self._answer(tickets[k])
+            settled.put(k)
+
+        try:
+            for k in range(len(tickets)):
+                asyncio.run_coroutine_threadsafe(one(k), self._loop)
+            for _ in tickets:
+                k = settled.get()
+                completions = tickets[k].completions
+                if on_done is not None:
+                    on_done(k, completions)
+        except BaseException:
+            for ticket in tickets:
+                ticket.cancel()
+            raise
+        return [ticket.completions for ticket in tickets]
+
+    def wait(self, tickets: Sequence[Any]) -> None:
+        """See `engines.base.Engine`."""
+        for ticket in tickets:
+            ticket.done.wait()
+
+    def step(self) -> bool:
+        """The engine runs by itself."""
+        return False
+
+    def _now(self, work: Any) -> Any:
+        """The result of a coroutine, run in the loop."""
+        return asyncio.run_coroutine_threadsafe(work, self._loop).result()
+
+    def close(self) -> None:
+        """End what runs, and the thread."""
+        if self._loop.is_running():
+            asyncio.run_coroutine_threadsafe(self._close(), self._loop).result(timeout=30)
+            self._loop.call_soon_threadsafe(self._loop.stop)
+            self._thread.join(timeout=30)
+            self._loop.close()
+
+    async def _close(self) -> None:
+        others = [task for task in asyncio.all_tasks() if task is not asyncio.current_task()]
+        for task in others:
+            task.cancel()
+        await asyncio.gather(*others, return_exceptions=True)
+
+
+def parts(message: Message) -> list[dict[str, Any]]:
+    """A message's content as a list of parts."""
+    content = message["content"]
+    return [{"type": "text", "text": content}] if isinstance(content, str) else list(content)
+
+
+_SPECIAL = re.compile(r"<\|(\w+)\|>")
+
+
+def plain(text: str) -> str:
+    """Text in which no special token of Qwen's spelling stands: a server must not take it for a picture or a turn."""
+    return _SPECIAL.sub("<¦\\1¦>", text)
+
+
+def seed_of(sampling: Sampling, sample: int, begun: int = 0) -> int:
+    """A seed below 2**31 for one pass of one sample: neighbouring seeds share no sample, and passes no noise."""
+    return int(np.random.SeedSequence([sampling.seed, sample, begun]).generate_state(1)[0] >> 1)
+
+
+def resized(image: Image, request: Request) -> Image:
+    """The picture within the request's pixels, as Qwen's own processor resizes it.
+
+    Servers ignore `max_pixels`, so it is done before the picture is sent. A side is a multiple of 28.
+    """
+    if request.min_pixels is None and request.max_pixels is None:
+        return image
+    from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import smart_resize  # seconds to import
+
+    least = request.min_pixels or 56 * 56
+    height, width = smart_resize(image.height, image.width, 28, least, request.max_pixels or 16384 * 28 * 28)
+    return image if (width, height) == image.size else image.resize((width, height), Resampling.BICUBIC)

@@ -1,0 +1,468 @@
+"""Engines behind URLs: any number of OpenAI-compatible servers, used as one.
+
+A request goes to the server with the least in flight. A server that fails is left alone for a while and then tried with
+one request; what it was doing goes elsewhere, from the start where nobody has read any of it, and otherwise from where
+it stopped. The forced exit is a continued request (`continue_final_message`, which vLLM and SGLang know).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import io
+import json
+import os
+import time
+from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
+from contextlib import aclosing, contextmanager, suppress
+from dataclasses import dataclass, field
+from typing import Any
+
+import httpx2
+from PIL.Image import Image
+
+from xreasoner.engines.base import Request
+from xreasoner.engines.continuing import ContinuingEngine, Draft, Piece, parts, plain, resized, seed_of
+from xreasoner.errors import EngineError, UserError
+from xreasoner.trace import CLOSE, OPEN
+
+TRIES = 8
+"""Times that one pass of one request is sent before it is given up."""
+BUSY_TRIES = 200
+"""Times that servers may answer one pass with "too many requests"."""
+LONGEST_PAUSE = 8.0
+"""Seconds for which a server that failed is left alone, at most; the first time it is half a second."""
+
+
+class LostError(Exception):
+    """A server failed with a request that another one, or the same one later, may answer."""
+
+
+class BusyError(LostError):
+    """A server has too much to do. args: what it said, seconds to wait."""
+
+
+@dataclass(slots=True)
+class Server:
+    """One URL and how it is."""
+
+    url: str
+    model: str = ""
+    context: int | None = None
+    vllm: bool = False
+    in_flight: int = 0
+    failures: int = 0
+    down: bool = False
+    until: float = 0.0
+    seen: float = field(default_factory=time.monotonic)
+    error: str = ""
+
+    def room(self, most: int, now: float) -> int:
+        """How many requests it may take now: one, to see whether it is back, where it was down."""
+        return 0 if now < self.until else (1 if self.down else most) - self.in_flight
+
+    def worked(self) -> None:
+        self.failures, self.down, self.seen = 0, False, time.monotonic()
+
+    def failed(self, error: str, dead: bool) -> None:
+        self.failures += 1
+        self.error = error
+        self.down = self.down or dead or self.failures >= 3
+        if self.down:
+            self.until = time.monotonic() + min(LONGEST_PAUSE, 0.5 * 2 ** (self.failures - 1))
+
+
+class OpenAIEngine(ContinuingEngine):
+    """See `engines.base.Engine`.
+
+    urls: of servers up to and including `/v1`. model: the name that the servers know; their first when left out.
+    api_key: sent as a bearer token; from the environment's OPENAI_API_KEY when left out.
+    max_in_flight: requests at one server at a time. timeout: seconds of silence, from the request to the first token
+    and between two; patience: seconds for which no server may answer at all. Raises `EngineError` where none does now.
+    """
+
+    name = "openai"
+
+    def __init__(
+        self,
+        urls: str | Sequence[str],
+        model: str | None = None,
+        *,
+        api_key: str | None = None,
+        max_in_flight: int = 64,
+        timeout: float = 300.0,
+        connect_timeout: float = 5.0,
+        patience: float = 60.0,
+    ) -> None:
+        found = [url.rstrip("/") for url in ([urls] if isinstance(urls, str) else urls)]
+        if not found or not all(url.startswith(("http://", "https://")) for url in found):
+            raise UserError(f"servers {found}; expected addresses such as http://localhost:8000/v1")
+        self.servers = [Server(url) for url in dict.fromkeys(found)]
+        self.max_in_flight, self.patience, self._model = max_in_flight, patience, model
+        key = api_key or os.environ.get("OPENAI_API_KEY")
+        self._client = httpx2.AsyncClient(
+            timeout=httpx2.Timeout(timeout, connect=connect_timeout),
+            limits=httpx2.Limits(max_connections=None),
+            headers={"Authorization": f"Bearer {key}"} if key else {},
+        )
+        super().__init__()
+        self._freed = asyncio.Event()
+        try:
+            self._now(self._look())
+        except BaseException:
+            self.close()
+            raise
+
+    @property
+    def context(self) -> int | None:
+        """Tokens that prompt and reply may have together, where the servers say."""
+        return min((server.context for server in self.servers if server.context), default=None)
+
+    async def _close(self) -> None:
+        await super()._close()
+        await self._client.aclose()
+
+    async def _look(self) -> None:
+        """Ask every server which model it has."""
+
+        async def one(server: Server) -> None:
+            try:
+                await self._describe(server, self._model)
+            except LostError as error:
+                server.model = self._model or ""
+                server.failed(str(error), dead=True)
+
+        await asyncio.gather(*(one(server) for server in self.servers))
+        if all(server.down for server in self.servers):
+            raise EngineError(f"no server answers: {self._what_failed()}; is it running, and does its URL end in /v1?")
+
+    async def _describe(self, server: Server, model: str | None) -> None:
+        with _losses(server):
+            response = await self._client.get(server.url + "/models")
+        if response.status_code in (404, 405) and model:
+            server.model = model  # some servers have no list
+            return
+        _complain(server, response.status_code, response.headers, response.text)
+        with _losses(server):
+            entries = [entry for entry in response.json()["data"] if isinstance(entry["id"], str)]
+        names = [entry["id"] for entry in entries]
+        if not entries or (model is not None and model not in names):
+            raise UserError(
+                f"the server {server.url} has no model {model or ''!r}; it has {', '.join(names) or 'none'}"
+            )
+        entry = entries[names.index(model) if model else 0]
+        server.model, server.context = entry["id"], entry.get("max_model_len")
+        server.vllm = entry.get("owned_by") == "vllm"
+
+    def _what_failed(self) -> str:
+        return "; ".join(f"{server.url}: {server.error}" for server in self.servers if server.error)
+
+    # --- one pass ----------------------------------------------------------------------------------------------------
+
+    async def _pass(self, draft: Draft, tokens: int, tell: Callable[[str], None]) -> str:
+        told: list[str] = []
+
+        def note(text: str) -> None:
+            told.append(text)
+            tell(text)
+
+        failed: list[Server] = []
+        busy = 0
+        while True:
+            server, saved = await self._take(failed), draft.copy()
+            try:
+                finish = await self._read(server, draft, tokens, note)
+                server.worked()
+                return finish
+            except BusyError as error:
+                busy += 1
+                server.until = time.monotonic() + error.args[1]
+                server.seen = time.monotonic()
+                if busy > BUSY_TRIES:
+                    raise EngineError(f"{error.args[0]}, {busy} times; try again later") from None
+            except LostError as error:
+                failed.append(server)
+                server.failed(str(error), dead=not isinstance(error, RefusedError))
+                if len(failed) >= TRIES:
+                    raise EngineError(f"no server could answer, {TRIES} times tried: {error}") from None
+            finally:
+                self._give_back(server)
+            if draft.followed and told:
+                return "length"  # goes on from what was read
+            _restore(draft, saved)
+
+    async def _take(self, failed: Sequence[Server]) -> Server:
+        """The server with the least in flight, one that has not failed this request where there is one."""
+        while True:
+            now = time.monotonic()
+            free = [server for server in self.servers if server.room(self.max_in_flight, now) > 0]
+            if free:
+                chosen = min(free, key=lambda server: (failed.count(server), server.in_flight))
+                chosen.in_flight += 1
+                return chosen
+            if all(server.down for server in self.servers) and now - max(s.seen for s in self.servers) > self.patience:
+                raise EngineError(f"no server has answered for {self.patience:.0f} s: {self._what_failed()}")
+            waits = [server.until - now for server in self.servers if server.until > now]
+            with suppress(TimeoutError):
+                async with asyncio.timeout(max(0.01, min([*waits, 1.0]))):
+                    await self._freed.wait()
+
+    def _give_back(self, server: Server) -> None:
+        server.in_flight -= 1
+        self._freed.set()
+        self._freed = asyncio.Event()
+
+    async def _read(self, server: Server, draft: Draft, tokens: int, tell: Callable[[str], None]) -> str:
+        """One pass at one server. Raises `LostError` where it fails on the way."""
+        if not server.model:  # it did not answer at the beginning
+            await self._describe(server, self._model)
+        counted, begin = draft.sampled, len(draft.text)
+        async with aclosing(self._stream(server, draft, tokens)) as pieces:
+            async for piece in pieces:
+                draft.add(piece)
+                if draft.was_forced and draft.text[begin:].lstrip().startswith(OPEN):
+                    raise _no_continuing(server, "it begins a new reply instead")
+                if piece.text:
+                    tell(piece.text)
+                if piece.total is not None:
+                    _correct(draft, counted + piece.total)
+                if piece.finish is not None:
+                    return piece.finish
+                if draft.sampled - counted < tokens and (draft.room() <= 0 or draft.loops()):
+                    return "length"  # the server would go on
+        raise LostError(f"{server.url} ended its reply without a word how")
+
+    async def _stream(self, server: Server, draft: Draft, tokens: int) -> AsyncGenerator[Piece, None]:
+        body = await asyncio.to_thread(self._body, server, draft, tokens)
+        finish, total, empty = None, None, True
+        with _losses(server):
+            async with self._client.stream("POST", server.url + "/chat/completions", json=body) as response:
+                if response.status_code != 200:
+                    await response.aread()
+                    if draft.text and response.status_code in (400, 422):
+                        raise _no_continuing(server, _message(response.text))
+                    _complain(server, response.status_code, response.headers, response.text)
+                async for event in _events(server, response):
+                    usage = event.get("usage") or {}
+                    total = usage.get("completion_tokens", total)
+                    draft.prompt_tokens = draft.prompt_tokens or usage.get("prompt_tokens") or 0
+                    for choice in event.get("choices") or []:
+                        finish = choice.get("finish_reason") or finish
+                        piece = _piece(draft, choice)
+                        if piece.text or piece.tokens:
+                            empty = False
+                            yield piece
+        if finish in (None, "abort", "error"):
+            raise LostError(f"{server.url} cut the connection in the middle of a reply")
+        if empty and not total:
+            raise LostError(f"{server.url} answered with nothing at all")
+        yield Piece("", finish="length" if finish == "length" else "stop", total=total)
+
+    def _body(self, server: Server, draft: Draft, tokens: int) -> dict[str, Any]:
+        sampling = draft.sampling
+        body: dict[str, Any] = {
+            **self._prompt(server, draft.request, draft.text),
+            "max_tokens": tokens,
+            "temperature": sampling.temperature,
+            "top_p": sampling.top_p,
+            "seed": seed_of(sampling, draft.sample, draft.sampled),
+            "stream": True,
+            "stream_options": {"include_usage": True},
+        }
+        if sampling.stop:
+            body["stop"] = list(sampling.stop)
+        if sampling.logprobs:
+            body["logprobs"] = True
+        if sampling.top_k:
+            body["top_k"] = sampling.top_k
+        if server.vllm:  # it would take these from the checkpoint's generation_config.json
+            body |= {"top_k": sampling.top_k, "repetition_penalty": 1.0, "return_token_ids": True}
+        return body
+
+    def _prompt(self, server: Server, request: Request, given: str) -> dict[str, Any]:
+        images = iter(request.images)
+        messages = [
+            {**message, "content": [_part(part, images, request) for part in parts(message)]}
+            if not isinstance(message["content"], str)
+            else {**message, "content": plain(message["content"])}
+            for message in request.messages
+        ]
+        if not given:
+            return {"model": server.model, "messages": messages}
+        messages.append({"role": "assistant", "content": given})
+        return {
+            "model": server.model,
+            "messages": messages,
+            "add_generation_prompt": False,
+            "continue_final_message": True,
+        }
+
+    # --- scores ------------------------------------------------------------------------------------------------------
+
+    def score(self, request: Request, given: str, continuations: Sequence[str]) -> list[float]:
+        """See `engines.base.Engine`. Needs vLLM's `prompt_logprobs`; raises `UserError` where they are missing."""
+        if not all(continuations):
+            raise UserError("a continuation to score is empty; expected some text")
+        self._check(request)
+        found: list[float] = self._now(self._scores(request, given, continuations)) if continuations else []
+        return found
+
+    async def _scores(self, request: Request, given: str, continuations: Sequence[str]) -> list[float]:
+        texts = [given, *(given + continuation for continuation in continuations)]
+        rows = await asyncio.gather(*(self._prompt_logprobs(request, text) for text in texts))
+        shared = min(_common(rows[0][0], ids) for ids, _ in rows[1:])
+        return [sum(logprobs[shared:]) for _, logprobs in rows[1:]]
+
+    async def _prompt_logprobs(self, request: Request, text: str) -> tuple[list[int], list[float]]:
+        """Ids and log-probabilities of all tokens of the prompt with `text` behind it (the first has none: 0)."""
+        failed: list[Server] = []
+        while True:
+            server = await self._take(failed)
+            try:
+                if not server.model:
+                    await self._describe(server, self._model)
+                body = await asyncio.to_thread(self._prompt, server, request, text)
+                body |= {"max_tokens": 1, "temperature": 0, "prompt_logprobs": 0}
+                with _losses(server):
+                    response = await self._client.post(server.url + "/chat/completions", json=body)
+                _complain(server, response.status_code, response.headers, response.text)
+                with _losses(server):
+                    entries = response.json().get("prompt_logprobs")
+                server.worked()
+                break
+            except BusyError as error:
+                server.until = time.monotonic() + error.args[1]
+            except LostError as error:
+                failed.append(server)
+                server.failed(str(error), dead=not isinstance(error, RefusedError))
+                if len(failed) >= TRIES:
+                    raise EngineError(f"no server could answer, {TRIES} times tried: {error}") from None
+            finally:
+                self._give_back(server)
+        if not entries:
+            raise UserError(
+                f"the server {server.url} does not give prompt_logprobs, which option probabilities need; vLLM does"
+            )
+        pairs = [next(iter(entry.items())) if entry else ("-1", {"logprob": 0.0}) for entry in entries]
+        return [int(token) for token, _ in pairs], [float(value["logprob"]) for _, value in pairs]
+
+
+class RefusedError(LostError):
+    """A server answered with an error of its own: it runs."""
+
+
+def _restore(draft: Draft, saved: Draft) -> None:
+    for name in Draft.__dataclass_fields__:
+        setattr(draft, name, getattr(saved, name))
+
+
+def _correct(draft: Draft, sampled: int) -> None:
+    """The server's own count at the end of a pass is the right one."""
+    if not draft.closed:
+        draft.thought_tokens = sampled
+    draft.sampled = max(sampled, draft.thought_tokens)
+
+
+@contextmanager
+def _losses(server: Server) -> Iterator[None]:
+    """What a connection or a reply may suffer, as `LostError`."""
+    try:
+        yield
+    except httpx2.TimeoutException:
+        raise LostError(f"{server.url} did not answer in time") from None
+    except httpx2.HTTPError as error:
+        raise LostError(f"{server.url} cannot be reached, or cut the connection ({type(error).__name__})") from None
+    except httpx2.InvalidURL as error:
+        raise UserError(f"the server's address {server.url!r}: {error}") from None
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        if isinstance(error, UserError):
+            raise
+        raise LostError(f"{server.url} answered with what is no reply ({type(error).__name__})") from None
+
+
+def _message(text: str) -> str:
+    """What a server's error says, in one line."""
+    try:
+        found = json.loads(text)
+        found = found.get("error", found) if isinstance(found, dict) else found
+        text = str(found.get("message") or found.get("detail") or found) if isinstance(found, dict) else str(found)
+    except ValueError:
+        pass
+    return " ".join(text.split())[:300] or "no words"
+
+
+def _complain(server: Server, status: int, headers: Any, text: str) -> None:
+    """Raise what a reply's status stands for."""
+    if status == 200:
+        return
+    said = f"{server.url}: {_message(text)} (status {status})"
+    if status == 429 or (status == 503 and "retry-after" in headers):
+        raise BusyError(said, _seconds(headers.get("retry-after")))
+    if status >= 500 or status == 408:
+        raise RefusedError(said)
+    if status in (401, 403):
+        raise UserError(f"{said}; expected an API key that it accepts (--api-key, or OPENAI_API_KEY)")
+    if status == 404:
+        raise UserError(f"{said}; expected an address such as http://localhost:8000/v1, and a model that it has")
+    raise UserError(f"the server refuses the request: {said}")
+
+
+def _seconds(text: str | None) -> float:
+    try:
+        return min(30.0, max(0.05, float(text or 1)))
+    except ValueError:  # a date
+        return 1.0
+
+
+def _no_continuing(server: Server, said: str) -> UserError:
+    return UserError(
+        f"the server {server.url} does not continue a reply ({said}), which the end of a thinking budget needs; "
+        "vLLM does (continue_final_message). Or raise the thinking budget"
+    )
+
+
+async def _events(server: Server, response: Any) -> AsyncGenerator[dict[str, Any], None]:
+    """The objects of a stream. Raises what an error among them stands for."""
+    async for line in response.aiter_lines():
+        field_, _, data = line.partition(":")
+        if field_ != "data" and not line.startswith("{"):
+            continue  # a comment, or an event's name
+        data = (data if field_ == "data" else line).strip()
+        if data == "[DONE]":
+            return
+        event = json.loads(data)
+        error = event.get("error")
+        if error:
+            code = error.get("code") if isinstance(error, dict) else None
+            status = code if isinstance(code, int) and 400 <= code < 600 else 500
+            _complain(server, status, {}, json.dumps(event))
+        yield event
+
+
+def _piece(draft: Draft, choice: dict[str, Any]) -> Piece:
+    """A choice of a stream, with a thought that the server told apart put back where it belongs."""
+    delta = choice.get("delta") or choice.get("message") or {}
+    reasoning = delta.get("reasoning") or delta.get("reasoning_content") or ""
+    content = delta.get("content") or ""
+    text = reasoning
+    if reasoning and not draft.text:
+        draft.reasoning = True
+        text = OPEN + reasoning
+    if content:
+        text += (CLOSE if draft.reasoning and not draft.closed else "") + content
+    logprobs = tuple(float(entry["logprob"]) for entry in (choice.get("logprobs") or {}).get("content") or ())
+    ids = tuple(choice.get("token_ids") or ())
+    return Piece(text, len(ids) or len(logprobs) or bool(text), ids, logprobs)
+
+
+def _part(part: dict[str, Any], images: Iterator[Image], request: Request) -> dict[str, Any]:
+    if part.get("type") != "image":
+        return {**part, "text": plain(part["text"])}
+    buffer = io.BytesIO()
+    resized(next(images).convert("RGB"), request).save(buffer, "PNG", compress_level=1)
+    encoded = base64.b64encode(buffer.getvalue()).decode()
+    return {"type": "image_url", "image_url": {"url": f"data:image/png;base64,{encoded}"}}
+
+
+def _common(one: Sequence[int], other: Sequence[int]) -> int:
+    return next((k for k, (a, b) in enumerate(zip(one, other, strict=False)) if a != b), min(len(one), len(other)))

@@ -1,0 +1,447 @@
+"""`Reasoner`: ask a model, wherever it runs, with the model card's settings.
+
+r = Reasoner("microsoft/X-Reasoner-7B")          # a hub id, a folder, "tiny", or "http://host:8000/v1"
+a = r.ask("Is there a dog in the picture?", images=["demo.jpeg"], options=["Yes", "No"])
+a.answer, a.thought, a.exit, a.option_probabilities, a.usage
+"""
+
+from __future__ import annotations
+
+import queue
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence, Sized
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Literal, NamedTuple
+
+from PIL.Image import Image
+
+from xreasoner.completion import Completion, Exit
+from xreasoner.decisions import Decision, decide
+from xreasoner.engines.base import Engine, Message, Request, Sampling
+from xreasoner.engines.driving import finished
+from xreasoner.engines.opening import addresses, open_engine
+from xreasoner.errors import UserError
+from xreasoner.media import Guard, Reference, pictures
+from xreasoner.problem import LABELS, Problem
+from xreasoner.prompts import PROMPTS, chat_messages, default_prompt
+from xreasoner.registry import MODELS, nearest
+from xreasoner.trace import Splitter
+
+NEW_TOKENS = 4000
+"""The card's: thinking and answer together."""
+ANSWER_TOKENS = 256
+PIXELS = 262_144
+"""The card's min_pixels and max_pixels."""
+TEMPERATURE = 0.6
+"""The card's (vLLM)."""
+EXIT_TEXT = Sampling().exit_text
+_Key = tuple[str, Request, tuple[str, ...]]
+
+
+class Piece(NamedTuple):
+    """A piece of a reply while it is written; the tags are left out."""
+
+    label: Literal["thought", "answer"]
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class Usage:
+    """Tokens, over both passes where the thought was ended by force."""
+
+    prompt_tokens: int
+    thought_tokens: int
+    answer_tokens: int
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What a model said to a question.
+
+    exit: how it ended (`completion.Completion`). option_probabilities: of each option's text, adding up to 1, and
+    mass: the probability that the answer is one of them at all; None without options, or where a server cannot say.
+    """
+
+    id: str
+    completion: Completion
+    option_probabilities: dict[str, float] | None = None
+    mass: float | None = None
+
+    @property
+    def answer(self) -> str:
+        return self.completion.answer
+
+    @property
+    def thought(self) -> str:
+        return self.completion.thought
+
+    @property
+    def exit(self) -> Exit:
+        return self.completion.exit
+
+    @property
+    def text(self) -> str:
+        """The whole reply with its tags."""
+        return self.completion.text
+
+    @property
+    def usage(self) -> Usage:
+        found = self.completion
+        return Usage(found.prompt_tokens, found.thought_tokens, found.answer_tokens)
+
+
+def own_guard() -> Guard:
+    """For pictures that the user of this process names: any file, and any public host."""
+    return Guard(hosts=frozenset({"*"}), root=Path(Path.cwd().anchor))
+
+
+def located(reference: Reference) -> Reference:
+    """A relative path as an absolute one; anything else as it is."""
+    if isinstance(reference, str) and reference.partition(":")[0] not in ("http", "https", "data", "file"):
+        return Path(reference).absolute()
+    return reference.absolute() if isinstance(reference, Path) else reference
+
+
+class Reasoner:
+    """A model and how to ask it.
+
+    model: a hub id, a folder, a registered name, or servers' addresses. engine: "torch", "vllm", "openai", or an
+    `Engine`; what suits the model when left out. temperature: the card's 0.6, but 0 (greedy) for the embedded models.
+    thinking_budget and answer_budget: in tokens, the card's 4,000 in all; a thought takes at most half of the model's
+    context. min_pixels, max_pixels: width times height of pictures; the card's 262,144, or the checkpoint's own limits
+    where it takes no such pictures (as the embedded ones). system: a system prompt in place of Qwen2.5-VL's
+    own. prompt: a name of `prompts.PROMPTS`; what the model was trained with, or the card's, when left out. guard: what
+    pictures may be; any local file and public host when left out. Further options go to the engine
+    (`engines.opening.open_engine`: device, dtype, attn_implementation, api_key, …).
+    """
+
+    def __init__(
+        self,
+        model: str | Sequence[str],
+        *,
+        engine: str | Engine | None = None,
+        temperature: float | None = None,
+        thinking_budget: int | None = None,
+        answer_budget: int = ANSWER_TOKENS,
+        min_pixels: int | None = None,
+        max_pixels: int | None = None,
+        top_p: float = 1.0,
+        top_k: int = 0,
+        seed: int = 0,
+        exit_text: str = EXIT_TEXT,
+        exit_on_repeats: bool = False,
+        system: str | None = None,
+        prompt: str | None = None,
+        guard: Guard | None = None,
+        **options: Any,
+    ) -> None:
+        if prompt is not None and prompt not in PROMPTS:
+            raise UserError(f"unknown prompt {prompt!r}; {nearest(prompt, PROMPTS)}")
+        self.prompt, self.system, self.guard = prompt, system, guard or own_guard()
+        opened = open_engine(model, engine=engine, **options) if engine is None or isinstance(engine, str) else engine
+        self.engine: Engine = opened
+        self.model = served_name(self.engine) if not isinstance(model, str) or addresses(model) else model
+        registered = self.model in MODELS
+        thinking = NEW_TOKENS - answer_budget if thinking_budget is None else thinking_budget
+        room = context(self.engine)
+        self.sampling = checked(
+            Sampling(
+                temperature=(0.0 if registered else TEMPERATURE) if temperature is None else temperature,
+                top_p=top_p,
+                top_k=top_k,
+                seed=seed,
+                thinking_budget=thinking if room is None else min(thinking, room // 2),
+                answer_budget=answer_budget,
+                exit_on_repeats=exit_on_repeats,
+                exit_text=exit_text,
+            )
+        )
+        pixels = None if registered or most_pixels(self.engine) < PIXELS else PIXELS
+        self.min_pixels, self.max_pixels = min_pixels or pixels, max_pixels or pixels
+        if self.min_pixels and self.max_pixels and self.min_pixels > self.max_pixels:
+            raise UserError(
+                f"min_pixels is {self.min_pixels} and max_pixels {self.max_pixels}; expected the other way round"
+            )
+
+    def request(
+        self,
+        question: str,
+        images: Sequence[Reference] = (),
+        options: Sequence[str] = (),
+        *,
+        history: Sequence[Message] = (),
+        history_images: Sequence[Image] = (),
+        **sampling: Any,
+    ) -> Request:
+        """The request that a question becomes. history: messages before it, and their pictures.
+
+        sampling: fields of `engines.base.Sampling` for this question alone. Raises `UserError` for an empty question or
+        bad options, `MediaError` for a picture.
+        """
+        if not question.strip():
+            raise UserError('the question is empty; expected some text, as in: xreasoner ask tiny "What is 3 + 4?"')
+        if len(options) > len(LABELS):
+            raise UserError(f"{len(options)} options were given, at most {len(LABELS)} have a label")
+        if len(options) == 1 or not all(option.strip() for option in options):
+            raise UserError(
+                f"options {list(options)!r}; expected two or more texts, none of them empty, or none at all"
+            )
+        found = pictures([located(image) for image in images], self.guard)
+        problem = Problem("question", question, "", "text", tuple(options), found)
+        messages = chat_messages(problem, self.prompt or default_prompt(self.model, options))
+        first = [{"role": "system", "content": self.system}] if self.system else []
+        return Request(
+            [*first, *history, *messages],
+            (*history_images, *found),
+            sampling=changed(self.sampling, sampling),
+            min_pixels=self.min_pixels,
+            max_pixels=self.max_pixels,
+        )
+
+    def ask(
+        self,
+        question: str,
+        images: Sequence[Reference] = (),
+        options: Sequence[str] = (),
+        *,
+        probabilities: bool | None = None,
+        **sampling: Any,
+    ) -> Answer:
+        """Put one question. images: paths, addresses, data URIs, bytes or PIL images; `<image>` or `<image 1>` in the
+        question says where each stands. probabilities: of the options; None gives them where the engine can say.
+        """
+        request = self.request(question, images, options, **sampling)
+        (completion,) = self.engine.generate([request])[0]
+        return self.answered("", request, completion, options, probabilities)
+
+    def answered(
+        self,
+        id: str,
+        request: Request,
+        completion: Completion,
+        options: Sequence[str],
+        probabilities: bool | None = None,
+    ) -> Answer:
+        """The answer, with its options' probabilities."""
+        decision = self._decision(request, completion, options, probabilities) if options else None
+        if decision is None:
+            return Answer(id, completion)
+        names = options if len(set(options)) == len(options) else [f"{a}: {b}" for a, b in zip(LABELS, options)]  # noqa: B905
+        return Answer(id, completion, dict(zip(names, decision.probabilities, strict=True)), decision.mass)
+
+    def _decision(
+        self, request: Request, completion: Completion, options: Sequence[str], wanted: bool | None
+    ) -> Decision | None:
+        if wanted is False or completion.exit == "aborted":
+            return None
+        try:
+            return decide(self.engine, request, completion, options)
+        except UserError:
+            if wanted:
+                raise
+            return None  # a server that does not score
+
+    def stream(
+        self,
+        question: str,
+        images: Sequence[Reference] = (),
+        options: Sequence[str] = (),
+        *,
+        probabilities: bool | None = None,
+        **more: Any,
+    ) -> Stream:
+        """Put one question; its pieces can be iterated over while they are written. See `ask` and `request`."""
+        return Stream(self, self.request(question, images, options, **more), tuple(options), probabilities)
+
+    def ask_many(
+        self,
+        problems: Iterable[Problem | Mapping[str, Any] | str],
+        *,
+        probabilities: bool | None = None,
+        progress: bool = False,
+        **sampling: Any,
+    ) -> Iterator[Answer]:
+        """Answers as they are finished; `Answer.id` says to which problem each belongs.
+
+        problems: `Problem`s, texts, or mappings with `question` and, if wanted, `id`, `images`, `options`; without an
+        id it is the problem's number, from 0. Raises `UserError` that names the problem where one is no problem.
+        """
+        from xreasoner.progress import Screen
+
+        total = len(problems) if isinstance(problems, Sized) else 0
+        with Screen() if progress else _Silent() as screen:
+            outcomes = finished(self.engine, self._asked(problems, sampling))
+            for done, ((id, request, options), outcome) in enumerate(outcomes, 1):
+                if isinstance(outcome, Exception):
+                    raise outcome
+                screen.show("answers", done, total)
+                yield self.answered(id, request, outcome[0], options, probabilities)
+
+    def _asked(
+        self, problems: Iterable[Problem | Mapping[str, Any] | str], sampling: dict[str, Any]
+    ) -> Iterator[tuple[_Key, Request]]:
+        seen = set()
+        for k, problem in enumerate(problems):
+            id, question = entry(k, problem)
+            if id in seen:
+                raise UserError(f"problem {k}: the id {id!r} is there twice; expected every problem to have its own")
+            seen.add(id)
+            try:
+                request = self.request(**question, **sampling)
+            except UserError as error:
+                raise type(error)(f"problem {id!r}: {error}") from None
+            yield (id, request, tuple(question.get("options", ()))), request
+
+    def close(self) -> None:
+        """Let the engine go, where it holds more than memory."""
+        if hasattr(self.engine, "close"):
+            self.engine.close()
+
+    def __enter__(self) -> Reasoner:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, where: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+class Stream:
+    """A reply while it is written: iterate for its `Piece`s; `answer` is the whole. Leaving the loop cancels it."""
+
+    def __init__(
+        self, reasoner: Reasoner, request: Request, options: Sequence[str], probabilities: bool | None
+    ) -> None:
+        self.request = request
+        self._reasoner, self._options, self._probabilities = reasoner, options, probabilities
+        self._texts: queue.Queue[str] = queue.Queue()
+        self._engine = reasoner.engine
+        self._ticket = self._engine.submit(request, on_text=lambda _, text: self._texts.put(text))
+        self._pieces = self._run()
+        self._answer: Answer | None = None
+
+    def __iter__(self) -> Iterator[Piece]:
+        try:
+            yield from self._pieces
+        finally:
+            self._pieces.close()
+
+    @property
+    def answer(self) -> Answer:
+        """The whole answer; what is not written yet is waited for."""
+        for _ in self._pieces:
+            pass
+        if self._answer is None:
+            (completion,) = self._ticket.completions
+            self._answer = self._reasoner.answered("", self.request, completion, self._options, self._probabilities)
+        return self._answer
+
+    def cancel(self) -> None:
+        """End the reply as `aborted`, with what is written; whoever iterates sees it end."""
+        self._ticket.cancel()
+
+    def _run(self) -> Generator[Piece, None, None]:
+        splitter, done = Splitter(), self._ticket.done
+        try:
+            while not done.is_set() or not self._texts.empty():
+                if self._texts.empty() and not done.is_set() and self._engine.step():
+                    continue
+                try:
+                    text = self._texts.get(timeout=0.02)
+                except queue.Empty:
+                    continue
+                yield from _labelled(splitter.feed(text))
+            _ = self._ticket.completions  # raises what went wrong
+            yield from _labelled(splitter.close()[0])
+        finally:
+            if not done.is_set():
+                self._ticket.cancel()
+                self._engine.wait([self._ticket])
+
+
+class _Silent:
+    def __enter__(self) -> _Silent:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        pass
+
+    def show(self, task: str, done: int, total: int) -> None:
+        pass
+
+
+def _labelled(found: Iterable[tuple[str, str]]) -> Iterator[Piece]:
+    """Text outside of all tags is the answer's, but for the space between them."""
+    for label, text in found:
+        if label == "thought":
+            yield Piece("thought", text)
+        elif label == "answer" or text.strip():
+            yield Piece("answer", text)
+
+
+FIELDS = ("id", "question", "images", "options")
+
+
+def entry(k: int, problem: Problem | Mapping[str, Any] | str) -> tuple[str, dict[str, Any]]:
+    """(id, keywords of `Reasoner.request`) of one of `ask_many`'s problems."""
+    if isinstance(problem, Problem):
+        return problem.id, {"question": problem.question, "images": problem.images, "options": problem.options}
+    found = {"question": problem} if isinstance(problem, str) else dict(problem)
+    unknown = [name for name in found if name not in FIELDS]
+    if unknown or not isinstance(found.get("question"), str):
+        what = f"the field {unknown[0]!r}" if unknown else f"question {found.get('question')!r}"
+        raise UserError(
+            f"problem {found.get('id', k)!r}: found {what}; expected question, and if wanted {', '.join(FIELDS)}"
+        )
+    for name in ("images", "options"):
+        if isinstance(found.get(name, ()), str | bytes):
+            raise UserError(f"problem {found.get('id', k)!r}: {name} is a text; expected a list")
+    return str(found.pop("id", k)), found
+
+
+def changed(sampling: Sampling, changes: Mapping[str, Any]) -> Sampling:
+    """Raises `UserError` for a field that sampling does not have, or a value that it cannot have."""
+    known = [field.name for field in fields(Sampling)]
+    for name in changes:
+        if name not in known:
+            raise UserError(f"unknown option {name!r}; {nearest(name, known)}")
+    return checked(replace(sampling, **changes)) if changes else sampling
+
+
+def checked(sampling: Sampling) -> Sampling:
+    """Raises `UserError` that names the field that is out of bounds."""
+    bounds = {
+        "temperature": (sampling.temperature >= 0, "0 (greedy) or more"),
+        "top_p": (0 < sampling.top_p <= 1, "more than 0 and at most 1"),
+        "top_k": (sampling.top_k >= 0, "0 (all) or more"),
+        "seed": (sampling.seed >= 0, "0 or more"),
+        "thinking_budget": (sampling.thinking_budget >= 0, "0 or more tokens"),
+        "answer_budget": (sampling.answer_budget >= 1, "1 token or more"),
+    }
+    for name, (good, expected) in bounds.items():
+        if not good:
+            raise UserError(f"{name} is {getattr(sampling, name)}; expected {expected}")
+    return sampling
+
+
+def served_name(engine: Engine) -> str:
+    """The name under which servers know their model."""
+    names = [server.model for server in getattr(engine, "servers", ()) if server.model]
+    return names[0] if names else ""
+
+
+def context(engine: Engine) -> int | None:
+    """Tokens that prompt and reply may have together, where the engine knows."""
+    loaded = getattr(engine, "loaded", None)
+    if loaded is None:
+        found: int | None = getattr(engine, "context", None)
+        return found
+    config = loaded.model.config
+    return int(getattr(config, "text_config", config).max_position_embeddings)
+
+
+def most_pixels(engine: Engine) -> float:
+    """The most pixels that the checkpoint itself has for a picture; ∞ where it is not known."""
+    size = getattr(getattr(getattr(engine, "loaded", None), "image_processor", None), "size", None)
+    return float((dict(size) if size else {}).get("longest_edge") or float("inf"))
