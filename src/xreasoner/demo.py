@@ -157,7 +157,7 @@ def summarise_run(recipe: Recipe, out: Path) -> dict[str, Any]:
 def closing(out: Path, last: str, timings: Mapping[str, float]) -> str:
     """What the demo says at its end: where everything is, how long it took, and what to try next."""
     exported = shlex.quote(str(out / last / "export"))
-    question = "Ana has 14, Ben has 9 and Cara has 20. What is the total score of Ana and Cara?"
+    question = "Ana has 14, Ben has 9, Cara has 20. By how much does the highest score exceed the lowest?"
     lines = {
         "report": out / "report.html",
         "summary": out / "summary.json",

@@ -171,8 +171,8 @@ def optimiser_for(model: Any) -> torch.optim.AdamW:
     return torch.optim.AdamW(groups, lr=LEARNING_RATE, betas=(0.9, 0.98), weight_decay=0.01)
 
 
-def teach(model: Any, tokenizer: Any, world: dict[str, Any], out: Path, *, seconds: float, seed: int) -> None:
-    """Train the language model for so many seconds of work, saving every minute and resuming what is there."""
+def teach(model: Any, tokenizer: Any, world: dict[str, Any], out: Path, *, steps: int, seed: int) -> None:
+    """Train the language model for so many steps, saving every minute and resuming what is there."""
     scribe, vocabulary, optimiser = Scribe(tokenizer), eyes.Vocabulary(tokenizer), optimiser_for(model)
     state_file, step, spent = out / "language.pt", 0, 0.0
     if state_file.exists():
@@ -180,15 +180,15 @@ def teach(model: Any, tokenizer: Any, world: dict[str, Any], out: Path, *, secon
         model.load_state_dict(state["model"])
         optimiser.load_state_dict(state["optimiser"])
         step, spent = state["step"], state["spent"]
-    stream = batches(Random(seed * 1_000_003 + step), scribe, world, lambda: spent / seconds)
+    stream = batches(Random(seed * 1_000_003 + step), scribe, world, lambda: step / steps)
     parameters = [p for group in optimiser.param_groups for p in group["params"]]
     start, saved, tokens, average, read = time.monotonic() - spent, time.monotonic(), 0, math.log(len(tokenizer)), 0.0
     mark = time.monotonic()
-    while (spent := time.monotonic() - start) < seconds:
+    while step < steps:
         batch = next(stream)
         language, cells, hits = losses(model, scribe, vocabulary, batch)
         for group in optimiser.param_groups:
-            group["lr"] = group["scale"] * learning_rate(spent / seconds)
+            group["lr"] = group["scale"] * learning_rate(step / steps)
         optimiser.zero_grad(set_to_none=True)
         (language + cells).backward()  # type: ignore[no-untyped-call]
         torch.nn.utils.clip_grad_norm_(parameters, 1.0)
@@ -197,16 +197,15 @@ def teach(model: Any, tokenizer: Any, world: dict[str, Any], out: Path, *, secon
         tokens += sum(len(ids) for _, ids, _ in batch)
         average = 0.98 * average + 0.02 * language.item()
         read = 0.98 * read + 0.02 * hits.item()
+        now = time.monotonic()
+        spent = now - start
         if step % 50 == 0:
-            now = time.monotonic()
-            speed = tokens / (now - mark)
-            row = {"phase": "language", "step": step, "loss": average, "cells": read, "seconds": spent}
-            record(out, {**row, "tokens_per_s": speed})
+            row = {"phase": "language", "step": step, "of": steps, "loss": average, "cells": read, "seconds": spent}
+            record(out, {**row, "tokens_per_s": tokens / (now - mark)})
             tokens, mark = 0, now
-        if time.monotonic() - saved > 60:
+        if now - saved > 60 or step == steps:
             save_state(state_file, snapshot(model, optimiser, step, spent))
-            saved = time.monotonic()
-    save_state(state_file, snapshot(model, optimiser, step, seconds))
+            saved = now
 
 
 def snapshot(model: Any, optimiser: torch.optim.Optimizer, step: int, spent: float) -> dict[str, Any]:
@@ -244,7 +243,7 @@ def tokenizer_for(out: Path, world: dict[str, Any], seed: int) -> Any:
     return AutoTokenizer.from_pretrained(folder)
 
 
-def make(out: Path, *, eyes_seconds: float, language_seconds: float, seed: int) -> Path:
+def make(out: Path, *, eyes_steps: int, language_steps: int, seed: int) -> Path:
     """The whole of `make base`; returns the exported folder. Raises `TrainingError` when a gate is missed."""
     out.mkdir(parents=True, exist_ok=True)
     world = outside_world(seed)
@@ -255,35 +254,39 @@ def make(out: Path, *, eyes_seconds: float, language_seconds: float, seed: int) 
         tokenizer,
         world["drawings"],
         state_file=out / "eyes.pt",
-        seconds=eyes_seconds,
+        steps=eyes_steps,
         seed=seed,
         log=lambda row: record(out, {"phase": "eyes", **row}),
     )
-    teach(model, tokenizer, world, out, seconds=language_seconds, seed=seed)
+    teach(model, tokenizer, world, out, steps=language_steps, seed=seed)
     folder = export(model, tokenizer, architecture.image_processor(), out / "export", dtype=torch.bfloat16)
     measured = gates.measure(folder, n=300, seed=seed)
     (out / "gates.json").write_text(json.dumps(measured, indent=1))
     missed = gates.missed(measured)
     if missed:
-        raise TrainingError("the base missed its gates: " + "; ".join(missed) + "; train longer: --language-seconds")
+        raise TrainingError("the base missed its gates: " + "; ".join(missed) + "; train longer: --language-steps")
     return folder
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=Path, default=Path("runs/base"))
-    parser.add_argument("--eyes-seconds", type=float, default=1500.0)
-    parser.add_argument("--language-seconds", type=float, default=2700.0)
+    parser.add_argument("--eyes-steps", type=int, default=8000)
+    parser.add_argument("--language-steps", type=int, default=15_000)
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
-    print(
-        make(
+    try:
+        folder = make(
             arguments.out,
-            eyes_seconds=arguments.eyes_seconds,
-            language_seconds=arguments.language_seconds,
+            eyes_steps=arguments.eyes_steps,
+            language_steps=arguments.language_steps,
             seed=arguments.seed,
         )
-    )
+    except KeyboardInterrupt:
+        raise SystemExit(f"stopped; the same command goes on from {arguments.out}") from None
+    except TrainingError as error:
+        raise SystemExit(str(error)) from None
+    print(folder)
 
 
 if __name__ == "__main__":

@@ -103,13 +103,13 @@ def school(
     easy: Sequence[Drawing],
     *,
     state_file: Path,
-    seconds: float,
+    steps: int,
     seed: int,
     log: Callable[[dict[str, float]], None],
     batch: int = 16,
     lr: float = 1.5e-3,
 ) -> None:
-    """Train tower and merger for so many seconds of work, saving every minute and resuming what is there.
+    """Train tower and merger for so many steps, saving every minute and resuming what is there.
 
     easy: easy-vqa's train pictures, each cell of which tells the one shape.
     """
@@ -123,16 +123,16 @@ def school(
         optimiser.load_state_dict(state["optimiser"])
         step, spent = state["step"], state["spent"]
     rng, start, saved = Random(seed * 1_000_003 + step), time.monotonic() - spent, time.monotonic()
-    while (spent := time.monotonic() - start) < seconds:
-        # from one font at one place to all the variety of evaluation, over the first half of the time
-        variety = min(1.0, 2.0 * spent / seconds)
+    while step < steps:
+        # from one font at one place to all the variety of evaluation, over the first half of the steps
+        variety = min(1.0, 2.0 * step / steps)
         scenes = [(table_scene if rng.random() < 0.85 else shape_scene)(rng, rng.choice(DOMAINS)) for _ in range(batch)]
         drawings = [draw_scene(rng, scene, rng.uniform(0.5, 1.0) * variety if variety < 1 else 1.0) for scene in scenes]
         drawings += rng.sample(list(easy), batch // 8)
         merged_CD = torch.cat(see(model, [drawing.image for drawing in drawings]))
         loss, hit_RK = vocabulary.loss(merged_CD, drawings, model.model.language_model.embed_tokens.weight)
         for group in optimiser.param_groups:
-            group["lr"] = lr * min(1.0, (step + 1) / 100, max(0.02, 2.0 * (1 - spent / seconds)))
+            group["lr"] = lr * min(1.0, (step + 1) / 100, max(0.02, 2.0 * (1 - step / steps)))
         optimiser.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]
         torch.nn.utils.clip_grad_norm_(tower.parameters(), 1.0)
@@ -140,15 +140,13 @@ def school(
         step += 1
         full_R = hit_RK.float().mean(0)
         hits_R = full_R if hits_R is None else 0.98 * hits_R + 0.02 * full_R
-        if time.monotonic() - saved > 60:
-            save_state(
-                state_file,
-                {"model": tower.state_dict(), "optimiser": optimiser.state_dict(), "step": step, "spent": spent},
-            )
-            saved = time.monotonic()
+        now = time.monotonic()
+        spent = now - start
+        if now - saved > 60 or step == steps:
+            state = {"model": tower.state_dict(), "optimiser": optimiser.state_dict(), "step": step, "spent": spent}
+            save_state(state_file, state)
+            saved = now
         if step % 100 == 0:
             names = ("first", "second", "before", "before_second", "all")
-            log({"step": step, "loss": loss.item(), "seconds": spent, **dict(zip(names, hits_R.tolist(), strict=True))})
-    save_state(
-        state_file, {"model": tower.state_dict(), "optimiser": optimiser.state_dict(), "step": step, "spent": seconds}
-    )
+            row = {"step": step, "of": steps, "loss": loss.item(), "seconds": spent}
+            log({**row, **dict(zip(names, hits_R.tolist(), strict=True))})
