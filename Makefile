@@ -6,7 +6,7 @@ ARGS ?=
 BIN := .venv/bin
 export TOKENIZERS_PARALLELISM = false
 
-.PHONY: demo report test test-slow test-trl lint format docs base evidence clean
+.PHONY: demo report test test-slow test-trl kills bench-training lint format docs base evidence clean
 
 demo: .venv/ready
 	$(BIN)/xreasoner demo $(ARGS)
@@ -21,13 +21,13 @@ test-slow: .venv/ready
 	$(BIN)/python -m pytest -q -m slow
 
 lint: .venv/ready
-	$(BIN)/ruff format --check -q src tests
-	$(BIN)/ruff check -q src tests
+	$(BIN)/ruff format --check -q src tests benchmarks
+	$(BIN)/ruff check -q src tests benchmarks
 	$(BIN)/mypy
 
 format: .venv/ready
-	$(BIN)/ruff format -q src tests
-	$(BIN)/ruff check --fix -q src tests
+	$(BIN)/ruff format -q src tests benchmarks
+	$(BIN)/ruff check --fix -q src tests benchmarks
 
 # the commands' help, in docs/cli.md; a test compares
 docs: .venv/ready
@@ -36,6 +36,14 @@ docs: .venv/ready
 # our losses beside TRL's own, in an environment of its own
 test-trl: .venv-trl/ready
 	PYTHONPATH=src .venv-trl/bin/python -m pytest -q --noconftest -W default tests/peers/test_trl.py
+
+# fifty runs killed with -9 at random moments, resumed until done: the weights of an unbroken run, bit for bit
+kills: .venv/ready
+	$(BIN)/python -m pytest -q -s -m slow tests/training/test_kills.py
+
+# tokens a second, seconds of a step and memory beside TRL's; ratios in one run
+bench-training: .venv/ready .venv-trl/ready
+	$(BIN)/python benchmarks/training.py $(ARGS)
 
 base: .venv/ready
 	$(BIN)/python -m xreasoner.tiny.base

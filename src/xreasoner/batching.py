@@ -142,8 +142,11 @@ def _write(file: IO[bytes], line: Line, result: list[Completion] | Exception, mo
     else:
         response = {"status_code": 200, "request_id": line.id, "body": chat_body(result, model)}
     row = {"id": line.id, "custom_id": line.custom_id, "response": response, "error": error}
-    data = (json.dumps(row, ensure_ascii=False) + "\n").encode("utf-8", "replace")
-    file.write(data)
+    try:
+        data = json.dumps(row, ensure_ascii=False).encode()
+    except UnicodeEncodeError:  # half of a surrogate pair is JSON, and no text
+        data = json.dumps(row).encode()
+    file.write(data + b"\n")
     file.flush()
     os.fsync(file.fileno())
     outcome.answered += 1

@@ -272,7 +272,7 @@ def parts(found: Shape, stage: Stage, machine: Machine) -> dict[str, float]:
         memory["bfloat16 copies"] = 2.0 * (found.layer + found.vocab * found.hidden if alone else found.computed)
     if (stage.kl if isinstance(stage, RLStage) else stage.kl_to_base) > 0:
         memory["reference"] = 4 * found.text / sharded + 4 * found.vision
-    if isinstance(stage, RLStage):
+    if isinstance(stage, RLStage) and stage.rollouts is None:
         standing = sum(memory[part] for part in ("weights", "optimiser", "whole copy", "reference") if part in memory)
         rows, reply = _rows(stage, machine), 4.0 * found.kv * _longest(stage)
         room = (machine.memory * (1 - RESERVE) - standing) / 2
@@ -419,12 +419,17 @@ def _token_flops(found: Shape, stage: Stage, mean: float) -> float:
 
 
 def _rollout_seconds(found: Shape, stage: RLStage, machine: Machine, length: int | None) -> float:
-    """Decoding reads the weights and the live cache for each token: bytes over bandwidth, for every round of rows."""
+    """Decoding reads the weights and the live cache for each token: bytes over bandwidth, for every round of rows.
+
+    In this process in float32; on servers in bfloat16, one card each of the same kind.
+    """
     mean = min(length or 10**9, stage.thinking_budget + stage.answer_budget)
-    share = -(-stage.prompts_per_step * stage.group_size // machine.gpus)
-    rows = min(share, max(1, int(parts(found, stage, machine)["KV cache"] / (4.0 * found.kv * _longest(stage)))))
-    weights = 4.0 * (found.text - (found.embeddings if found.head else 0))
-    reading = (weights + 4.0 * found.kv * rows * (PROMPT_TOKENS + mean / 2)) / machine.bandwidth
+    cards, size = (machine.gpus, 4.0) if stage.rollouts is None else (len(stage.rollouts.urls), 2.0)
+    share = -(-stage.prompts_per_step * stage.group_size // cards)
+    weights = size * (found.text - (found.embeddings if found.head else 0))
+    room = machine.memory * (1 - RESERVE) - weights if stage.rollouts else parts(found, stage, machine)["KV cache"]
+    rows = min(share, max(1, int(room / (size * found.kv * _longest(stage)))))
+    reading = (weights + size * found.kv * rows * (PROMPT_TOKENS + mean / 2)) / machine.bandwidth
     return stage.steps * mean * reading * -(-share // rows) / UTILISATION
 
 

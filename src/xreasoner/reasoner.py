@@ -8,7 +8,7 @@ a.answer, a.thought, a.exit, a.option_probabilities, a.usage
 from __future__ import annotations
 
 import queue
-from collections.abc import Iterable, Iterator, Mapping, Sequence, Sized
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence, Sized
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from types import TracebackType
@@ -322,7 +322,10 @@ class Stream:
         self._answer: Answer | None = None
 
     def __iter__(self) -> Iterator[Piece]:
-        return self._pieces
+        try:
+            yield from self._pieces
+        finally:
+            self._pieces.close()
 
     @property
     def answer(self) -> Answer:
@@ -338,7 +341,7 @@ class Stream:
         """End the reply as `aborted`, with what is written; whoever iterates sees it end."""
         self._ticket.cancel()
 
-    def _run(self) -> Iterator[Piece]:
+    def _run(self) -> Generator[Piece, None, None]:
         splitter, done = Splitter(), self._ticket.done
         try:
             while not done.is_set() or not self._texts.empty():

@@ -132,6 +132,19 @@ class SFTStage(_Stage):
     """Weight of KL(start ‖ model) on the learnt tokens, with the stage's start as the reference."""
 
 
+class Servers(_Part):
+    """vLLM servers that make an RL stage's rollouts, and load its weights from files after each step."""
+
+    urls: tuple[str, ...] = Field(min_length=1)
+    """Their addresses, up to and including /v1."""
+    max_staleness: int = Field(0, ge=0, le=1)
+    """Steps by which a reply's weights may be behind; 1: the next step's replies are made while this one trains."""
+    load_seconds: float = Field(600.0, gt=0)
+    """How long a server may take to load weights."""
+    patience_seconds: float = Field(120.0, gt=0)
+    """For how long no server may answer at all before the run stops."""
+
+
 class RLStage(_Stage):
     """Reinforcement learning with verifiable rewards: GRPO as the recipe's fields say."""
 
@@ -181,6 +194,8 @@ class RLStage(_Stage):
     """A truncated reply is a wrong one, is left out of the loss, or long ones lose reward (DAPO, eq. 13)."""
     overlong_buffer: int = Field(0, ge=0)
     """penalise: tokens before the budgets' end over which the loss of reward grows to 1."""
+    rollouts: Servers | None = None
+    """Where rollouts are made; in this process when left out."""
     format_reward: float = Field(0.0, ge=0, le=1)
     """Added for a well-formed reply; 0 in the paper."""
 
@@ -188,6 +203,10 @@ class RLStage(_Stage):
     def _consistent(self) -> RLStage:
         if self.lora is not None and self.lora.dropout > 0:
             raise ValueError("lora.dropout: the trainer would disagree with the engine; set it to 0 in an RL stage")
+        if self.rollouts is not None and self.rollouts.max_staleness > 0 and self.correction == "none":
+            raise ValueError(
+                "rollouts.max_staleness: replies of older weights need a correction; set correction: token"
+            )
         if self.activation_checkpointing and self.batching == "padded":
             raise ValueError("activation_checkpointing: an RL stage can have it packed alone; set batching: packed")
         return self
@@ -351,6 +370,7 @@ _PARTS: dict[str, type[_Part]] = {
     "data": DataEntry,
     "optimiser": AdamW,
     "lora": LoRA,
+    "rollouts": Servers,
     "evaluation": Evaluation,
 }
 """What stands under a key of the recipe (for stages, under their kind)."""

@@ -28,10 +28,7 @@ def decode_from(loaded: Loaded, prompt: Encoded, given: str, body: dict[str, Any
     banned = [loaded.tokenizer.convert_tokens_to_ids(token) for token in BANNED]
     ids, positions = whole(loaded, prompt, given)
     cache, noise = DynamicCache(), torch.Generator().manual_seed(int(body.get("seed") or 0))
-    inputs: dict[str, Any] = {"input_ids": ids, "position_ids": positions}
-    if prompt.pixel_values is not None:
-        inputs |= {"pixel_values": prompt.pixel_values, "image_grid_thw": prompt.image_grid_thw}
-        inputs["mm_token_type_ids"] = (ids == loaded.model.config.image_token_id).int()
+    inputs = first_inputs(loaded, prompt, ids, positions)
     for _ in range(body["max_tokens"]):
         with LOCK, torch.no_grad():
             logits = loaded.model(**inputs, past_key_values=cache, use_cache=True).logits[0, -1].float()
@@ -49,6 +46,14 @@ def decode_from(loaded: Loaded, prompt: Encoded, given: str, body: dict[str, Any
         inputs = {"input_ids": torch.tensor([[token]]), "position_ids": positions}
 
 
+def first_inputs(loaded: Loaded, prompt: Encoded, ids: torch.Tensor, positions: torch.Tensor) -> dict[str, Any]:
+    inputs: dict[str, Any] = {"input_ids": ids, "position_ids": positions}
+    if prompt.pixel_values is not None:
+        inputs |= {"pixel_values": prompt.pixel_values, "image_grid_thw": prompt.image_grid_thw}
+        inputs["mm_token_type_ids"] = (ids == loaded.model.config.image_token_id).int()
+    return inputs
+
+
 def whole(loaded: Loaded, prompt: Encoded, given: str) -> tuple[torch.Tensor, torch.Tensor]:
     """Ids [1, T] and positions [3, 1, T] of the prompt and the beginning of the reply."""
     more = loaded.tokenizer.encode(given, add_special_tokens=False)
@@ -62,7 +67,7 @@ def prompt_logprobs(loaded: Loaded, prompt: Encoded, given: str) -> list[dict[st
     ids, positions = whole(loaded, prompt, given)
     banned = [loaded.tokenizer.convert_tokens_to_ids(token) for token in BANNED]
     with LOCK, torch.no_grad():
-        logits = loaded.model(input_ids=ids, position_ids=positions).logits[0].float()
+        logits = loaded.model(**first_inputs(loaded, prompt, ids, positions)).logits[0].float()
     logits[:, banned] = -torch.inf
     logprobs = torch.log_softmax(logits, -1)[:-1].gather(1, ids[0, 1:, None])[:, 0].tolist()
     rows = zip(ids[0, 1:].tolist(), logprobs, strict=True)

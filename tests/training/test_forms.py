@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +21,7 @@ from xreasoner.models.lora import adapt, merged
 from xreasoner.recipe import LoRA, RLStage, SFTStage
 from xreasoner.training import losses, rl
 from xreasoner.training.common import Learner, make_optimiser, ready, update
+from xreasoner.training.rollouts import Asking
 from xreasoner.training.run import rl_data, run_stage
 from xreasoner.training.sft import _accumulate, train_sft
 
@@ -65,7 +65,7 @@ def test_accumulation_and_packing_change_no_curve(random_folder: Path, tmp_path:
 
 
 @pytest.fixture
-def counted(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[int]]:
+def counted(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """How many rows of logits are made at a time."""
     found: list[int] = []
     linear = F.linear
@@ -75,7 +75,7 @@ def counted(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[int]]:
         return linear(x, weight, bias)
 
     monkeypatch.setattr(losses.F, "linear", counting)
-    yield found
+    return found
 
 
 @pytest.mark.parametrize("frozen", [False, True])
@@ -143,7 +143,7 @@ def test_rl_learns_the_same_from_packed_replies(random_folder: Path, tmp_path: P
     loaded = load(str(random_folder))
     freeze(loaded.model)
     engine = TorchEngine(loaded)
-    rollouts = rl.roll_out(stage, loaded, engine, rl_data(stage, 0)[0][:3], seed=0, step=0)
+    rollouts = Asking(stage, loaded, [], 0).roll_out(engine, rl_data(stage, 0)[0][:3], step=0)
     weight_B1 = torch.linspace(-1, 1, len(rollouts))[:, None]
     found = []
     for changes in (

@@ -30,6 +30,7 @@ from xreasoner.problem import Problem
 from xreasoner.recipe import AdamW, DataEntry, Evaluation, LoRA, Recipe, RLStage, SFTStage, _Part, load_recipe
 from xreasoner.training import checkpoints, rl
 from xreasoner.training.common import make_optimiser, rate, ready, uninterrupted
+from xreasoner.training.rollouts import Asking
 from xreasoner.training.run import check, dry_run, rl_data, run_recipe, run_stage, sft_examples
 
 PARTS = (Recipe, SFTStage, RLStage, Evaluation, AdamW, LoRA, DataEntry)
@@ -233,7 +234,7 @@ def test_the_ratio_starts_at_one(unbroken: tuple[Path, Any], tmp_path: Path, cha
     loaded = load(str(unbroken[0] / "sft" / "export"))
     engine, learner = TorchEngine(loaded), ready(stage, loaded)
     problems, _ = rl_data(stage, 0)
-    sampled = rl.roll_out(stage, loaded, engine, problems[:4], seed=0, step=0)
+    sampled = Asking(stage, loaded, problems, 0).roll_out(engine, problems[:4], step=0)
     rollouts = [replace(rollout, reward=float(k % 2)) for k, rollout in enumerate(sampled)]
     reference = load(str(unbroken[0] / "sft" / "export")).model
     optimiser = make_optimiser(loaded.model, stage.optimiser)
@@ -253,7 +254,7 @@ def test_forced_tokens_are_out_of_the_loss(unbroken: tuple[Path, Any], tmp_path:
     assert isinstance(stage, RLStage)
     loaded = load(str(unbroken[0] / "sft" / "export"))
     engine = TorchEngine(loaded)
-    rollouts = rl.roll_out(stage, loaded, engine, rl_data(stage, 0)[0][:1], seed=0, step=0)
+    rollouts = Asking(stage, loaded, [], 0).roll_out(engine, rl_data(stage, 0)[0][:1], step=0)
     forced = [rollout for rollout in rollouts if rollout.completion.exit == "forced"]
     assert forced
     scored = _scorer(stage, loaded, engine, 1)(forced)
@@ -272,7 +273,7 @@ def test_a_prompt_computed_once_gives_the_gradient_of_one_computed_for_each_repl
     assert isinstance(stage, RLStage)
     loaded = load(str(unbroken[0] / "sft" / "export"))
     engine = TorchEngine(loaded)
-    rollouts = rl.roll_out(stage, loaded, engine, rl_data(stage, 0)[0][:3], seed=0, step=0)
+    rollouts = Asking(stage, loaded, [], 0).roll_out(engine, rl_data(stage, 0)[0][:3], step=0)
     assert len({len(rollout.completion.token_ids) for rollout in rollouts}) > 1
     names = [name for name, parameter in loaded.model.named_parameters() if "visual" not in name]
 

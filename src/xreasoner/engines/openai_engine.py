@@ -106,7 +106,7 @@ class OpenAIEngine(ContinuingEngine):
             headers={"Authorization": f"Bearer {key}"} if key else {},
         )
         super().__init__()
-        self._changed = self._now(_condition())
+        self._freed = asyncio.Event()
         try:
             self._now(self._look())
         except BaseException:
@@ -186,33 +186,31 @@ class OpenAIEngine(ContinuingEngine):
                 if len(failed) >= TRIES:
                     raise EngineError(f"no server could answer, {TRIES} times tried: {error}") from None
             finally:
-                await self._give_back(server)
+                self._give_back(server)
             if draft.followed and told:
                 return "length"  # goes on from what was read
             _restore(draft, saved)
 
     async def _take(self, failed: Sequence[Server]) -> Server:
         """The server with the least in flight, one that has not failed this request where there is one."""
-        async with self._changed:
-            while True:
-                now = time.monotonic()
-                free = [server for server in self.servers if server.room(self.max_in_flight, now) > 0]
-                if free:
-                    chosen = min(free, key=lambda server: (failed.count(server), server.in_flight))
-                    chosen.in_flight += 1
-                    return chosen
-                if (
-                    all(server.down for server in self.servers)
-                    and now - max(s.seen for s in self.servers) > self.patience
-                ):
-                    raise EngineError(f"no server has answered for {self.patience:.0f} s: {self._what_failed()}")
-                waits = [server.until - now for server in self.servers if server.until > now]
-                await _wait(self._changed, min([*waits, 1.0]))
+        while True:
+            now = time.monotonic()
+            free = [server for server in self.servers if server.room(self.max_in_flight, now) > 0]
+            if free:
+                chosen = min(free, key=lambda server: (failed.count(server), server.in_flight))
+                chosen.in_flight += 1
+                return chosen
+            if all(server.down for server in self.servers) and now - max(s.seen for s in self.servers) > self.patience:
+                raise EngineError(f"no server has answered for {self.patience:.0f} s: {self._what_failed()}")
+            waits = [server.until - now for server in self.servers if server.until > now]
+            with suppress(TimeoutError):
+                async with asyncio.timeout(max(0.01, min([*waits, 1.0]))):
+                    await self._freed.wait()
 
-    async def _give_back(self, server: Server) -> None:
+    def _give_back(self, server: Server) -> None:
         server.in_flight -= 1
-        async with self._changed:
-            self._changed.notify_all()
+        self._freed.set()
+        self._freed = asyncio.Event()
 
     async def _read(self, server: Server, draft: Draft, tokens: int, tell: Callable[[str], None]) -> str:
         """One pass at one server. Raises `LostError` where it fails on the way."""
@@ -340,7 +338,7 @@ class OpenAIEngine(ContinuingEngine):
                 if len(failed) >= TRIES:
                     raise EngineError(f"no server could answer, {TRIES} times tried: {error}") from None
             finally:
-                await self._give_back(server)
+                self._give_back(server)
         if not entries:
             raise UserError(
                 f"the server {server.url} does not give prompt_logprobs, which option probabilities need; vLLM does"
@@ -351,15 +349,6 @@ class OpenAIEngine(ContinuingEngine):
 
 class RefusedError(LostError):
     """A server answered with an error of its own: it runs."""
-
-
-async def _condition() -> asyncio.Condition:
-    return asyncio.Condition()
-
-
-async def _wait(condition: asyncio.Condition, seconds: float) -> None:
-    with suppress(TimeoutError):
-        await asyncio.wait_for(condition.wait(), max(seconds, 0.01))
 
 
 def _restore(draft: Draft, saved: Draft) -> None:

@@ -45,7 +45,7 @@ def save(folder: Path, step: int, tensors: dict[str, Tensor], rest: dict[str, An
         with _alone():
             save_tensors(tensors, storage_writer=FileSystemWriter(aside), no_dist=parallel.size() == 1)
     except CheckpointException as error:
-        raise next(iter(error.failures.values()))[0] from error
+        raise _refusal(next(iter(error.failures.values()))[0]) from None
     with (aside / f"rank-{parallel.rank()}.pt").open("wb") as file:
         torch.save({**rest, "step": step, "rng": _rng_state()}, file)
         file.flush()
@@ -75,6 +75,14 @@ def load(folder: Path, tensors: dict[str, Tensor]) -> dict[str, Any] | None:
     own = path / f"rank-{parallel.rank()}.pt"
     rest: dict[str, Any] = torch.load(own if own.exists() else path / "rank-0.pt", weights_only=False)
     return rest
+
+
+def _refusal(error: BaseException) -> BaseException:
+    """The disk's own refusal behind an error of the writer's, or that error."""
+    behind: BaseException | None = error
+    while behind is not None and not isinstance(behind, OSError):
+        behind = behind.__cause__ or behind.__context__
+    return behind or error
 
 
 @contextmanager

@@ -153,13 +153,15 @@ def uninterrupted() -> Iterator[None]:
 class Journal:
     """metrics.jsonl (each step once, also after a resume), checkpoints, and the clock of one stage.
 
-    kept: what else the stage wants back after a resume. Rank 0 alone writes metrics; all ranks call everything.
+    kept: what else the stage wants back after a resume; settle is called before it is saved. Rank 0 alone writes
+    metrics; all ranks call everything.
     """
 
     def __init__(self, out: Path, model: Any, optimiser: torch.optim.Optimizer, stage: SFTStage | RLStage) -> None:
         self.out, self.model, self.optimiser, self.stage = out, model, optimiser, stage
         self.step, self.seconds, self.saved = 0, 0.0, time.monotonic()
         self.kept: dict[str, Any] = {}
+        self.settle: Callable[[], None] = lambda: None
 
     def resume(self) -> None:
         """Go on from the newest checkpoint, if there is one; later lines of metrics.jsonl are dropped."""
@@ -189,6 +191,7 @@ class Journal:
     def save(self) -> None:
         """A checkpoint of what is now; before the first step there is nothing to lose."""
         if self.step:
+            self.settle()
             rest = {"seconds": self.seconds, "kept": self.kept}
             folder = self.out / "checkpoints"
             checkpoints.save(folder, self.step, self._tensors(), rest, self.stage.checkpoints_kept)

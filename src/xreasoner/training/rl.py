@@ -1,4 +1,4 @@
-"""Stage 2: GRPO with verifiable rewards on text, rollouts by the engine in this process.
+"""Stage 2: GRPO with verifiable rewards on text.
 
 One step: draw problems, roll out a group for each, judge, turn rewards into advantages, drop the groups that
 teach nothing, and take one optimiser step a minibatch. The old log-probabilities are the engine's own: it samples
@@ -13,7 +13,6 @@ from collections import Counter
 from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
-from functools import lru_cache
 from pathlib import Path
 from random import Random
 from typing import Any, get_args
@@ -24,15 +23,9 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 from transformers import DynamicCache
 
-from xreasoner.completion import Completion, Exit
+from xreasoner.completion import Exit
 from xreasoner.data.packing import flat, hidden_states, pad
-from xreasoner.engines.base import Engine, Request, Sampling
-from xreasoner.grading import judge
-from xreasoner.grading.rewards import reward
 from xreasoner.models.attention import Documents
-from xreasoner.models.loading import Loaded, encode
-from xreasoner.problem import Problem
-from xreasoner.prompts import chat_messages
 from xreasoner.recipe import RLStage
 from xreasoner.training import losses, parallel
 from xreasoner.training.common import (
@@ -46,157 +39,68 @@ from xreasoner.training.common import (
     uninterrupted,
     update,
 )
+from xreasoner.training.rollouts import Rollout, Sampler
 from xreasoner.training.sft import passes, start_of
-from xreasoner.verdict import Outcome, Verdict
+from xreasoner.verdict import Outcome
 
 
-@dataclass(frozen=True, slots=True)
-class Rollout:
-    """One sampled reply with what the loss needs.
-
-    prompt: its token ids. old: the log-probability of each token of the reply under the policy before the update.
-    free: which of its tokens are learnt from.
-    """
-
-    prompt: tuple[int, ...]
-    completion: Completion
-    verdict: Verdict
-    reward: float
-    old: tuple[float, ...]
-    free: tuple[bool, ...]
-
-
-def train_rl(
-    stage: RLStage,
-    learner: Learner,
-    engine: Engine,
-    banned: Sequence[int],
-    data: Sequence[Problem],
-    out: Path,
-    seed: int,
-    progress: Progress,
-) -> None:
-    """Train in place. banned: token ids that the engine never samples, and that the trainer's softmax leaves out.
+def train_rl(stage: RLStage, learner: Learner, source: Sampler, out: Path, seed: int, progress: Progress) -> None:
+    """Train in place.
 
     Ctrl-C and SIGTERM wait for an update's end; the state is then saved, and the same call goes on from there.
     """
     reference = start_of(learner) if stage.kl > 0 else None
     optimiser = make_optimiser(learner.model, stage.optimiser)
     journal = Journal(out, learner.model, optimiser, stage)
-    journal.kept = {"drawn": 0}
+    journal.kept = {"drawn": 0, "begun": None}
     journal.resume()
+    journal.settle = lambda: journal.kept.update(begun=source.begun())
+    source.updated(journal.step)
     try:
         while journal.step < stage.steps:
-            start, step = time.monotonic(), journal.step
+            # several ranks stop together, after a step; one stops at once where it rolls out
             with uninterrupted() if parallel.size() > 1 else nullcontext():
-                parallel.copy_weights(learner.model, learner.replica.model)
-                rollouts, drawn = fill(stage, learner.replica, engine, data, seed, step, journal.kept["drawn"])
-                lr = rate(stage.optimiser, step, stage.steps)
-                with uninterrupted() if parallel.size() == 1 else nullcontext():
-                    rng = Random(f"{seed}/{step}")
-                    learner.model.train()
-                    learnt = improve(stage, learner, reference, optimiser, rollouts, banned, lr, rng, out)
-                    learner.model.eval()
-                    metrics = {**describe(stage, rollouts), **learnt, "lr": lr}
-                    spent = time.monotonic() - start
-                    tokens = sum(len(rollout.completion.token_ids) for rollout in rollouts)
-                    journal.kept["drawn"] = drawn
-                    journal.write({**metrics, "tokens_per_s": tokens / spent, "seconds": spent})
+                metrics = _step(stage, learner, reference, optimiser, journal, source, out, seed)
             progress(stage.name, journal.step, stage.steps, metrics)
     except KeyboardInterrupt:
+        journal.settle = lambda: journal.kept.update(begun=None)
         journal.save()
         raise
+    finally:
+        source.close()
 
 
-def fill(
-    stage: RLStage, loaded: Loaded, engine: Engine, data: Sequence[Problem], seed: int, step: int, drawn: int
-) -> tuple[list[Rollout], int]:
-    """A step's rollouts, group by group, and how many problems of the data have been drawn in all.
-
-    The places of groups that teach nothing are filled again with further problems, so many times as the recipe says.
-    """
-    found: list[Rollout] = []
-    wanted, asked = stage.prompts_per_step, 0
-    for _ in range(1 + stage.refills):
-        problems = draw(data, drawn, wanted, seed, stage.shuffle)
-        found += roll_out(stage, loaded, engine, problems, seed, step, asked)
-        drawn, asked = drawn + wanted, asked + wanted
-        idle_P = losses.zero_variance(torch.tensor([rollout.reward for rollout in found]), stage.group_size)
-        wanted = stage.prompts_per_step - int((~idle_P).sum())
-        if wanted <= 0:
-            break
-    return found, drawn
-
-
-def draw(data: Sequence[Problem], begin: int, count: int, seed: int, shuffle: bool = True) -> list[Problem]:
-    """The next problems after `begin`: the data in an order of its own in every pass, or as they stand."""
-    found = []
-    for position in range(begin, begin + count):
-        epoch, index = divmod(position, len(data))
-        found.append(data[_order(len(data), seed, epoch)[index] if shuffle else index])
-    return found
-
-
-@lru_cache(maxsize=2)
-def _order(count: int, seed: int, epoch: int) -> list[int]:
-    order = list(range(count))
-    Random(f"{seed}/{epoch}").shuffle(order)
-    return order
-
-
-def roll_out(
+def _step(
     stage: RLStage,
-    loaded: Loaded,
-    engine: Engine,
-    problems: Sequence[Problem],
+    learner: Learner,
+    reference: Any,
+    optimiser: torch.optim.Optimizer,
+    journal: Journal,
+    source: Sampler,
+    out: Path,
     seed: int,
-    step: int,
-    asked: int = 0,
-) -> list[Rollout]:
-    """A group of judged replies for each problem, group by group; each rank makes its share, and has them all.
-
-    asked: how many of the step's problems came before these.
-    """
-    requests = [
-        Request(
-            chat_messages(problem, stage.prompt),
-            n=stage.group_size,
-            sampling=Sampling(
-                temperature=stage.temperature,
-                thinking_budget=stage.thinking_budget,
-                answer_budget=stage.answer_budget,
-                exit_text=stage.exit_text,
-                seed=(seed * 1_000_003 + step) * 10_007 + asked + k,
-                logprobs=True,
-            ),
+) -> dict[str, Any]:
+    """Roll out, learn, write down, and give the engine the new weights."""
+    start, step = time.monotonic(), journal.step
+    rollouts, drawn = source.take(step, journal.kept["drawn"], journal.kept["begun"])
+    rolled = time.monotonic() - start
+    lr = rate(stage.optimiser, step, stage.steps)
+    with uninterrupted() if parallel.size() == 1 else nullcontext():
+        if step + 1 < stage.steps:
+            source.ahead(step + 1, drawn)
+        learner.model.train()
+        learnt = improve(
+            stage, learner, reference, optimiser, rollouts, source.banned, lr, Random(f"{seed}/{step}"), out
         )
-        for k, problem in enumerate(problems)
-    ]
-    groups = engine.generate(parallel.share(requests))
-    own = [
-        [judged(stage, loaded, problem, request, completion) for completion in group]
-        for problem, request, group in zip(parallel.share(problems), parallel.share(requests), groups, strict=True)
-    ]
-    return [rollout for group in parallel.gathered(own) for rollout in group]
-
-
-def judged(stage: RLStage, loaded: Loaded, problem: Problem, request: Request, completion: Completion) -> Rollout:
-    """One reply with its verdict and reward."""
-    prompt = tuple(encode(loaded, request.messages).input_ids.tolist())
-    verdict = judge(problem, completion.text, completion.exit)
-    well_formed = completion.exit == "natural" and bool(completion.thought) and bool(completion.answer)
-    worth = reward(verdict) + stage.format_reward * well_formed
-    if stage.overlong == "penalise":
-        length, limit = torch.tensor(float(len(completion.token_ids))), stage.thinking_budget + stage.answer_budget
-        worth += losses.overlong_penalty(length, limit, stage.overlong_buffer).item()
-    return Rollout(prompt, completion, verdict, worth, completion.logprobs, learnable(stage, completion))
-
-
-def learnable(stage: RLStage, completion: Completion) -> tuple[bool, ...]:
-    """Which of a reply's tokens are learnt from: those that the policy chose, unless the reply is masked whole."""
-    if completion.exit == "aborted" or (stage.overlong == "mask" and completion.exit == "truncated"):
-        return (False,) * len(completion.token_ids)
-    return tuple(not forced for forced in completion.forced)
+        learner.model.eval()
+        metrics = {**describe(stage, rollouts), **learnt, "lr": lr, "rollout_seconds": rolled}
+        metrics["staleness"] = step - min(rollout.completion.version for rollout in rollouts)
+        spent = time.monotonic() - start
+        tokens = sum(len(rollout.completion.token_ids) for rollout in rollouts)
+        journal.kept["drawn"], journal.kept["begun"] = drawn, None
+        journal.write({**metrics, "tokens_per_s": tokens / spent, "seconds": spent})
+    source.updated(step + 1)
+    return metrics
 
 
 def improve(

@@ -27,8 +27,9 @@ from xreasoner.problem import Problem
 from xreasoner.recipe import DataEntry, Recipe, RLStage, SFTStage
 from xreasoner.registry import SOURCES, resolve
 from xreasoner.training import checkpoints, parallel
-from xreasoner.training.common import Progress, packs, ready
+from xreasoner.training.common import Learner, Progress, packs, ready
 from xreasoner.training.rl import train_rl
+from xreasoner.training.rollouts import Asking, InProcess, Remote, Sampler
 from xreasoner.training.sft import train_sft
 
 
@@ -76,8 +77,7 @@ def run_stage(recipe: Recipe, stage: SFTStage | RLStage, out: Path, progress: Pr
     if isinstance(stage, SFTStage):
         train_sft(stage, learner, tokens, folder, recipe.seed, shown)
     else:
-        engine = TorchEngine(learner.replica)
-        train_rl(stage, learner, engine, engine.banned, problems, folder, recipe.seed, shown)
+        train_rl(stage, learner, _source(stage, learner, problems, folder, recipe.seed), folder, recipe.seed, shown)
     after = still(learner.model)
     manifest["frozen"]["after"] = after[1]
     _record(folder, manifest)
@@ -90,6 +90,13 @@ def run_stage(recipe: Recipe, stage: SFTStage | RLStage, out: Path, progress: Pr
         checkpoints.clear(folder / "checkpoints")
     parallel.barrier()
     return folder / "export"
+
+
+def _source(stage: RLStage, learner: Learner, problems: Sequence[Problem], folder: Path, seed: int) -> Sampler:
+    asking = Asking(stage, learner.replica, problems, seed, alone=stage.rollouts is not None)
+    if stage.rollouts is not None:
+        return Remote(asking, learner, stage.rollouts, folder)
+    return InProcess(asking, learner, TorchEngine(learner.replica))
 
 
 def still(model: Any) -> tuple[int, str]:
