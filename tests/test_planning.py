@@ -194,3 +194,14 @@ def test_cards_are_known_by_their_memory() -> None:
     assert Machine.of(2, "22").memory == 22e9
     with pytest.raises(UserError, match="such as 40GB"):
         Machine.of(2, "plenty")
+
+
+def test_rollouts_from_servers_leave_the_cards_to_training() -> None:
+    recipe, machine = load_recipe("x-reasoner-7b"), Machine.of(32, "80GB")
+    own = plan_stage(recipe, recipe.stages[1], machine)
+    served = load_recipe("x-reasoner-7b", ["stages.sft+rl.rollouts={urls: [http://a/v1, http://b/v1]}"]).stages[1]
+    each = plan_stage(recipe, served, machine)
+    assert "KV cache" in own.memory
+    assert "KV cache" not in each.memory
+    assert each.peak < own.peak < machine.memory
+    assert each.hours["rollouts"] > 0

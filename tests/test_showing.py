@@ -16,7 +16,7 @@ from xreasoner.errors import CheckpointError
 from xreasoner.models.loading import load
 from xreasoner.recipe import load_recipe
 from xreasoner.showing import histogram, reader, shown
-from xreasoner.training.run import sft_data, sft_examples
+from xreasoner.training.run import sft_data
 
 
 def recipe(random_folder: Path, tmp_path: Path, longer: str = "close") -> Any:

@@ -11,6 +11,7 @@ from xreasoner.data.procedural import procedural, shares
 from xreasoner.errors import DataError, RecipeError
 from xreasoner.grading import judge
 from xreasoner.grading.rewards import reward
+from xreasoner.training.rollouts import draw
 
 MIXTURE = {"leg_counting": {"weight": 3}, "gcd": {}, "letter_counting": {"config": {"min_words": 3, "max_words": 3}}}
 
@@ -29,6 +30,12 @@ def test_the_familys_own_scorer_is_the_reward() -> None:
     for problem in procedural({"families": ["simple_equations", "spell_backward", "number_sorting"]}).problems(6, 0):
         assert reward(judge(problem, f"<think>so</think> <answer>{problem.gold}</answer>")) == 1
         assert reward(judge(problem, "<think>so</think> <answer>nothing at all</answer>")) == 0
+
+
+def test_the_order_of_a_curriculum_is_kept_where_the_stage_says_so() -> None:
+    problems = procedural({"families": {"chain_sum": {"levels": [0, 3]}}}).problems(10, 0)
+    assert draw(problems, 8, 4, seed=0, shuffle=False) == [*problems[8:], *problems[:2]]
+    assert draw(problems, 0, 10, seed=0) != problems
 
 
 def test_a_curriculum_grows_harder() -> None:
