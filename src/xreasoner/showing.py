@@ -67,6 +67,7 @@ def this_machine() -> Machine:
 
 def shown(recipe: Recipe, examples: int = 2, limit: int | None = None) -> Iterator[Text]:
     """Every stage's first examples, lengths and first batch. limit: rows taken of each source, all when None."""
+    yield Text(f"\n{recipe.name}: {recipe.model}, seed {recipe.seed}", style="bold")
     loaded = reader(recipe.model)
     for stage in recipe.stages:
         data = tuple(entry.model_copy(update={"n": min(entry.n, limit or entry.n)}) for entry in stage.data)

@@ -28,10 +28,11 @@ from xreasoner.errors import RecipeError, TrainingError, UserError
 from xreasoner.models.loading import Loaded, load
 from xreasoner.problem import Problem
 from xreasoner.recipe import AdamW, DataEntry, Evaluation, LoRA, Recipe, RLStage, SFTStage, _Part, load_recipe
+from xreasoner.showing import shown
 from xreasoner.training import checkpoints, rl
 from xreasoner.training.common import make_optimiser, rate, ready, uninterrupted
 from xreasoner.training.rollouts import Asking
-from xreasoner.training.run import check, dry_run, rl_data, run_recipe, run_stage, sft_examples
+from xreasoner.training.run import check, rl_data, run_recipe, run_stage, sft_examples
 
 PARTS = (Recipe, SFTStage, RLStage, Evaluation, AdamW, LoRA, DataEntry)
 
@@ -114,7 +115,7 @@ def unbroken(random_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> t
         recipe.model_dump_json()
         # writing a recipe down reads nothing but what tells the stages apart
         assert {name for kind, name in read if name in kind.model_fields} == {"kind"}
-        dry_run(recipe)
+        next(shown(recipe))  # its title; what else is shown or planned must be read by training too
         run_recipe(recipe, out)
         run_recipe(other(random_folder, out), out / "other")
         evaluate_stage(str(out / "rl" / "export"), "rl", recipe.evaluation.base_prompt, recipe.evaluation, out, _show)
