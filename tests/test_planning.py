@@ -108,6 +108,7 @@ print(json.dumps(memory("VmHWM") - before))
 """
 
 
+@pytest.mark.timeout(1200)  # seconds on a quiet machine; page by page beside other work
 @pytest.mark.skipif(sys.platform != "linux", reason="the peak is read from /proc")
 @pytest.mark.parametrize("change", [{}, {"activation_checkpointing": True}])
 def test_memory_is_what_a_step_takes(tmp_path: Path, random_folder: Path, change: dict[str, Any]) -> None:

@@ -155,7 +155,7 @@ def test_a_real_teacher_killed_midway_draws_each_sample_once(tmp_path: Path) -> 
     before = journal.read_bytes()
     kept = before[: before.rfind(b"\n") + 1]
     assert 1 <= kept.count(b"\n") - 1 < 10
-    assert _process(out).wait(200) == 0
+    assert _process(out).wait(280) == 0
     assert journal.read_bytes().startswith(kept)  # what was drawn before was not drawn again
     names = [line["id"] for line in rows(journal)[1:]]
     assert len(names) == len(set(names)) == 10
