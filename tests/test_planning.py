@@ -101,6 +101,7 @@ loaded = load(sys.argv[2], dtype=torch.float32)
 freeze(loaded.model)
 learner = ready(stage, loaded)
 rows = [Tokens(tuple(torch.randint(20, 4000, (256,)).tolist()), 32) for _ in range(8)]
+sum(parameter.sum().item() for parameter in loaded.model.parameters())  # mapped files are resident when read
 before = memory("VmRSS")
 Path("/proc/self/clear_refs").write_text("5")
 train_sft(stage, learner, rows, Path(sys.argv[3]), 0, quiet)
