@@ -60,7 +60,7 @@ def sft_ours(sizes: dict[str, int], folder: str) -> dict[str, Any]:
     freeze(loaded.model)
     data = [Tokens(tuple(ids), prompt) for ids, prompt in examples(sizes, len(loaded.tokenizer))]
     batch = {"batch_examples": len(data), "epochs": sizes["steps"] + 1, "batching": "packed"}
-    stage = SFTStage.model_validate({**_stage("sft"), **batch, "chunk_tokens": sizes["rows"] * sizes["row"]})
+    stage = SFTStage.model_validate({**_stage("sft"), **batch, "chunk_tokens": 2 * sizes["row"]})
     seconds: list[float] = []
     begin = time.monotonic()
 

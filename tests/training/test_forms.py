@@ -169,6 +169,36 @@ def test_rl_learns_the_same_from_packed_replies(random_folder: Path, tmp_path: P
             torch.testing.assert_close(gradient, other, atol=5e-5 * float(other.abs().max()) + 1e-6, rtol=0)
 
 
+def test_places_of_groups_that_teach_nothing_are_filled_again(random_folder: Path, tmp_path: Path) -> None:
+    """Nearly greedy, all replies of a group are alike: every round is asked for, with problems not yet drawn."""
+    loaded = load(str(random_folder))
+    engine = TorchEngine(loaded)
+    for refills, temperature in ((2, 1e-4), (0, 1e-4)):
+        changes = {"refills": refills, "temperature": temperature, "prompts_per_step": 3}
+        stage = coin(tmp_path, tmp_path, rl=changes).stages[1]
+        assert isinstance(stage, RLStage)
+        rollouts, drawn = Asking(stage, loaded, rl_data(stage, 0)[0], 0).fill(engine, step=0, drawn=4)
+        assert drawn == 4 + 3 * (1 + refills)
+        assert len(rollouts) == 3 * (1 + refills) * stage.group_size
+        found = rl.describe(stage, rollouts)
+        assert (found["zero_variance"], found["groups"]) == (1.0, 3 * (1 + refills))
+
+
+@pytest.mark.parametrize("policy", ["keep", "mask", "penalise"])
+def test_overlong_replies_follow_the_policy(random_folder: Path, tmp_path: Path, policy: str) -> None:
+    changes = {"overlong": policy, "overlong_buffer": 10, "thinking_budget": 4, "answer_budget": 4}
+    stage = coin(tmp_path, tmp_path, rl=changes).stages[1]
+    assert isinstance(stage, RLStage)
+    loaded = load(str(random_folder))
+    rollouts = Asking(stage, loaded, [], 0).roll_out(TorchEngine(loaded), rl_data(stage, 0)[0][:1], step=3)
+    cut = [rollout for rollout in rollouts if rollout.completion.exit == "truncated"]
+    assert cut
+    for rollout in cut:
+        assert any(rollout.free) == (policy != "mask")
+        assert rollout.reward == pytest.approx(0.0 if policy != "penalise" else -min(1.0, (len(rollout.free) + 2) / 10))
+        assert rollout.completion.version == 3
+
+
 class FewLogits(Learner):
     def most_logits(self) -> int:
         return 5000

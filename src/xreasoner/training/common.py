@@ -39,7 +39,8 @@ class Learner:
     """A model made ready for a stage.
 
     loaded: it, sharded where there are several ranks. replica: a whole copy of it (itself in one process), which the
-    engine samples from and the export is written from. packed: batches are packed rows.
+    engine samples from and the export is written from; its model is None on ranks that need none. packed: batches are
+    packed rows.
     """
 
     loaded: Loaded
@@ -74,7 +75,7 @@ def ready(stage: SFTStage | RLStage, loaded: Loaded) -> Learner:
     model, packed = loaded.model, packs(stage, loaded.device)
     if packed:
         ready_to_pack(model)
-    replica = loaded if parallel.size() == 1 else replace(loaded, model=deepcopy(model))
+    replica = loaded if parallel.size() == 1 else replace(loaded, model=_copy(stage, model))
     if stage.activation_checkpointing:
         model.gradient_checkpointing_enable({"use_reentrant": False})
     if stage.compile:
@@ -83,6 +84,14 @@ def ready(stage: SFTStage | RLStage, loaded: Loaded) -> Learner:
     if parallel.size() > 1:
         parallel.shard(model, stage.precision)
     return Learner(loaded, replica, packed, stage.precision)
+
+
+def _copy(stage: SFTStage | RLStage, model: Any) -> Any:
+    """A whole copy where an engine or a reference needs it; else rank 0's alone, on the CPU, for the export."""
+    sampled = isinstance(stage, RLStage) and stage.rollouts is None
+    if sampled or (stage.kl if isinstance(stage, RLStage) else stage.kl_to_base) > 0:
+        return deepcopy(model)
+    return deepcopy(model).to("cpu") if parallel.rank() == 0 else None
 
 
 def make_optimiser(model: Any, settings: AdamW) -> torch.optim.AdamW:

@@ -126,10 +126,12 @@ def whole(tensor: torch.Tensor) -> torch.Tensor:
 
 @torch.no_grad()
 def copy_weights(model: Any, replica: Any) -> None:
-    """Put a sharded model's trained weights into a whole copy of it; every rank must call."""
+    """Put a sharded model's trained weights into a whole copy of it (None: of other ranks); every rank must call."""
     if replica is model:
         return
-    copies = dict(replica.named_parameters())
+    copies = {} if replica is None else dict(replica.named_parameters())
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
-            copies[name].copy_(whole(parameter.detach()))
+            gathered = whole(parameter.detach())
+            if name in copies:
+                copies[name].copy_(gathered)
