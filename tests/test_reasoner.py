@@ -226,6 +226,22 @@ def test_over_a_server_it_is_the_same_call(tiny: Reasoner) -> None:
         assert remote.ask(question, options=["Ana", "Ben"], answer_budget=8).option_probabilities is None
 
 
+def test_several_servers_and_an_end_without_a_word(tiny: Reasoner) -> None:
+    with Served(load("tiny")) as one, Served(load("tiny")) as two:
+        program = f"""
+from xreasoner import Reasoner
+r = Reasoner([{one.url!r}, {two.url!r}])
+print(sorted(a.text for a in r.ask_many(["Ana has 14.", "Ben has 9.", "Cara has 3."], thinking_budget=9)))
+"""
+        command = [sys.executable, "-X", "dev", "-W", "error", "-c", program]
+        result = subprocess.run(command, capture_output=True, text=True, check=False, timeout=120)
+        assert result.stderr == ""
+        assert one.bodies
+        assert two.bodies
+    texts = (tiny.ask(f"{who}.", thinking_budget=9).text for who in ("Ana has 14", "Ben has 9", "Cara has 3"))
+    assert result.stdout.strip() == str(sorted(texts))
+
+
 def test_what_is_opened() -> None:
     assert addresses("http://a/v1,http://b/v1") == addresses(["http://a/v1", "http://b/v1"])
     assert addresses("tiny") == []
