@@ -20,7 +20,14 @@ from xreasoner.problem import LABELS, Problem
 
 THOUGHT = "<think> " + "The deflection points to a negative charge, so A does not fit. " * 40 + "</think> "
 FORMS = ("<answer>{0}: {1}</answer>", "The answer is ({0}).", "\\boxed{{{0}}}", "**Answer: {0}**\n\nNot {2}.", "{1}")
-EXPRESSIONS = ("\\frac{{{a}x+{b}}}{{{c}}}", "\\sqrt{{{a}}}+{b}", "{a}\\pi-{b}", "x^2+{a}x-{b}", "({a},{b}\\sqrt{{{c}}})", "{a}e^{{{b}}}")
+EXPRESSIONS = (
+    "\\frac{{{a}x+{b}}}{{{c}}}",
+    "\\sqrt{{{a}}}+{b}",
+    "{a}\\pi-{b}",
+    "x^2+{a}x-{b}",
+    "({a},{b}\\sqrt{{{c}}})",
+    "{a}e^{{{b}}}",
+)
 
 
 def choice(random: Random) -> tuple[Problem, str]:

@@ -77,7 +77,7 @@ class Adder:
         text = request.messages[0]["content"][-1]["text"]
         number = int(text.split()[2])
         value = number + 1 if number < self.limit else 999
-        answer = f"B: {value}" if "B: " in text else str(value)
+        answer = f"{'B' if number < self.limit else 'A'}: {value}" if "B: " in text else str(value)
         reply = f"<think> adding. </think> <answer>{answer}</answer>"
         split = trace.split(reply)
         return Completion(reply, (1,), (), (False,), split.thought, split.answer, "natural", 9, 3, 2)
@@ -96,7 +96,7 @@ def test_rows_say_what_was_asked_and_judged(tmp_path: Path) -> None:
     for row in rows:
         number = int(row["question"].split()[2])
         assert row["correct"] is (number < 10)
-        assert row["outcome"] == ("correct" if number < 10 else "conflict" if number % 2 else "wrong")
+        assert row["outcome"] == ("correct" if number < 10 else "wrong")
         assert row["thought"].strip() == "adding."
         assert row["facts"] == f"n {number}"
         assert row["cell"] == ("image/general" if row["modality"] == "image" else "text/general")
@@ -143,7 +143,7 @@ def test_blind_runs_withhold_the_pictures_and_give_the_floor(tmp_path: Path) -> 
     cell = summary["cells"]["image/general"]
     assert (cell["accuracy"], cell["n"], cell["blind"]) == (0.8, 20, 0.2)
     assert cell["low"] < 0.8 < cell["high"]
-    assert cell["outcomes"] == {"correct": 16, "wrong": 2, "conflict": 2}
+    assert cell["outcomes"] == {"correct": 16, "wrong": 4}
     assert cell["families"]["sum"] == {"accuracy": 0.8, "n": 10, "blind": 0.2}
     assert "blind" not in summary["cells"]["text/general"]
 

@@ -13,36 +13,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from xreasoner.grading import judge, reward
+from xreasoner.grading.rescoring import problem_of
 from xreasoner.problem import LABELS, AnswerType, Problem
 from xreasoner.verdict import Verdict
 
-TYPES: dict[str, AnswerType] = {
-    "mcq": "choice",
-    "numeric": "number",
-    "integer": "integer",
-    "latex": "latex",
-    "quantity": "quantity",
-    "list": "list",
-    "float:1": "number",
-    "open": "text",
-    "yesno": "yesno",
-    "yesnomaybe": "yesno",
-}
-CASES = [json.loads(line) for line in Path(__file__).with_name("extraction_examples.jsonl").read_text().splitlines()]
-SUPPORTED = [case for case in CASES if case["answer_type"] in TYPES]
-MISSED = {"m53"}  # letter and text disagree: the examples' policy credits the letter, ours calls it a conflict
+HERE = Path(__file__).parent
+CASES = [
+    json.loads(line)
+    for name in ("extraction_examples.jsonl", "hard_cases.jsonl")
+    for line in (HERE / name).read_text().splitlines()
+]
 NUMBERS = ("15", "14", "9", "41")
-
-
-def problem_of(case: dict[str, Any]) -> Problem:
-    return Problem(
-        id=case["id"],
-        question="Which?",
-        gold=case["gold"],
-        answer_type=TYPES[case["answer_type"]],
-        options=tuple(case["choices"] or ()),
-        meta={"precision": 1} if case["answer_type"] == "float:1" else {},
-    )
 
 
 def ask(text: str, gold: str, answer_type: AnswerType, options: tuple[str, ...] = (), **more: Any) -> str:
@@ -53,18 +34,17 @@ def mc(text: str, gold: str = "B", options: tuple[str, ...] = NUMBERS, **more: A
     return ask(text, gold, "choice", options, **more)
 
 
-@pytest.mark.parametrize("case", SUPPORTED, ids=lambda case: case["id"])
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case["id"])
 def test_hard_cases(case: dict[str, Any]) -> None:
-    expected = case["expected_correct"] and case["id"] not in MISSED
-    verdict = judge(problem_of(case), case["response"])
-    assert verdict.correct is expected, (case["why"], verdict)
+    problem, response = problem_of(case)
+    verdict = judge(problem, response)
+    assert verdict.correct is case["expected_correct"], (case["why"], verdict)
 
 
-def test_share_of_hard_cases() -> None:
-    right = [judge(problem_of(c), c["response"]).correct is c["expected_correct"] for c in SUPPORTED]
-    assert len(SUPPORTED) == 38
-    assert sum(right) / len(right) >= 0.9
-    assert not any(judge(problem_of(c), c["response"]).correct for c in SUPPORTED if not c["expected_correct"])
+def test_there_are_enough_hard_cases() -> None:
+    assert len([case for case in CASES if case["id"].startswith("h")]) >= 400
+    assert len({case["id"] for case in CASES}) == len(CASES)
+    assert 0.3 < sum(case["expected_correct"] for case in CASES) / len(CASES) < 0.7
 
 
 SHORT = ("B: 14", "B", "(B)", "14", "b", "B.", "B) 14", " B : 14. ", "**B**", "\\boxed{B}", "$14$", "B - 14", "[B]")
@@ -82,14 +62,12 @@ def test_ways_to_choose(answer: str) -> None:
     ("answer", "outcome"),
     [
         ("A: 15", "wrong"),
-        ("B: 15", "conflict"),  # B is 14
-        ("B: 17", "conflict"),  # B is 14, and nothing is 17
-        ("A: 14", "conflict"),
+        ("A: 14", "wrong"),  # the label decides
         ("A, B", "conflict"),
         ("A or B", "conflict"),
         ("14 or 15", "conflict"),
         ("B: 14 or A: 15", "conflict"),
-        ("B: 14. Wait, A: 15", "conflict"),
+        ("B: 14. Wait, A: 15", "wrong"),  # corrected
         ("B. 14 fits.\nA. 15 fits too.", "conflict"),
         ("17", "unparsed"),
         ("E", "unparsed"),
@@ -105,6 +83,14 @@ def test_ways_to_choose(answer: str) -> None:
 )
 def test_what_earns_nothing(answer: str, outcome: str) -> None:
     assert mc(f"<think> so. </think> <answer>{answer}</answer>") == outcome
+
+
+def test_the_label_decides_and_a_note_says_so() -> None:
+    for answer in ("B: 15", "B: 17", "(B) 15"):  # B is 14, A is 15, and nothing is 17
+        verdict = judge(Problem("p", "Which?", "B", "choice", NUMBERS), f"<answer>{answer}</answer>")
+        assert verdict.correct
+        assert verdict.note.startswith("conflict: ")
+    assert judge(Problem("p", "Which?", "B", "choice", NUMBERS), "<answer>B: 14</answer>").note == ""
 
 
 def test_a_trace_that_ends_early_is_truncated() -> None:
@@ -182,6 +168,7 @@ def test_numbers_are_exact_unless_the_data_set_says_how_to_round() -> None:
     assert ask("6.02 x 10^23", "6.02e23", "number") == "correct"
     assert ask("0.3333", "1/3", "number") == "wrong"
     assert judge(Problem("p", "How long?", "2.4", "number", meta={"precision": 1}), "2.36").correct
+    assert judge(Problem("p", "How long?", "2.4", "number", meta={"precision": 1}), "2.46").outcome == "wrong"
     assert ask("14", "fourteen", "integer") == "error"
 
 
@@ -261,3 +248,15 @@ def test_two_thousand_verdicts_a_second() -> None:
     for _ in range(1000):
         judge(problem, reply)
     assert time.process_time() - start < 0.5
+
+
+@pytest.mark.parametrize(
+    "piece", ["= ", "\n", "(", "so ", "A or ", "\\boxed{", "I think ", "the answer is not A. ", "1,", "{"]
+)
+def test_a_reply_that_goes_round_in_circles_costs_little(piece: str) -> None:
+    start = time.process_time()
+    for answer_type, gold in (("choice", "B"), ("number", "5"), ("quantity", "5 m"), ("latex", "x"), ("text", "oak")):
+        options = NUMBERS if answer_type == "choice" else ()
+        reply = (piece * 20_000)[:20_000]
+        assert judge(Problem("p", "?", gold, answer_type, options), reply).outcome != "correct"  # type: ignore[arg-type]
+    assert time.process_time() - start < 10

@@ -29,7 +29,7 @@ def _one(sign: str) -> str:
         return unicodedata.normalize("NFKC", sign)
     if 0x24B6 <= code <= 0x24E9:  # circled letters
         return f"({unicodedata.normalize('NFKC', sign)})"
-    return sign
+    return "" if code > 0x2300 and unicodedata.category(sign) == "So" else sign  # emoji
 
 
 def plain(text: str) -> str:

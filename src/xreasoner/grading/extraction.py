@@ -14,7 +14,8 @@ from xreasoner.grading.characters import plain
 
 _LEAKED_TURN = re.compile(
     r"<\|[^|>\s]{1,40}\|>|</s>|<(?:start|end)_of_turn>|\[/?INST\]"
-    r"|\n\s*(?:#+\s*)?(?:user|human|assistant|system|instruction|(?:next\s+)?question(?:\s+\d+)?|q\d*|problem\s+\d+)\s*:",
+    r"|\n[ \t]{0,8}(?:#{1,6}[ \t]*)?(?:user|human|assistant|system|instruction"
+    r"|(?:next\s+)?question(?:\s+\d+)?|q\d*|problem\s+\d+)\s*:",
     re.IGNORECASE,
 )
 _WRAPPER = re.compile(
@@ -33,26 +34,31 @@ _HEADING = re.compile(r"^#{1,6}[ \t]+", re.MULTILINE)
 _SPACES = re.compile(r"\s+")
 _BOX = re.compile(r"\\(?:boxed|fbox|framebox)\s*\{")
 _JOINED = re.compile(r"[\s$]*(?:,|/|;|\bor\b|\band\b)[\s$]*", re.IGNORECASE)
-_ADVERB = r"(?:(?:therefore|thus|then|clearly|definitely|most|very|probably|likely|simply|indeed|hence|still|actually)\s+)*"
+_ADVERB = (
+    r"(?:(?:therefore|thus|then|clearly|definitely|most|very|probably|likely|simply|indeed|hence|still|actually)\s+)*"
+)
 _CUE = re.compile(
     r"(?:\b(?:answers?|ans|solution|result|antwort|lösung|réponse|respuesta|risposta|resposta|jawaban|cevap|odpowiedź"
     r"|antwoord|svar|ответ|đáp\s+án|(?:correct|best|right|final|chosen|my)\s+(?:option|choice|letter|one)|conclusion)\b"
-    r"(?:\s+(?:choice|option|letter|correct[ae]?|corretta|final[e]?))?(?:\s+(?:to|for|of)\s[^.:\n]{0,60}?)?[\"']?\s*"
-    rf"(?:[:=]|->|→|⇒|\b(?:is|was|(?:must|should|would|could|might|may|will|can\s+only|has\s+to)\s+{_ADVERB}be"
+    r"(?:\s+(?:choice|option|letter|correct[ae]?|corretta|final[e]?))?"
+    r"(?:\s+(?:that\s+)?(?:I|we)\s+(?:get|got|find|found|obtain|chose|give))?(?:\s+(?:to|for|of)\s[^.:\n]{0,60}?)?[\"']?\s*"
+    rf"(?:[:=]|\s[-–—]\s|->|→|⇒|\b(?:is|was|turns\s+out\s+to\s+be|(?:must|should|would|could|might|may|will|can\s+only|has\s+to)\s+{_ADVERB}be"
     rf"|seems(?:\s+to\s+be)?|appears\s+to\s+be|ist|est|es|é|è)\b)"
     r"|(?:答案|答え|正解|정답|الإجابة|الجواب|उत्तर)(?:应该|應該)?(?:是|为|為|は|:|=|ist)?"
-    rf"|\b(?:option|choice)\s*:)\s*{_ADVERB}[\s:]*",
+    rf"|\b(?:option|choice|final|correct|total)\s*:)\s*{_ADVERB}[\s:]*",
     re.IGNORECASE,
 )
 _CHINESE_CHOICE = re.compile(r"(?:故|应|應|所以|因此|我)?(?:选择|選擇|选项|選項|选|選)(?:是|为|為|:)?\s*")
-_TITLE = re.compile(r"(?:^|\n)\W*(?:the\s+)?(?:final\s+|correct\s+)?(?:answer|conclusion)\W*\n+", re.IGNORECASE)
+_TITLE = re.compile(r"(?:^|\n)\W{0,6}(?:the\s+)?(?:final\s+|correct\s+)?(?:answer|conclusion)\W{0,6}\n+", re.IGNORECASE)
 _WEAK_CUE = re.compile(
     r"\b(?:I|we)(?:'d|'ll|\s+would|\s+will|\s+shall)?\s+(?:therefore\s+|thus\s+|will\s+)?"
     r"(?:choose|pick|select|chose|picked|selected|answer|conclude|go\s+with|went\s+with|opt\s+for|settle\s+on|go\s+for"
     r"|say|vote\s+for|think|believe|guess)\b(?:\s+(?:that|it\s+is|it's))?\s*:?\s*"
     rf"|\b(?:it|this|that)(?:'s|\s+(?:is|was|(?:must|should|could|might|may|can\s+only|has\s+to)\s+be|seems\s+to\s+be))"
     rf"\s+{_ADVERB}"
-    r"|(?:^|[.,;!?\n])\s*(?:so|thus|hence|therefore|finally|consequently|in\s+conclusion)\b[,:]?\s*"
+    r"|\bgoing\s+with\s+|\b(?:corresponds?\s+to|match(?:es)?|points?\s+to)\s+(?=(?:the\s+)?(?:option|choice|answer)\b|[(\[]?[A-Z][)\]]?\W*(?:$|\n))"
+    r"|(?:^|\n)\s*(?:∴|=>|->|→|⇒)\s*|\bno,\s+(?=\S{1,12}\s*(?:$|\n))"
+    r"|(?:^|[.,:;!?\n])\s*(?:so|thus|hence|therefore|finally|consequently|in\s+conclusion)\b[,:]?\s*"
     r"|\b(?:no,?\s+)?(?:wait|actually|correction|rather|sorry|i\s+mean)\b[,:.!]?\s*(?:no,?\s*)?"
     r"|\bnot\s+\S{1,40}?,?\s+but\s+(?:rather\s+)?|\b(?:leaving|leaves)\s+(?:us\s+with\s+|only\s+|just\s+)?",
     re.IGNORECASE,
@@ -67,11 +73,13 @@ _DENIAL = re.compile(
     re.IGNORECASE,
 )
 _OTHERS_VIEW = re.compile(
-    r"(?<!\bi )(?<!\bwe )\b(?:claim(?:s|ed)?|says|said|thinks|thought|argue[sd]?|believes|(?:would|might|may)\s+(?:say|think)"
-    r"|tempted\s+to)\b|\bi\s+(?:first\s+)?thought\b",
+    r"(?<!\bi )(?<!\bwe )\b(?:claim(?:s|ed)?|says|said|thinks|thought|argue[sd]?|believes"
+    r"|(?:would|might|may)\s+(?:say|think)|tempted\s+to)\b|\bi\s+(?:first\s+)?thought\b",
     re.IGNORECASE,
 )
-_SUPPOSED = re.compile(r"\b(?:if|unless|whether|suppose|assume|imagine|were\s+it|had\s+it|in\s+case)\b|如果|若", re.IGNORECASE)
+_SUPPOSED = re.compile(
+    r"\b(?:if|unless|whether|suppose|assume|imagine|were\s+it|had\s+it|in\s+case)\b|如果|若", re.IGNORECASE
+)
 _DENIED_AFTER = re.compile(
     r"\W{0,3}(?:,\s*)?(?:(?:is|was|are|were|be|seems?)\s+(?:clearly\s+|therefore\s+|also\s+|definitely\s+)?"
     r"(?:not|never|incorrect|wrong|false|excluded|ruled\s+out|eliminated|impossible|a\s+(?:common\s+)?distractor"
@@ -109,6 +117,10 @@ _REFUSAL = re.compile(
     r"(?:answer|determine|tell|say|help|assist)|cannot\s+be\s+(?:determined|answered))\b",
     re.IGNORECASE,
 )
+_BLANKS = re.compile(r"\s{3,}")
+LAST, _LONGEST, _READ = 60, 4000, 20_000
+"""Bounds on time, for replies that go round in circles: how many declarations of a kind are read (the last ones), how
+many characters of one, and how many characters of an answer (its end)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,7 +136,7 @@ class Reply:
 @dataclass(frozen=True, slots=True)
 class Declaration:
     """What a reply declares. start: where in the text. content: what is declared, to the end of the line (a box: all
-    of it). strong: by a word such as "answer" or by a box; weak ones ("it is …", "so …") need an answer's exact form."""
+    of it). strong: by a word such as "answer" or by a box; weak ones ("it is …", "so …") need an exact form."""
 
     start: int
     content: str
@@ -152,9 +164,13 @@ def own_words(text: str) -> str:
     return text
 
 
+def _blank(match: re.Match[str]) -> str:
+    return "\n\n" if "\n" in match[0] else "  "
+
+
 def clean(text: str) -> str:
     """Plain characters, and no Markdown, HTML emphasis or LaTeX wrappers (`\\boxed` stays: it declares)."""
-    text = plain(text)
+    text = _BLANKS.sub(_blank, plain(text[-_READ:]))
     for _ in range(3 if "\\" in text else 0):  # wrappers nest
         text = _WRAPPER.sub(r"\1", text)
     text = text.replace("{,}", ",").replace("\\%", "%").replace("\\quad", " ")
@@ -163,11 +179,11 @@ def clean(text: str) -> str:
 
 
 def boxes(text: str) -> list[tuple[int, int, str]]:
-    """(start, end, content) of every `\\boxed{…}` whose braces balance, in order."""
+    """(start, end, content) of the last boxes (`\\boxed{…}`) whose braces balance, in order."""
     found = []
-    for match in _BOX.finditer(text):
+    for match in list(_BOX.finditer(text))[-LAST:]:
         depth = 1
-        for at in range(match.end(), len(text)):
+        for at in range(match.end(), min(len(text), match.end() + _LONGEST)):
             depth += {"{": 1, "}": -1}.get(text[at], 0)
             if not depth:
                 found.append((match.start(), at + 1, text[match.end() : at].strip()))
@@ -217,7 +233,7 @@ def payload(text: str, start: int) -> str | None:
 
     Of "not A but B" it is "B"; of "not A" nothing.
     """
-    content = text[start:].lstrip().split("\n", 1)[0]
+    content = text[start : start + _LONGEST].lstrip().split("\n", 1)[0]
     negative = _NEGATIVE_START.match(content)
     if negative is not None:
         but = _BUT.search(content)
@@ -255,9 +271,9 @@ def declarations(text: str) -> list[Declaration]:
     found = _boxed(text) if "\\" in text else []
     taken = {declaration.start for declaration in found}
     for pattern, strong in ((_CUE, True), (_CHINESE_CHOICE, True), (_TITLE, True), (_WEAK_CUE, False)):
-        for match in pattern.finditer(text):
+        for match in list(pattern.finditer(text))[-LAST:]:
             content = payload(text, match.end())
-            begin = match.end() - len(match[0].lstrip(" .,;!?\n"))
+            begin = match.end() - len(match[0].lstrip(" .,:;!?\n"))
             if content is None or content in ("", "{") or denied(text, begin, begin):
                 continue
             at = match.end() if strong else match.end() - 1

@@ -175,7 +175,7 @@ def _quantity(problem: Problem, reply: Reply) -> Verdict:
 
 
 def _latex(problem: Problem, reply: Reply) -> Verdict:
-    """Mathematical equality. What cannot be read is unparsed, what takes too long an error: neither is a wrong answer."""
+    """Mathematical equality. What cannot be read is unparsed, what takes too long an error: neither is "wrong"."""
     gold = extraction.unboxed(extraction.clean(problem.gold.replace("\x0crac", "\\frac")))
     outcome, given = "unparsed", ""
     for given in _candidates(reply):

@@ -28,6 +28,7 @@ _LONGEST = 2000
 """Characters; a longer expression is not parsed."""
 _BRACKETS = {"(": ")", "[": "]", "{": "}"}
 _COMMON = (
+    (re.compile(r"\\(?:text|mbox|mathrm|textbf|mathbf)\s*\{([^{}]*)\}"), r"\1"),
     (re.compile(r"\x0c(?=rac)"), r"\\f"),
     (re.compile(r"\\[dtc]frac"), r"\\frac"),
     (re.compile(r"(?<!\\)\\(?:left|right|[bB]igg?[lr]?|displaystyle|limits|,|;|:|!| |quad|qquad)(?![a-zA-Z])"), " "),
@@ -55,7 +56,9 @@ _SEPARATOR = re.compile(r"\s*(?:,|;|(?<![a-zA-Z\\])(?:and|or)(?![a-zA-Z]))\s*")
 _NAME = re.compile(
     r"\s*(?:\\[a-zA-Z]+|[a-zA-Z])(?:_\{?\w+\}?)?\s*(?:\(\s*[a-zA-Z](?:\s*,\s*[a-zA-Z])*\s*\))?\s*(?:=|\\in(?![a-z])|\\approx)"
 )
-_UNIT = re.compile(r"(.*[\d)}])\s*(?<![\\a-zA-Z])((?:[a-zA-Z]{2,}|[a-zA-Z](?=/))[a-zA-Z ./]*(?:\^\s*\{?\d\}?)?)\s*", re.DOTALL)
+_UNIT = re.compile(
+    r"(.*[\d)}])\s*(?<![\\a-zA-Z])((?:[a-zA-Z]{2,}|[a-zA-Z](?=/))[a-zA-Z ./]*(?:\^\s*\{?\d\}?)?)\s*", re.DOTALL
+)
 _WORD = re.compile(r"(?<![\\a-zA-Z])[a-zA-Z]{3,}")
 _MATRIX = re.compile(r"\s*\\begin\{([bpvBV]?matrix|array)\}(?:\{[^}]*\})?(.*)\\end\{\1\}\s*", re.DOTALL)
 _RELATION = re.compile(r"\\(?:le|ge|ne)(?![a-zA-Z])|[<>]|\\lt(?![a-z])|\\gt(?![a-z])")
@@ -169,7 +172,12 @@ def compare(gold: str, given: str) -> Sameness:
     if ":" in gold or ":" in given:
         return "different"
     named = [_NAME.match(text) for text in (gold, given)]
-    if "=" in gold and "=" in given and (named[0] is None) != (named[1] is None) and not _SEPARATOR.search(gold + given):
+    if (
+        "=" in gold
+        and "=" in given
+        and (named[0] is None) != (named[1] is None)
+        and not _SEPARATOR.search(gold + given)
+    ):
         return _equations(gold, given)
     names = [_squeezed(match[0]).rstrip("=") for match in named if match and match[0].endswith("=")]
     if len(names) == 2 and names[0] != names[1]:
@@ -264,19 +272,19 @@ def _relations(gold: str, given: str) -> Sameness:
     return "different"
 
 
-class Unreadable(Exception):
+class UnreadableError(Exception):
     """An expression that math-verify does not read, or of which it reads only a part."""
 
 
 def _parsed(text: str) -> Any:
-    """What math-verify makes of one expression: a sympy expression. Raises `Unreadable`."""
+    """What math-verify makes of one expression: a sympy expression. Raises `UnreadableError`."""
     import sympy
     from math_verify import LatexExtractionConfig, parse
 
     latex = re.sub(r"(?<!\\)%", r"\\%", text)
     found = parse(f"${latex}$", extraction_config=[LatexExtractionConfig()], parsing_timeout=None)
     if not found or not isinstance(found[0], sympy.Expr):
-        raise Unreadable(text)
+        raise UnreadableError(text)
     return found[0]
 
 
@@ -299,7 +307,7 @@ def _whole(text: str, expression: Any) -> bool:
 
 @lru_cache(maxsize=4096)
 def _read(text: str) -> Any:
-    """The expression with exact numbers. Raises `Unreadable`, or what sympy raises."""
+    """The expression with exact numbers. Raises `UnreadableError`, or what sympy raises."""
     import sympy
 
     number = simple_number(text)
@@ -307,7 +315,7 @@ def _read(text: str) -> Any:
         return sympy.Rational(number.numerator, number.denominator)
     found = _parsed(text)
     if not _whole(text, found):
-        raise Unreadable(text)
+        raise UnreadableError(text)
     exact = found.replace(lambda each: each.is_Float, lambda each: sympy.Rational(str(each))).doit()
     names = {symbol: sympy.Symbol(symbol.name) for symbol in exact.free_symbols}
     return exact.xreplace(names).subs({sympy.Symbol("e"): sympy.E, sympy.Symbol("i"): sympy.I})
@@ -339,12 +347,12 @@ def _equations(gold: str, given: str) -> Sameness:
             return "different"
         differences.append((left, right))
     (a, b), (c, d) = differences
-    left, right = _readable(a, c), _readable(b, d)
-    if isinstance(left, str) or isinstance(right, str):
-        return "unparsed" if "unparsed" in (left, right) else "different"
+    lefts, rights = _readable(a, c), _readable(b, d)
+    if isinstance(lefts, str) or isinstance(rights, str):
+        return "unparsed" if "unparsed" in (lefts, rights) else "different"
     import sympy
 
-    ratio = sympy.simplify((left[0] - right[0]) / (left[1] - right[1]))
+    ratio = sympy.simplify((lefts[0] - rights[0]) / (lefts[1] - rights[1]))
     return "equal" if ratio.is_number and ratio.is_finite and not ratio.is_zero else "different"
 
 
@@ -379,9 +387,12 @@ def _close(a: Any, b: Any, point: dict[Any, Any]) -> bool:
     x, y = a.evalf(_DIGITS), b.evalf(_DIGITS)
     if not (x.is_number and y.is_number) or not (x.is_finite and y.is_finite):
         return False
-    if x == 0 or y == 0:
+    if x == 0 or y == 0 or (a.is_Rational and b.is_Rational):
         return bool(sympy.simplify(a - b) == 0)
-    return bool(abs((x - y) / y) < sympy.Float(10) ** (5 - _DIGITS))
+    if not abs((x - y) / y) < sympy.Float(10) ** (5 - _DIGITS):
+        return False
+    parts = (a - b).evalf(10, maxn=400).as_real_imag()  # 10^{100} + \pi is not 10^{100}
+    return all(part == 0 or getattr(part, "_prec", 2) == 1 for part in parts)
 
 
 def _guard(seconds: float) -> None:

@@ -7,10 +7,12 @@ that passes it costs its own second, and the worker is replaced. No signal is us
 from __future__ import annotations
 
 import atexit
+import contextlib
 import json
 import os
 import queue
 import select
+import signal
 import subprocess
 import sys
 import threading
@@ -38,10 +40,13 @@ class _Worker:
         self.process = subprocess.Popen(
             program, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=quiet, start_new_session=True
         )
-        assert self.process.stdin is not None and self.process.stdout is not None
+        assert self.process.stdin is not None
+        assert self.process.stdout is not None
         self._in: IO[bytes] = self.process.stdin
         self._out: IO[bytes] = self.process.stdout
         self._ready = False
+        self.hangs = False
+        """No answer came in time, and the process had not ended either."""
 
     def ask(self, gold: str, given: str) -> str | None:
         try:
@@ -57,16 +62,21 @@ class _Worker:
     def _line(self, seconds: float) -> bytes:
         poll = select.poll()
         poll.register(self._out, select.POLLIN | select.POLLHUP)
-        return self._out.readline() if poll.poll(seconds * 1000) else b""
+        self.hangs = not poll.poll(seconds * 1000)
+        return b"" if self.hangs else self._out.readline()
 
-    def close(self) -> None:
+    def end(self, wait: float = 0) -> int | None:
+        """Kill the process, if it does not end within `wait` seconds. Returns how it ended by itself, else None."""
+        try:
+            ended = self.process.wait(wait)
+        except subprocess.TimeoutExpired:
+            ended = None
         self.process.kill()
         self.process.wait()
         for stream in (self._in, self._out):
-            try:
+            with contextlib.suppress(OSError):  # what was not yet written has nobody to read it
                 stream.close()
-            except OSError:  # what was not yet written has nobody to read it
-                pass
+        return ended
 
 
 class Pool:
@@ -81,34 +91,34 @@ class Pool:
         for _ in range(size):
             self._idle.put(None)
         self.size = size
-        self.closed = False
 
     def compare(self, gold: str, given: str) -> str:
-        """"equal", "different", "unparsed", `TIMEOUT`, or "memory" or "failed: …" where the worker could not say."""
+        """ "equal", "different", "unparsed", `TIMEOUT`, or "memory" or "failed: …" where the worker could not say."""
         worker = self._idle.get()
         try:
-            if worker is None or worker.process.poll() is not None:
-                if worker is not None:
-                    worker.close()
-                worker = _Worker(self.limit)
-            found = worker.ask(gold, given)
+            for _ in range(2):  # a worker may have died while it was idle
+                worker = worker or _Worker(self.limit)
+                found = worker.ask(gold, given)
+                if found is not None:
+                    return found
+                ended = worker.end(wait=0 if worker.hangs else 5)
+                worker = None
+                if ended in (None, -signal.SIGPROF):
+                    return TIMEOUT
+            return f"failed: the worker ended with {ended}"
         except BaseException:  # interrupted between question and answer: the next one would read this answer
             if worker is not None:
-                worker.close()
-            self._idle.put(None)
+                worker.end()
+                worker = None
             raise
-        if found is None:
-            worker.close()
-            worker = None
-        self._idle.put(worker)
-        return TIMEOUT if found is None else found
+        finally:
+            self._idle.put(worker)
 
     def close(self) -> None:
         """End the workers. A pool that is used again starts new ones."""
-        for _ in range(self.size):
-            worker = self._idle.get()
+        for worker in [self._idle.get() for _ in range(self.size)]:
             if worker is not None:
-                worker.close()
+                worker.end()
             self._idle.put(None)
 
 

@@ -19,21 +19,24 @@ _POWER = (
 _SIGN = r"([-+]?)\s*[€£¥₹]?\s*"
 _NUMBER = re.compile(rf"{_SIGN}({_PLAIN})(?:{_POWER}|\s*/\s*(\d+)|\s+(\d+)\s*/\s*(\d+))?")
 _TEN = re.compile(r"([-+]?)\s*10\s*\^\s*\{?\s*([-+]?\d{1,3})\s*\}?")
-_FRACTION = re.compile(
-    r"([-+]?)\s*(\d*)\s*\\[dt]?frac\s*(?:\{\s*([-+]?\d+)\s*\}|(\d))\s*(?:\{\s*([-+]?\d+)\s*\}|(\d))"
-)
+_FRACTION = re.compile(r"([-+]?)\s*(\d*)\s*\\[dt]?frac\s*(?:\{\s*([-+]?\d+)\s*\}|(\d))\s*(?:\{\s*([-+]?\d+)\s*\}|(\d))")
 _NAMED = re.compile(r"(?:\\?[A-Za-zθπαβγλµ]\w{0,11}(?:_\{?\w+\}?)?(?:\([^()]{1,12}\))?\s*)?(?:=|≈|\\approx)\s*")
-_JOINED = re.compile(r"\s*(?:,|;|/|-|–|—|±|\\pm|\bor\b|\band\b|\bto\b|\+/-)\s*(?:[A-Za-z]\w{0,8}\s*=\s*)?[-+]?\s*[\d.]", re.I)
+_JOINED = re.compile(
+    r"\s*(?:,|;|/|-|–|—|±|\\pm|\bor\b|\band\b|\bto\b|\+/-)\s*(?:[A-Za-z]\w{0,8}\s*=\s*)?[-+]?\s*[\d.]", re.I
+)
 _UNIT = re.compile(r"[^\W\d_°][^\W\d_]*|[^\W\d_°][^\d_=<>+,;:\"]{0,39}|°[A-Za-z]?|[€£¥₹]")
-_CUT = re.compile(r"(?:[.;!]?\s*\n|[.;!)]\s+|,\s+(?!\d)|[\s.]+\(|\s+(?:because|since|as|which|where|when|so|after|left|in total)\b)")
+_CUT = re.compile(
+    r"(?:[.;!]?\s*\n|[.;!)]\s+|,\s+(?!\d)|[\s.]+\(|\s+(?:because|since|as|which|where|when|so|after|left|in total)\b)"
+)
 _SCALE = re.compile(
     r"\b(?:hundreds?|thousands?|millions?|billions?|trillions?|dozens?|pairs?|half|percent|per\s?cent|k|mn|bn|times"
     r"|squared|cubed|factorial|minus|plus|or|and|to|if|but|not|more|less|fewer|over|under|of|%)\b|%|[\^]",
     re.IGNORECASE,
 )
 _ENDING = re.compile(
-    r"(?:\b(?:is|are|be|equals|makes|leaves|gives|get|got|was|were|total(?:s|ing)?|has|have|cost|costs|pay|pays|earns?)\b|=)"
-    r"\s*(?:only\s+|exactly\s+|about\s+)?((?:[-+]\s*)?[€£¥]?[\d.\\][^=\n]*)$"
+    r".*(?:\b(?:is|are|be|equals|makes|leaves|gives|get|got|was|were|total(?:s|ing)?|has|have|cost|costs|pay|pays|earns?)\b|=)"
+    r"\s*(?:only\s+|exactly\s+|about\s+)?((?:[-+]\s*)?[€£¥]?[\d.\\][^=\n]*)$",
+    re.DOTALL,
 )
 _LETTER_UNITS = "mgsLlVANJWKCFhTH°€£¥"
 """Units of one letter; any other letter behind a number is a variable."""
@@ -120,7 +123,7 @@ def numeral(text: str, exclaims: bool = False) -> str | None:
     if after is None:
         return CONFLICT
     text = after.strip()
-    while text[:1] in "([" and text[-1:] in ")].":
+    while text and text[0] in "([" and text[-1:] in ")].":
         text = text[1:].rstrip(".")[:-1].strip()
     found = read_number(text)
     if found is None:
@@ -148,7 +151,7 @@ def stated_number(reply: Reply) -> str | None:
         content = _FIRST_SENTENCE.split(extraction.bare(declaration.content), maxsplit=1)[0]
         said = numeral(content, exclaims=not declaration.boxed)
         if said is None and declaration.strong:
-            ending = _ENDING.search(content.rstrip(" .!"))
+            ending = _ENDING.match(content.rstrip(" .!")[-300:])
             said = numeral(ending[1], exclaims=True) if ending else None
         if said is not None:
             return None if extraction.retracted(text, declaration.start) else said
@@ -163,8 +166,8 @@ def _concluded(text: str) -> str | None:
     last = lines[-1].rstrip(" .!")
     if len(lines) > 1 and (alone := numeral(last, exclaims=True)) is not None:
         return alone if read_number(lines[-2]) is None else CONFLICT
-    ending = _ENDING.search(last)
-    if ending is None or extraction.denied(last, ending.start(), ending.end()):
+    ending = _ENDING.match(last[-300:])
+    if ending is None or extraction.denied(last[-300:], ending.start(1), ending.end()):
         return CONFLICT if len(text.split()) <= 12 and two_numbers(text) else None
     return numeral(ending[1], exclaims=True)
 

@@ -14,13 +14,15 @@ from xreasoner.problem import LABELS
 CONFLICT = "conflict"
 """Returned in place of a label where a reply chose two options."""
 
-_ROMAN = tuple("I II III IV V VI VII VIII IX X XI XII XIII XIV XV XVI XVII XVIII XIX XX".split())
-_OWN_LABEL = re.compile(r"\s*(?:\(([A-Za-z]{1,5}|\d{1,2})\)|([A-Za-z]{1,5}|\d{1,2})(?:[.)]|(?<=[A-Za-z]):))\s*(?!\d)(?=\S)")
-_ORDINALS = "first second third fourth fifth sixth seventh eighth ninth tenth eleventh twelfth".split()
+_ROMAN = tuple("I,II,III,IV,V,VI,VII,VIII,IX,X,XI,XII,XIII,XIV,XV,XVI,XVII,XVIII,XIX,XX".split(","))  # noqa: SIM905
+_OWN_LABEL = re.compile(
+    r"\s*(?:\(([A-Za-z]{1,5}|\d{1,2})\)|([A-Za-z]{1,5}|\d{1,2})(?:[.)]|(?<=[A-Za-z]):))\s*(?!\d)(?=\S)"
+)
+_ORDINALS = "first,second,third,fourth,fifth,sixth,seventh,eighth,ninth,tenth,eleventh,twelfth".split(",")  # noqa: SIM905
 _SEPARATOR = re.compile(r"^[\s:.)\]},;–—\"'>]*(?:-\s+)?")
 _RIGHT = (
     r"\s*,?\s*(?:option|选项|選項)?\s*(?:(?:is|must\s+be|should\s+be|seems|looks|appears(?:\s+to\s+be)?)\s+"
-    r"(?:clearly\s+|therefore\s+|thus\s+|indeed\s+|definitely\s+)?(?:the\s+|my\s+)?(?:only\s+|single\s+)?"
+    r"(?:clearly\s+|therefore\s+|thus\s+|indeed\s+|definitely\s+)?(?:the\s+|my\s+)?(?:only\s+|single\s+|final\s+)?"
     r"(?:correct|right|best|true|proper|answer|most\s+(?:likely|appropriate|plausible|accurate|suitable|consistent))\b"
     r"|fits\s+best\b|makes\s+the\s+most\s+sense\b|(?:是)?正确)"
 )
@@ -46,11 +48,13 @@ class Options:
 @dataclass(frozen=True, slots=True)
 class Patterns:
     """start: a label at the start and what follows. another: a second label joined to the first. marker: a label that
-    begins a line. right: a label that is said to be right. whole: nothing but a label."""
+    begins a line, or is set off in it. named: a label in brackets, or after "option". right: a label that is said to be
+    right. whole: nothing but a label."""
 
     start: re.Pattern[str]
     another: re.Pattern[str]
     marker: re.Pattern[str]
+    named: re.Pattern[str]
     right: re.Pattern[str]
     whole: re.Pattern[str]
 
@@ -59,27 +63,30 @@ class Patterns:
 def _patterns(labels: tuple[str, ...]) -> Patterns:
     any_case = "|".join(sorted({x for label in labels for x in (label, label.lower())}, key=lambda x: (-len(x), x)))
     upper = "|".join(sorted(labels, key=lambda label: (-len(label), label)))
-    lower = "|".join(sorted((label.lower() for label in labels if label.lower() != label), key=len, reverse=True)) or "(?!)"
-    closed = rf"[(\[{{<\"']+\s*({any_case})\s*[)\]}}>\"']+"
-    open_ = rf"({upper}){_AFTER}|({lower})(?=\s*[.:)\]}},]\s|\s*[.:)\]]?\s*$|\s+(?:is|because)\b)"
+    lower = (
+        "|".join(sorted((label.lower() for label in labels if label.lower() != label), key=len, reverse=True)) or "(?!)"
+    )
+    closed = rf"[(\[{{<\"']{{1,3}}\s*({any_case})\s*[)\]}}>\"']+"
+    open_ = rf"({upper}){_AFTER}(?!\.[a-z](?:\.|\s))|({lower})(?=\s*[.:)\]}},]\s|\s*[.:)\]]?\s*$|\s+(?:is|because)\b)"
     prefix = (
         r"[\s\"'>*•-]*(?:(?:the|la|le|el|die|der|das)\s+)?"
         r"(?:(?:option|choice|letter|answer|statement|opción|opção|opzione|lettre|letra)\s+|选项)?"
     )
     rest = (
         r"(?P<rest>\s*$|\s*[:.)\]},;!/&+?–—](?!\d).*|\s*-\s.*|\s*\n.*|\s*\(.*"
-        r"|(?<=[)\]}>])\s+\S.*|\s+(?:and|or|is|was|because|since|as|for|with|not|rather|instead|by)\b.*|\s+(?=[A-Z]).*|\s*(?:是|正确|选项).*)"
+        r"|(?<=[)\]}>])\s+\S.*|\s+(?:and|or|is|was|because|since|as|for|with|not|but\s+not|rather|instead|by|over)\b.*|\s+(?=[A-Z]).*|\s*(?:是|正确|选项).*)"
     )
     joint = (
         r"\s*(?:,?\s*(?:but|or|and|though|although)\s+(?:it\s+)?(?:could|might|may|possibly|perhaps|maybe)\b"
-        r"(?:\s+also)?(?:\s+be)?|,\s*(?:and\s+|or\s+)?|/|&|\+|;|\band\b|\bor\b|\s)\s*(?:option\s+|choice\s+)?"
+        r"(?:\s+also)?(?:\s+be)?|,\s*(?:and\s+|or\s+)?|/|&|\+|;|\.|\band\b|\bor\b|\s)\s*(?:option\s+|choice\s+)?"
     )
     ordinals = "|".join(_ORDINALS[: len(labels)])
     return Patterns(
         start=re.compile(rf"(?i:{prefix})(?:{closed}|{open_}){rest}", re.DOTALL),
         another=re.compile(
-            rf"{joint}[(\[]?({upper})[)\]]?{_AFTER}(?=\s*(?:$|[.,;:!)\]/&?\n]|and\b|or\b|(?:{upper}){_AFTER}))"
+            rf"{joint}[(\[{{]?({upper})[)\]}}]?{_AFTER}(?=\s*(?:$|[.,;:!)\]}}/&?\n]|and\b|or\b|(?:{upper}){_AFTER}))"
         ),
+        named=re.compile(rf"[(\[]\s*({any_case})\s*[)\]]|\b(?i:option|choice)\s+({any_case}){_AFTER}"),
         marker=re.compile(
             rf"(?:^|\n)[\s*•-]*(?:[(\[]({any_case})[)\]]|({any_case})[.):])(?!\d)(?=\s|$)"
             rf"|{_BEFORE}(?:[(\[]({upper})[)\]]|({upper})\s*[:)])(?!\d)(?=\s|$)"
@@ -167,7 +174,8 @@ def contradiction(label: str, text: str, options: Options) -> str:
     longest = [option for option, _ in options.texts if _starts_with(said, option)][:1]
     if longest:
         return "" if longest[0] == options.own[label] else said
-    return said if parse_number(said) is not None and parse_number(options.own[label]) is not None else ""
+    given, own = parse_number(said), parse_number(options.own[label])
+    return said if given is not None and own is not None and given != own else ""
 
 
 def read(text: str, options: Options) -> tuple[str | None, str]:
@@ -207,8 +215,6 @@ def _declared(text: str, options: Options) -> tuple[int, str | None, str]:
     last: tuple[int, str | None, str] = (-1, None, "")
     for declaration in extraction.declarations(text):
         content = declaration.content
-        if "{" in content[:1] and not declaration.boxed:
-            content = content.strip("{} ")
         for said in dict.fromkeys((content, extraction.bare(content), content.split(". ", 1)[0])):
             label, rest = read(said, options)
             label = label or (_ordinal(said, options) if declaration.strong else None)
@@ -217,7 +223,7 @@ def _declared(text: str, options: Options) -> tuple[int, str | None, str]:
                 break
         if last[1] is not None:
             break
-    for match in options.patterns.right.finditer(text):
+    for match in list(options.patterns.right.finditer(text))[-extraction.LAST :]:
         if match.start() > last[0] and not extraction.denied(text, match.start(), match.end()):
             word = next(group for group in match.groups() if group)
             label = _ordinal(f"{word} option", options) if word.lower() in _ORDINALS else word.upper()
@@ -243,7 +249,7 @@ def _lone(lines: list[str], text: str, options: Options) -> str | None:
 def _listed(text: str, options: Options) -> set[str]:
     """The labels that the text lists ("A: …", "(B) …"), but for those that it denies in the same line."""
     found = set()
-    for match in options.patterns.marker.finditer(text):
+    for match in list(options.patterns.marker.finditer(text))[-extraction.LAST :]:
         begin = match.end() - len(match[0].lstrip())
         behind = text[match.end() :].split("\n", 1)[0]
         if not extraction.denied(text, begin, match.end()) and not extraction.negates(behind):
@@ -275,6 +281,9 @@ def _quoted(text: str, options: Options) -> str | None:
             if not extraction.denied(said, match.start(), match.end()):
                 found.add(label)
             said = said[: match.start()] + " " * len(option) + said[match.end() :]
+    for match in options.patterns.named.finditer(text):
+        if found and not extraction.denied(text, match.start(), match.end()):
+            found.add((match[1] or match[2]).upper())
     return None if not found else found.pop() if len(found) == 1 else CONFLICT
 
 

@@ -11,7 +11,9 @@ from xreasoner.grading.numbers import read_number
 
 _ALLOWED = re.compile(r"[A-Za-zµ°ÅΩ%][\w µ°ÅΩ%/·*^()-]{0,31}")
 _EXPONENTS = re.compile(r"\^\s*[{(]?\s*(-?\d)\s*[})]?|(?<=[A-Za-zµ])(-?\d)(?!\d)")
-_DEGREES = re.compile(r"(?:\^?\s*\{?\s*(?:\\circ|°)\s*\}?|\bdegrees?\b|\bdeg\b)\s*(C|F|Celsius|Fahrenheit)?\b", re.IGNORECASE)
+_DEGREES = re.compile(
+    r"(?:\^?\s*\{?\s*(?:\\circ|°)\s*\}?|\bdegrees?\b|\bdeg\b)\s*(C|F|Celsius|Fahrenheit)?\b", re.IGNORECASE
+)
 
 
 @lru_cache(maxsize=1)

@@ -52,7 +52,7 @@ class Tally:
     bad: int = 0
 
 
-class _Bad(ValueError):
+class _BadLineError(ValueError):
     """A line that cannot be judged; the message says which field and why."""
 
 
@@ -60,11 +60,11 @@ def _kind(name: object) -> tuple[AnswerType, dict[str, int]]:
     base, _, places = str(name).partition(":")
     key = base.strip().casefold().replace("-", "_").replace(" ", "_")
     if not isinstance(name, str) or key not in KINDS:
-        raise _Bad(f"field 'answer_type': unknown {name!r}; {nearest(str(name), [*KINDS, 'float:2'])}")
+        raise _BadLineError(f"field 'answer_type': unknown {name!r}; {nearest(str(name), [*KINDS, 'float:2'])}")
     if not places:
         return KINDS[key], {}
     if key not in ("float", "list", "number", "numeric", "quantity") or not re.fullmatch(r"\d{1,2}", places):
-        raise _Bad(f"field 'answer_type': found {name!r}, expected decimal places as in 'float:2'")
+        raise _BadLineError(f"field 'answer_type': found {name!r}, expected decimal places as in 'float:2'")
     return KINDS[key], {"precision": int(places)}
 
 
@@ -74,11 +74,9 @@ def option_texts(choices: object) -> tuple[str, ...]:
     Raises `ValueError` for anything else.
     """
     for _ in range(3):
-        if isinstance(choices, str) and choices.strip()[:1] in "[{(":
+        if isinstance(choices, str) and choices.strip()[:1] in ("[", "{", "("):
             choices = _literal(choices)
-        if isinstance(choices, list | tuple) and len(choices) == 1 and isinstance(choices[0], list):
-            choices = choices[0]
-        elif isinstance(choices, list) and len(choices) == 1 and str(choices[0]).strip().startswith("["):
+        if isinstance(choices, list) and len(choices) == 1 and _is_list(choices[0]):
             choices = choices[0]
     if choices is None or choices == "":
         return ()
@@ -89,6 +87,10 @@ def option_texts(choices: object) -> tuple[str, ...]:
     if choices and all(isinstance(each, dict) and {"key", "value"} <= set(each) for each in choices):
         return tuple(str(each["value"]) for each in sorted(choices, key=lambda each: str(each["key"])))
     return tuple(map(str, choices))
+
+
+def _is_list(value: object) -> bool:
+    return isinstance(value, list) or (isinstance(value, str) and value.strip().startswith("["))
 
 
 def _literal(text: str) -> object:
@@ -105,19 +107,21 @@ def problem_of(row: dict[str, Any]) -> tuple[Problem, str]:
     kind, meta = _kind(row.get("answer_type"))
     response, gold = row.get("response"), row.get("gold")
     if not isinstance(response, str):
-        raise _Bad(f"field 'response': found {response!r}, expected text")
+        raise _BadLineError(f"field 'response': found {response!r}, expected text")
     if not isinstance(gold, str | int | float | list) or isinstance(gold, bool) or not str(gold).strip():
-        raise _Bad(f"field 'gold': found {gold!r}, expected text")
+        raise _BadLineError(f"field 'gold': found {gold!r}, expected text")
     name = "choices" if "choices" in row else "options"
     try:
         options = option_texts(row.get(name))
     except ValueError as error:
-        raise _Bad(f"field {name!r}: {error}") from None
+        raise _BadLineError(f"field {name!r}: {error}") from None
+    if kind == "choice" and not options and re.fullmatch(r"\W*[A-Za-z]\W*", str(gold)):
+        options = ("",) * len(LABELS)  # the options stand in the question or the picture; labels alone can be compared
     if kind == "choice" and not 1 <= len(options) <= len(LABELS):
-        raise _Bad(f"field {name!r}: found {len(options)} options, expected 1 to {len(LABELS)}")
+        raise _BadLineError(f"field {name!r}: found {len(options)} options, expected 1 to {len(LABELS)}")
     extra = row.get("meta") or {}
     if not isinstance(extra, dict) or (kind == "gym" and not {"name", "entry"} <= set(extra)):
-        raise _Bad("field 'meta': expected an object; for gym with 'name' and 'entry'")
+        raise _BadLineError("field 'meta': expected an object; for gym with 'name' and 'entry'")
     question = str(row.get("question") or "").strip() or "?"
     problem = Problem(str(row.get("id", "")), question, str(gold), kind, options, meta={**extra, **meta})
     return problem, response
@@ -129,7 +133,7 @@ def grade_line(line: bytes) -> tuple[dict[str, Any], str]:
     try:
         row = json.loads(line.decode("utf-8-sig"))
         if not isinstance(row, dict):
-            raise _Bad(f"found {type(row).__name__}, expected an object")
+            raise _BadLineError(f"found {type(row).__name__}, expected an object")
         problem, response = problem_of(row)
         verdict = judge(problem, response, str(row.get("exit") or "natural"))
     except Exception as error:  # whatever a line holds, the rest goes on
@@ -140,7 +144,7 @@ def grade_line(line: bytes) -> tuple[dict[str, Any], str]:
 
 
 def _complaint(error: Exception, line: bytes) -> str:
-    if isinstance(error, _Bad):
+    if isinstance(error, _BadLineError):
         return str(error)
     if isinstance(error, json.JSONDecodeError | UnicodeDecodeError):
         return f"not JSON: {error}" if line.strip() else "is empty; expected a JSON object"
@@ -155,7 +159,11 @@ def _encoded(row: dict[str, Any]) -> bytes:
 
 
 def _added(verdict: Verdict) -> dict[str, Any]:
-    added = {"outcome": verdict.outcome, "extracted": verdict.normalised or verdict.extracted, "correct": verdict.correct}
+    added = {
+        "outcome": verdict.outcome,
+        "extracted": verdict.normalised or verdict.extracted,
+        "correct": verdict.correct,
+    }
     return {**added, "note": verdict.note} if verdict.note else added
 
 

@@ -25,12 +25,17 @@ def plain_word(word: str) -> str:
 
 def _leading(text: str) -> str | None:
     """The word at the start; "no" only where a pause follows, as in "No, …" ("No effusion is seen" is no answer)."""
-    text = text.lstrip("\"'([{ ")
+    text = re.sub(r"^[\"'(\[{\s]*(?:an?\s+)?", "", text)
     match = _WORD.match(text)
     if match is None:
         return None
     rest = text[match.end() :]
-    pause = not rest.strip() or rest.lstrip()[0] in ".,;:!)(]}—–-\n\"'" or re.match(r"\s+because\b", rest)
+    pause = (
+        not rest.strip()
+        or rest.startswith("\n")
+        or rest.lstrip()[0] in ".,;:!)(]}—–-\n\"'"
+        or re.match(r"\s+because\b", rest)
+    )
     return plain_word(match[1]) if pause or match[1].casefold() in ("yes", "maybe") else None
 
 
@@ -49,7 +54,9 @@ def yes_or_no(reply: Reply) -> str | None:
     last = _leading(lines[-1]) if len(lines) > 1 and len(lines[-1].split()) == 1 else None
     if found is None or extraction.asked(text, 0):
         return last
-    said_again = {plain_word(match[1]) for match in re.finditer(r"[.!?\n]\s*(?:\w+,\s+)?(yes|no)\b[,.!\s]", text + " ", re.I)}
+    said_again = {
+        plain_word(match[1]) for match in re.finditer(r"[.!?\n]\s*(?:\w+,\s+)?(yes|no)\b[,.!\s]", text + " ", re.I)
+    }
     if (last or found) != found or said_again - {found} or extraction.retracted(text, 0):
         return CONFLICT
     return CONFLICT if len(text.split()) <= 6 and _others(text, found) else found
@@ -92,6 +99,6 @@ def free_text(reply: Reply) -> list[str]:
             content = extraction.bare(declaration.content)
             return [content, _APPOSITION.split(content, maxsplit=1)[0]]
     match = None if reply.tagged else _LEAD.match(text)
-    said = text[match.end() :] if match else text
+    said = extraction.bare(text[match.end() :] if match else text)
     is_it = _IT_IS.match(said)
     return [said, said[is_it.end() :]] if is_it else [said]
