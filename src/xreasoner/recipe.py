@@ -242,7 +242,6 @@ class Evaluation(_Part):
     answer_budget: int = Field(64, gt=0)
     """Tokens after it."""
 
-
     @property
     def measures(self) -> bool:
         """Whether it names any benchmark."""
