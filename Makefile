@@ -6,7 +6,7 @@ ARGS ?=
 BIN := .venv/bin
 export TOKENIZERS_PARALLELISM = false
 
-.PHONY: demo report test test-slow test-card test-vllm bench-inference lint format docs base evidence load peers bench-evaluation clean
+.PHONY: demo report test test-slow test-card test-vllm bench-inference lint format docs base evidence load peers bench-evaluation test-trl kills bench-training clean
 
 demo: .venv/ready
 	$(BIN)/xreasoner demo $(ARGS)
@@ -32,13 +32,13 @@ bench-inference: .venv/ready .venv-vllm/ready
 	$(BIN)/python benchmarks/inference.py $(ARGS)
 
 lint: .venv/ready
-	$(BIN)/ruff format --check -q src tests
-	$(BIN)/ruff check -q src tests
+	$(BIN)/ruff format --check -q src tests benchmarks
+	$(BIN)/ruff check -q src tests benchmarks
 	$(BIN)/mypy
 
 format: .venv/ready
-	$(BIN)/ruff format -q src tests
-	$(BIN)/ruff check --fix -q src tests
+	$(BIN)/ruff format -q src tests benchmarks
+	$(BIN)/ruff check --fix -q src tests benchmarks
 
 # 200 clients for a minute against the service
 load: .venv/ready
@@ -47,6 +47,18 @@ load: .venv/ready
 # the commands' help, in docs/cli.md; a test compares
 docs: .venv/ready
 	$(BIN)/python tests/test_docs.py
+
+# our losses beside TRL's own, in an environment of its own
+test-trl: .venv-trl/ready
+	PYTHONPATH=src .venv-trl/bin/python -m pytest -q --noconftest -W default tests/peers/test_trl.py
+
+# fifty runs killed with -9 at random moments, resumed until done: the weights of an unbroken run, bit for bit
+kills: .venv/ready
+	$(BIN)/python -m pytest -q -s -m slow tests/training/test_kills.py
+
+# tokens a second, seconds of a step and memory beside TRL's; ratios in one run
+bench-training: .venv/ready .venv-trl/ready
+	$(BIN)/python benchmarks/training.py $(ARGS)
 
 base: .venv/ready
 	$(BIN)/python -m xreasoner.tiny.base
@@ -75,6 +87,12 @@ peers: .venv-peers/ready
 	$(BIN)/python -m pip install -q --upgrade "pip>=25.1"
 	$(BIN)/python -m pip install -q "torch==2.13.0"
 	$(BIN)/python -m pip install -q --group dev -e .
+	touch $@
+
+.venv-trl/ready:
+	test -x .venv-trl/bin/python || $(PYTHON) -m venv .venv-trl
+	.venv-trl/bin/python -m pip install -q "torch==2.13.0"
+	.venv-trl/bin/python -m pip install -q "trl==1.16.*" "transformers>=5.16.1,<5.20" peft pillow "pytest>=8" pytest-timeout
 	touch $@
 
 # The card's torchvision 0.24.1 wants torch 2.9.1; 0.28.0 goes with the torch that is here, by the operators' stand-in.

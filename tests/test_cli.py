@@ -108,6 +108,14 @@ def test_no_command_shows_the_help(run: Run) -> None:
         (["ask", "tiny", "What is it?", "--image", "nowhere.png"], ["nowhere.png", "No such file", "PNG"]),
         (["eval", "tiny", "--bench", "easy-vqa", "--blind", "--swapped"], ["--blind withholds", "choose one"]),
         (["report", "."], ["holds no results", "xreasoner eval"]),
+        (["train", "demo", "--set", "evaluation.others=[easy-vq]"], ["easy-vq", "did you mean 'easy-vqa'"]),
+        (["plan", "demo", "--gpus", "8", "--memory", "lots"], ["--memory", "'lots'", "40GB"]),
+        (["plan", "demoo", "--gpus", "8", "--memory", "40GB"], ["did you mean 'demo'"]),
+        (["data", "show", "demo", "--set", "stages.sft.data.0.source=tini"], ["tini", "did you mean 'tiny'"]),
+        (["data", "decontaminate", "no.jsonl", "--bench", "easy-vqa", "--out", "c"], ["no.jsonl", "no such file"]),
+        (["data", "decontaminate", "no.jsonl", "--bench", "easy-vq", "--out", "c"], ["did you mean 'easy-vqa'"]),
+        (["data", "distill", "demo", "--teacher", "tiny", "--out", "c", "--stage", "stf"], ["did you mean 'sft'"]),
+        (["data", "distill", "demo", "--teacher", "./nowhere", "--out", "c"], ["./nowhere", "no such folder"]),
     ],
 )
 def test_a_mistake_is_one_line_that_names_it(
@@ -312,3 +320,34 @@ def _check_folder(out: Path, result: Result) -> None:
     assert (out / "sft+rl" / "export" / "model.safetensors").exists()
     for promised in ("report.html", "sft+rl/export", "xreasoner ask", "text/general"):
         assert promised in result.out
+
+
+def test_a_plan_needs_no_weights_and_no_network(run: Run) -> None:
+    arguments = ["plan", "x-reasoner-7b", "--gpus", "32", "--memory", "40GB", "--price", "1.5", "--length", "3000"]
+    result = run(*arguments)
+    assert result.code == 0, result.err
+    for promised in ("8,292,166,656 parameters", "optimiser", "activations", "logits", "KV cache", "FLOPs", "cost"):
+        assert promised in result.out
+    lower = run(*arguments, "--set", "stages.sft.epochs=1")
+    assert lower.out != result.out
+
+
+def test_data_are_decontaminated_and_distilled(run: Run, tmp_path: Path) -> None:
+    from xreasoner.benchmarks.easyvqa import easy_vqa
+
+    question = easy_vqa(1, 0)[0].question
+    rows = [{"question": f"Look: {question}", "gold": "yes"}, {"question": "What is 1 + 1?", "gold": "2"}]
+    data = tmp_path / "rows.jsonl"
+    data.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    clean = tmp_path / "clean"
+    found = run("data", "decontaminate", str(data), "--bench", "easy-vqa", "--out", str(clean), "--n", "5")
+    assert found.code == 0, found.err
+    assert "1 of 2 rows dropped" in found.out
+    assert "1 + 1" in (clean / "clean.jsonl").read_text()
+    chains = tmp_path / "chains.jsonl"
+    source = f"stages.sft+rl.data=[{{source: rows, n: 5, options: {{path: {clean / 'clean.jsonl'}}}}}]"
+    arguments = ["data", "distill", "demo", "--set", source, "--teacher", "tiny", "--out", str(chains)]
+    made = run(*arguments, "--samples", "2", "--budget", "40", "--answer-budget", "8")
+    assert made.code == 0, made.err
+    assert "of 1 problems" in made.out
+    assert chains.exists()

@@ -14,7 +14,7 @@ import typer
 from xreasoner import cli
 from xreasoner.prompts import PROMPTS
 from xreasoner.recipe import shipped
-from xreasoner.registry import BENCHMARKS, MODELS
+from xreasoner.registry import BENCHMARKS, MODELS, SOURCES
 
 ROOT = Path(__file__).parents[1]
 PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")])
@@ -25,18 +25,28 @@ def command_page() -> str:
     parts = ["# The commands\n\nWritten by `make docs` from the code. `xreasoner COMMAND --help` shows the same.\n"]
     group: Any = typer.main.get_command(cli.app)
     parts.append(f"{group.help}\n\n{_table(group)}")
-    for name, command in group.commands.items():
+    for name, command in _commands(group):
         arguments = "".join(f" {_name(p)}" for p in command.params if p.param_type_name == "argument")
         parts.append(f"## xreasoner {name}{arguments} [OPTIONS]\n\n{command.help}\n\n{_table(command)}")
     parts.append("## Names\n")
     for title, names in (
         ("models", MODELS),
         ("recipes", shipped()),
+        ("data sources", SOURCES),
         ("benchmarks", BENCHMARKS),
         ("prompts", PROMPTS),
     ):
         parts.append(f"- {title}: {', '.join(f'`{name}`' for name in sorted(names))}")
     return "\n".join(parts) + "\n"
+
+
+def _commands(group: Any) -> list[tuple[str, Any]]:
+    """Every command by its whole name, those of a group behind one another."""
+    found: list[tuple[str, Any]] = []
+    for name, command in group.commands.items():
+        inner = getattr(command, "commands", None)
+        found += [(f"{name} {sub}", each) for sub, each in inner.items()] if inner else [(name, command)]
+    return found
 
 
 def _name(parameter: Any) -> str:

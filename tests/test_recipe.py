@@ -15,7 +15,7 @@ def test_shipped_recipes_load(name: str) -> None:
 
 
 def test_there_are_recipes() -> None:
-    assert {"demo", "paper-7b-main-text", "paper-7b-appendix-b"} <= set(shipped())
+    assert {"demo", "x-reasoner-7b", "x-reasoner-7b-appendix-b", "x-reasoner-med-7b"} <= set(shipped())
 
 
 @pytest.mark.parametrize(

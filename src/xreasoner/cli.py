@@ -6,6 +6,7 @@ import errno
 import json
 import signal
 import sys
+from collections.abc import Iterable
 from dataclasses import asdict
 from pathlib import Path
 from types import FrameType
@@ -27,6 +28,7 @@ RESUME = {
     "demo": "the same command goes on from here",
     "train": "the same command with --resume goes on from here",
     "eval": "the same command goes on from here",
+    "distill": "the same command goes on from here",
     "batch": "the same command goes on from here",
 }
 """What to say to a user who stopped a command."""
@@ -78,25 +80,144 @@ def train(
     recipe: Annotated[str, typer.Argument(help="A shipped recipe's name, or a YAML file.")],
     out: Out = Path("runs/train"),
     set_: Annotated[list[str] | None, typer.Option("--set", help="Change a field: key=value.")] = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show the first examples as the model sees them.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show the recipe, its plan and its first batch.")] = False,
     resume: Annotated[bool, typer.Option("--resume", help="Go on in a folder that holds a run already.")] = False,
 ) -> None:
-    """Run a recipe's stages."""
-    from xreasoner.progress import Screen
+    """Run a recipe's stages; where it names benchmarks, measure each and report. Under torchrun, on all processes."""
+    from xreasoner.demo import known_benches, run_demo
+    from xreasoner.progress import Screen, matrix
     from xreasoner.recipe import load_recipe
-    from xreasoner.training.run import dry_run as shown
+    from xreasoner.training import parallel
     from xreasoner.training.run import run_recipe
 
     wanted = load_recipe(recipe, set_ or [])
     _quiet(wanted.model)
     if dry_run:
-        typer.echo(shown(wanted))
+        from xreasoner import showing
+
+        _print(showing.dry_run(wanted))
         return
-    if out.exists() and any(out.iterdir()) and not resume:
-        raise UserError(f"{out} is not empty; add --resume to go on there, or choose another --out")
+    known_benches(wanted.evaluation)
+    measured = wanted.evaluation.measures
     with Screen() as screen:
-        run_recipe(wanted, out, screen.training)
-    typer.echo(f"done: {out / wanted.stages[-1].name / 'export'}")
+        with parallel.world():
+            if parallel.told(out.exists() and any(out.iterdir())) and not resume:
+                raise UserError(f"{out} is not empty; add --resume to go on there, or choose another --out")
+            first, several = parallel.rank() == 0, parallel.size() > 1
+            if several or not measured:
+                run_recipe(wanted, out, screen.training)
+        summary = run_demo(wanted, out, screen.show) if first and measured else None
+    if summary is not None:
+        screen.console.print(matrix(summary))
+        typer.echo(f"report: {out / 'report.html'}")
+    if first:
+        typer.echo(f"done: {out / wanted.stages[-1].name / 'export'}")
+
+
+@app.command()
+def plan(
+    recipe: Annotated[str, typer.Argument(help="A shipped recipe's name, or a YAML file.")],
+    gpus: Annotated[int, typer.Option(min=1, help="How many cards.")],
+    memory: Annotated[str, typer.Option(help="Memory of each: 24GB, 40GB, 80GB, …")],
+    price: Annotated[float | None, typer.Option(min=0, help="Of one card's hour, in any currency.")] = None,
+    length: Annotated[int | None, typer.Option(min=1, help="Mean tokens of an example or a reply.")] = None,
+    set_: Annotated[list[str] | None, typer.Option("--set", help="Change a field: key=value.")] = None,
+) -> None:
+    """Memory by part, tokens, FLOPs, hours and cost of a recipe, and what makes it fit. Trains nothing."""
+    from xreasoner import planning
+    from xreasoner.recipe import load_recipe
+
+    wanted, machine = load_recipe(recipe, set_ or []), planning.Machine.of(gpus, memory, price)
+    _quiet(wanted.model)
+    typer.echo(planning.told(planning.plan(wanted, machine, length), wanted, machine, length))
+
+
+data = typer.Typer(help="Look at training data, clean them, and make chains of thought.", no_args_is_help=True)
+app.add_typer(data, name="data")
+
+
+@data.command("show")
+def data_show(
+    recipe: Annotated[str, typer.Argument(help="A shipped recipe's name, or a YAML file.")],
+    examples: Annotated[int, typer.Option(min=0, help="Examples of each stage.")] = 2,
+    limit: Annotated[int, typer.Option(min=1, help="Rows taken of each source.")] = 2000,
+    set_: Annotated[list[str] | None, typer.Option("--set", help="Change a field: key=value.")] = None,
+) -> None:
+    """A recipe's data as the model sees them: text, ids, what is learnt in colour, lengths and what the limit drops."""
+    from xreasoner import showing
+    from xreasoner.recipe import load_recipe
+
+    wanted = load_recipe(recipe, set_ or [])
+    _quiet(wanted.model)
+    _print(showing.shown(wanted, examples, limit))
+
+
+@data.command("decontaminate")
+def data_decontaminate(
+    rows: Annotated[str, typer.Argument(help="Training data: a file, a folder or a hub id.")],
+    bench: Annotated[str, typer.Option(help="Benchmarks, separated by commas.")],
+    out: Annotated[Path, typer.Option(help="Folder for clean.jsonl, hits.jsonl and report.json.")],
+    n: Annotated[int, typer.Option(min=1, help="Words in a row that count as overlap.")] = 13,
+    field: Annotated[list[str] | None, typer.Option(help="Compare these fields of a row alone.")] = None,
+    limit: Annotated[int, typer.Option(min=1, help="Items of each benchmark.")] = 100_000,
+    config: Annotated[str | None, typer.Option(help="The data set's configuration.")] = None,
+    split: Annotated[str, typer.Option(help="The data set's split.")] = "train",
+) -> None:
+    """Training rows that share a run of words with a benchmark's items: report them, and write the others."""
+    from xreasoner.data.decontamination import decontaminate
+    from xreasoner.data.tables import Table
+    from xreasoner.progress import Screen
+    from xreasoner.registry import BENCHMARKS, resolve
+
+    names = [name.strip() for name in bench.split(",")]
+    found = {name: resolve(BENCHMARKS, "benchmark", name) for name in names}
+    table = Table(rows, config, split)
+    table.check()
+    items = {name: load(limit, 0) for name, load in found.items()}
+    with Screen() as screen:
+        result = decontaminate(table, items, out, n, field or (), lambda done: screen.show("rows", done, 0))
+    for name, counts in result["benches"].items():
+        short = f", {counts['too_short']:,} too short to look for" if counts["too_short"] else ""
+        typer.echo(f"{name:28} {counts['items_hit']:,} of {counts['items']:,} items in {counts['rows']:,} rows{short}")
+    typer.echo(f"{result['dropped']:,} of {result['rows']:,} rows dropped; the others: {out / 'clean.jsonl'}")
+
+
+@data.command("distill")
+def data_distill(
+    recipe: Annotated[str, typer.Argument(help="The recipe whose stage holds the problems.")],
+    teacher: Annotated[str, typer.Option(help="A model, or servers' addresses separated by commas.")],
+    out: Annotated[Path, typer.Option(help="The JSONL file; the same one goes on from where it stopped.")],
+    stage: Annotated[str | None, typer.Option(help="The stage; the first RL stage when left out.")] = None,
+    samples: Annotated[int, typer.Option(min=1, help="Chains of each problem.")] = 4,
+    temperature: Annotated[float, typer.Option(min=0, help="Of the sampling.")] = 0.6,
+    budget: Annotated[int, typer.Option(min=1, help="Thinking budget in tokens.")] = 8192,
+    answer_budget: Annotated[int, typer.Option(min=1, help="Answer budget in tokens.")] = 1024,
+    seed: Annotated[int, typer.Option(min=0, help="Of the sampling.")] = 0,
+    prompt: Annotated[str | None, typer.Option(help="The prompt's name; the stage's when left out.")] = None,
+    set_: Annotated[list[str] | None, typer.Option("--set", help="Change a field: key=value.")] = None,
+) -> None:
+    """Chains of thought from a teacher, kept where the grader says correct, as data for SFT."""
+    from xreasoner.data.distillation import distill_stage
+    from xreasoner.engines.base import Sampling
+    from xreasoner.progress import Screen
+    from xreasoner.recipe import load_recipe
+
+    wanted = load_recipe(recipe, set_ or [])
+    _quiet(teacher)
+    sampling = Sampling(temperature=temperature, thinking_budget=budget, answer_budget=answer_budget, seed=seed)
+    with Screen() as screen:
+        result = distill_stage(wanted, stage, teacher, out, samples, sampling, prompt, screen.show)
+    typer.echo(", ".join(f"{name} {count:,}" for name, count in result["outcomes"].items()))
+    typer.echo(f"{result['kept']:,} chains of {result['solved']:,} of {result['problems']:,} problems: {out}")
+
+
+def _print(parts: Iterable[Any]) -> None:
+    """Rich text: colour on a terminal, unwrapped everywhere."""
+    from rich.console import Console
+
+    console = Console()
+    for part in parts:
+        console.print(part, soft_wrap=True)
 
 
 Model = Annotated[str, typer.Argument(help="A folder, a hub id, tiny or tiny-base, or URLs of servers with commas.")]

@@ -21,6 +21,7 @@ class Completion:
     exit: `natural` (the model ended by itself within its budgets), `forced` (the engine closed the thought),
         `truncated` (the answer budget ran out too), `aborted` (somebody cancelled it).
     repeats: the thought ended in a loop (`trace.repeats`).
+    version: training steps that the weights had had, where they are being trained.
     """
 
     text: str
@@ -34,3 +35,4 @@ class Completion:
     thought_tokens: int
     answer_tokens: int
     repeats: bool = False
+    version: int = 0

@@ -23,6 +23,7 @@ from xreasoner.models.freezing import fingerprint
 from xreasoner.models.loading import load
 from xreasoner.prompts import PROMPTS
 from xreasoner.recipe import Evaluation, Recipe
+from xreasoner.registry import BENCHMARKS, resolve
 from xreasoner.reporting import write_report
 from xreasoner.training.run import read_json, run_stage, versions, write_json
 
@@ -54,8 +55,15 @@ def run_demo(recipe: Recipe, out: Path, show: Show = silent) -> dict[str, Any]:
     return summary
 
 
+def known_benches(settings: Evaluation) -> None:
+    """Raise `UserError` for a benchmark that nobody registered, before anything is trained."""
+    for name in (*settings.benches, *settings.reading, *settings.others):
+        resolve(BENCHMARKS, "benchmark", name)
+
+
 def claim(recipe: Recipe, out: Path) -> None:
-    """Write the run's manifest, or check that the one there is this recipe's."""
+    """Write the run's manifest, or check that the one there is this recipe's. Unknown benchmarks end it here."""
+    known_benches(recipe.evaluation)
     wanted = recipe.model_dump(mode="json", by_alias=True)
     manifest = read_json(out / "manifest.json")
     if manifest and manifest.get("recipe") != wanted:

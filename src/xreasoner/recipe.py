@@ -26,9 +26,9 @@ class DataEntry(_Part):
     """One source of training text."""
 
     source: str
-    """A registered source's name (`tiny`, `gym`, `jsonl`)."""
+    """A registered source's name (`openthoughts`, `rows`, `reasoning-gym`, …)."""
     n: int = Field(gt=0)
-    """How many problems to draw."""
+    """How many problems to draw; all where the data set has fewer."""
     options: dict[str, Any] = {}
     """What the source itself takes."""
     prompt: str | None = None
@@ -58,6 +58,19 @@ class AdamW(_Part):
     """Largest gradient norm."""
 
 
+class LoRA(_Part):
+    """Low-rank adapters on the language model's linear layers; the export holds them merged."""
+
+    rank: int = Field(16, gt=0)
+    """Their rank."""
+    alpha: int = Field(32, gt=0)
+    """Their scale is alpha / rank."""
+    dropout: float = Field(0.0, ge=0, lt=1)
+    """Of their input."""
+    targets: tuple[str, ...] = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+    """Which layers of each block."""
+
+
 class _Stage(_Part):
     name: str = Field(pattern=r"^[a-z0-9][a-z0-9+-]*$")
     """The stage's name, which is its folder's too."""
@@ -75,8 +88,22 @@ class _Stage(_Part):
     """So many of the language model's first layers stay as they are; the vision tower and merger always do."""
     embeddings_frozen: bool = False
     """The language model's embeddings stay too (and its output weights, where they are the same)."""
+    lora: LoRA | None = None
+    """Train low-rank adapters instead of the weights themselves."""
+    precision: Literal["float32", "bfloat16"] = "float32"
+    """What is computed in; weights, gradients and the optimiser's moments are float32 in both."""
+    batching: Literal["auto", "padded", "packed"] = "auto"
+    """Texts padded to rows of like length, or packed into one row without leaks; auto: packed on a GPU."""
+    chunk_tokens: int = Field(8192, gt=0)
+    """Tokens of one forward pass, padding included; more are accumulated, which changes no result."""
+    activation_checkpointing: bool = False
+    """Compute each layer twice and keep its input alone."""
+    compile: bool = False
+    """`torch.compile` each decoder layer: minutes at the start for fewer and larger kernels on a GPU."""
     checkpoint_seconds: float = Field(60.0, gt=0)
     """How often the state is saved."""
+    checkpoints_kept: int = Field(2, gt=0)
+    """How many of them; an older one is used where the newest is damaged."""
 
     @model_validator(mode="after")
     def _known_prompt(self) -> _Stage:
@@ -105,6 +132,19 @@ class SFTStage(_Stage):
     """Weight of KL(start ‖ model) on the learnt tokens, with the stage's start as the reference."""
 
 
+class Servers(_Part):
+    """vLLM servers that make an RL stage's rollouts, and load its weights from files after each step."""
+
+    urls: tuple[str, ...] = Field(min_length=1)
+    """Their addresses, up to and including /v1."""
+    max_staleness: int = Field(0, ge=0, le=1)
+    """Steps by which a reply's weights may be behind; 1: the next step's replies are made while this one trains."""
+    load_seconds: float = Field(600.0, gt=0)
+    """How long a server may take to load weights."""
+    patience_seconds: float = Field(120.0, gt=0)
+    """For how long no server may answer at all before the run stops."""
+
+
 class RLStage(_Stage):
     """Reinforcement learning with verifiable rewards: GRPO as the recipe's fields say."""
 
@@ -114,6 +154,8 @@ class RLStage(_Stage):
     """Rollout steps."""
     prompts_per_step: int = Field(32, gt=0)
     """Problems in a step."""
+    shuffle: bool = True
+    """In an order of its own in each pass; false keeps the data's order, which a curriculum needs."""
     group_size: int = Field(8, gt=1)
     """Rollouts of each problem."""
     minibatches: int = Field(1, gt=0)
@@ -126,8 +168,16 @@ class RLStage(_Stage):
     """Divide the advantage by the group's standard deviation."""
     aggregation: Literal["token", "sequence", "constant"] = "token"
     """Mean over all tokens (DAPO), over sequences of token means (GRPO), or sum over a constant (Dr.GRPO)."""
+    ratio: Literal["token", "sequence"] = "token"
+    """The ratio that is clipped: of each token, or the geometric mean over a reply (GSPO)."""
     kl: float = Field(0.0, ge=0)
-    """Weight of the KL term (k3) against the stage's start."""
+    """Weight of the KL term against the stage's start."""
+    kl_estimator: Literal["k1", "k2", "k3"] = "k3"
+    """How the KL is estimated (Schulman)."""
+    correction: Literal["none", "token", "sequence"] = "none"
+    """Weigh the loss by trainer over engine, of each token or by the geometric mean over a reply, cut off above."""
+    correction_cap: float = Field(2.0, gt=1)
+    """Where that weight is cut off."""
     temperature: float = Field(1.0, gt=0)
     """Of the rollouts."""
     thinking_budget: int = Field(4096, gt=0)
@@ -138,8 +188,28 @@ class RLStage(_Stage):
     """What closes it; these tokens stay out of the loss."""
     drop_zero_variance: bool = True
     """Leave out the groups whose rewards are all alike."""
+    refills: int = Field(0, ge=0)
+    """Rounds of further problems for the places of such groups (DAPO's dynamic sampling)."""
+    overlong: Literal["keep", "mask", "penalise"] = "keep"
+    """A truncated reply is a wrong one, is left out of the loss, or long ones lose reward (DAPO, eq. 13)."""
+    overlong_buffer: int = Field(0, ge=0)
+    """penalise: tokens before the budgets' end over which the loss of reward grows to 1."""
+    rollouts: Servers | None = None
+    """Where rollouts are made; in this process when left out."""
     format_reward: float = Field(0.0, ge=0, le=1)
     """Added for a well-formed reply; 0 in the paper."""
+
+    @model_validator(mode="after")
+    def _consistent(self) -> RLStage:
+        if self.lora is not None and self.lora.dropout > 0:
+            raise ValueError("lora.dropout: the trainer would disagree with the engine; set it to 0 in an RL stage")
+        if self.rollouts is not None and self.rollouts.max_staleness > 0 and self.correction == "none":
+            raise ValueError(
+                "rollouts.max_staleness: replies of older weights need a correction; set correction: token"
+            )
+        if self.activation_checkpointing and self.batching == "padded":
+            raise ValueError("activation_checkpointing: an RL stage can have it packed alone; set batching: packed")
+        return self
 
     @model_validator(mode="after")
     def _one_prompt(self) -> RLStage:
@@ -171,6 +241,11 @@ class Evaluation(_Part):
     """Tokens until the thought is closed."""
     answer_budget: int = Field(64, gt=0)
     """Tokens after it."""
+
+    @property
+    def measures(self) -> bool:
+        """Whether it names any benchmark."""
+        return bool(self.benches or self.reading or self.others)
 
 
 class Recipe(_Part):
@@ -293,6 +368,8 @@ _PARTS: dict[str, type[_Part]] = {
     "rl": RLStage,
     "data": DataEntry,
     "optimiser": AdamW,
+    "lora": LoRA,
+    "rollouts": Servers,
     "evaluation": Evaluation,
 }
 """What stands under a key of the recipe (for stages, under their kind)."""

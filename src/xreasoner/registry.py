@@ -19,7 +19,14 @@ SOURCES: dict[str, str] = {
     "tiny": "xreasoner.tiny.sources:world",
     "tiny-read": "xreasoner.tiny.sources:reading",
     "gym": "xreasoner.tiny.sources:gym",
-    "jsonl": "xreasoner.data.jsonl:jsonl",
+    "jsonl": "xreasoner.data.rows:questions",
+    "rows": "xreasoner.data.rows:questions",
+    "messages": "xreasoner.data.rows:messages",
+    "openthoughts": "xreasoner.data.public:openthoughts",
+    "orz": "xreasoner.data.public:orz",
+    "medqa": "xreasoner.data.public:medqa",
+    "medmcqa": "xreasoner.data.public:medmcqa",
+    "reasoning-gym": "xreasoner.data.procedural:procedural",
 }
 """name → "module:function"; the function takes the data entry's `options` and returns a `data.sources.Source`."""
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 
+import pytest
 import torch
 
 from xreasoner.training import losses
@@ -37,10 +38,77 @@ def test_aggregations() -> None:
     torch.testing.assert_close(losses.aggregate(loss, mask, "constant", 2 * 10), torch.tensor(11 / 20))
 
 
-def test_kl_is_zero_for_equal_and_positive_otherwise() -> None:
+def test_kl_estimators() -> None:
     a, b = torch.tensor([-1.0, -2.0]), torch.tensor([-1.0, -3.0])
-    kl = losses.kl_k3(a, b)
-    torch.testing.assert_close(kl, torch.tensor([0.0, math.exp(-1) + 1 - 1]))
+    torch.testing.assert_close(losses.kl(a, b, "k1"), torch.tensor([0.0, 1.0]))
+    torch.testing.assert_close(losses.kl(a, b, "k2"), torch.tensor([0.0, 0.5]))
+    torch.testing.assert_close(losses.kl(a, b, "k3"), torch.tensor([0.0, math.exp(-1) + 1 - 1]))
+    # a reference that finds a token impossible, or certain, is no NaN at step 0
+    far = losses.kl(torch.tensor([-1e4, 0.0]), torch.tensor([0.0, -1e4]), "k3")
+    assert far.isfinite().all()
+
+
+def test_the_estimators_agree_with_the_true_divergence() -> None:
+    generator = torch.Generator().manual_seed(0)
+    policy, reference = (torch.log_softmax(torch.randn(5, generator=generator), -1) for _ in range(2))
+    drawn = torch.multinomial(policy.exp(), 200_000, replacement=True, generator=generator)
+    true = (policy.exp() * (policy - reference)).sum()
+    for estimator in ("k1", "k3"):
+        torch.testing.assert_close(
+            losses.kl(policy[drawn], reference[drawn], estimator).mean(), true, rtol=0.02, atol=0
+        )
+
+
+def test_ratios_by_token_and_by_their_geometric_mean() -> None:
+    new, old = torch.tensor([[1.0, 3.0, 9.0]]), torch.tensor([[0.0, 1.0, 2.0]])
+    mask = torch.tensor([[True, True, False]])
+    assert losses.log_ratio(new, old, mask, "token").tolist() == [[1.0, 2.0, 0.0]]
+    assert losses.log_ratio(new, old, mask, "sequence").tolist() == [[1.5, 1.5, 0.0]]
+    # a product over a long chain explodes, the mean does not
+    drift, long = torch.full((1, 16_000), 0.001), torch.ones(1, 16_000, dtype=torch.bool)
+    weight = losses.correction(drift, torch.zeros_like(drift), long, "sequence", cap=2.0)
+    torch.testing.assert_close(weight, torch.full_like(drift, math.exp(0.001)))
+
+
+def test_importance_weights_are_truncated_and_carry_no_gradient() -> None:
+    new = torch.tensor([[0.0, 1.0, -1.0]], requires_grad=True)
+    mask = torch.tensor([[True, True, True]])
+    weight = losses.correction(new, torch.zeros(1, 3), mask, "token", cap=2.0)
+    torch.testing.assert_close(weight, torch.tensor([[1.0, 2.0, math.exp(-1)]]))
+    assert not weight.requires_grad
+
+
+def test_overlong_penalty() -> None:
+    length = torch.tensor([70.0, 80.0, 90.0, 100.0, 120.0])
+    torch.testing.assert_close(losses.overlong_penalty(length, 100, 20), torch.tensor([0.0, 0.0, -0.5, -1.0, -1.0]))
+    assert losses.overlong_penalty(length, 100, 0).tolist() == [0.0, 0.0, 0.0, 0.0, -1.0]
+
+
+@pytest.mark.parametrize("aggregation", ["token", "sequence", "constant"])
+def test_parts_of_a_batch_add_up_to_the_whole(aggregation: losses.Aggregation) -> None:
+    """Gradient accumulation, and ranks, change nothing: the divisor counts the whole step."""
+    generator = torch.Generator().manual_seed(0)
+    logprob, old = -torch.rand(6, 5, generator=generator).double(), -torch.rand(6, 5, generator=generator).double()
+    advantage = torch.randn(6, generator=generator).double()
+    mask = torch.arange(5) < torch.tensor([5, 1, 3, 2, 4, 5])[:, None]
+    divisor = losses.normaliser(mask, aggregation, 8)
+    objective = losses.Objective(aggregation=aggregation)
+    whole = losses.policy_loss(objective, logprob, old, advantage, mask, divisor)
+    parts = [
+        losses.policy_loss(objective, logprob[rows], old[rows], advantage[rows], mask[rows], divisor)
+        for rows in ([0], [1, 2], [3, 4, 5])
+    ]
+    torch.testing.assert_close(torch.stack(parts).sum(), whole)
+
+
+def test_forced_tokens_have_no_gradient() -> None:
+    logprob = torch.full((2, 3), -1.0, requires_grad=True)
+    mask = torch.tensor([[True, False, True], [True, True, False]])
+    losses.policy_loss(
+        losses.Objective(), logprob, torch.full((2, 3), -1.0), torch.tensor([1.0, -1.0]), mask, 4
+    ).backward()
+    assert logprob.grad is not None
+    assert ((logprob.grad != 0) == mask).all()
 
 
 def test_full_kl_is_that_of_the_reference() -> None:

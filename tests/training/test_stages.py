@@ -27,12 +27,14 @@ from xreasoner.engines.torch_engine import TorchEngine
 from xreasoner.errors import RecipeError, TrainingError, UserError
 from xreasoner.models.loading import Loaded, load
 from xreasoner.problem import Problem
-from xreasoner.recipe import AdamW, DataEntry, Evaluation, Recipe, RLStage, SFTStage, _Part, load_recipe
+from xreasoner.recipe import AdamW, DataEntry, Evaluation, LoRA, Recipe, RLStage, SFTStage, _Part, load_recipe
+from xreasoner.showing import shown
 from xreasoner.training import checkpoints, rl
-from xreasoner.training.common import make_optimiser, rate, uninterrupted
-from xreasoner.training.run import check, dry_run, rl_data, run_recipe, run_stage, sft_examples
+from xreasoner.training.common import make_optimiser, rate, ready, uninterrupted
+from xreasoner.training.rollouts import Asking
+from xreasoner.training.run import check, rl_data, run_recipe, run_stage, sft_examples
 
-PARTS = (Recipe, SFTStage, RLStage, Evaluation, AdamW, DataEntry)
+PARTS = (Recipe, SFTStage, RLStage, Evaluation, AdamW, LoRA, DataEntry)
 
 
 class Killed(BaseException):
@@ -82,6 +84,14 @@ def coin(model: Path, folder: Path, *, sft: dict[str, Any] | None = None, rl: di
     )
 
 
+def other(model: Path, folder: Path) -> Recipe:
+    """The coin by what the first one leaves off: adapters, packed rows, layers computed twice, corrections."""
+    shared = {"lora": {"rank": 4, "alpha": 8}, "batching": "packed", "activation_checkpointing": True}
+    sft = {**shared, "epochs": 2, "checkpoints_kept": 1, "chunk_tokens": 256}
+    settings = {"correction": "token", "overlong": "penalise", "overlong_buffer": 4, "refills": 1, "kl": 0.01}
+    return coin(model, folder, sft=sft, rl={**shared, **settings, "steps": 2, "kl_estimator": "k2", "minibatches": 1})
+
+
 @contextmanager
 def recorded() -> Iterator[set[tuple[type, str]]]:
     """The fields of recipes that code reads inside the block."""
@@ -105,8 +115,9 @@ def unbroken(random_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> t
         recipe.model_dump_json()
         # writing a recipe down reads nothing but what tells the stages apart
         assert {name for kind, name in read if name in kind.model_fields} == {"kind"}
-        dry_run(recipe)
+        next(shown(recipe))  # its title; what else is shown or planned must be read by training too
         run_recipe(recipe, out)
+        run_recipe(other(random_folder, out), out / "other")
         evaluate_stage(str(out / "rl" / "export"), "rl", recipe.evaluation.base_prompt, recipe.evaluation, out, _show)
     return out, read
 
@@ -181,7 +192,7 @@ def test_stopped_runs_end_as_unbroken_ones(unbroken: tuple[Path, Any], random_fo
     ):
         with after_update(at, act), pytest.raises(expected) if expected else nullcontext():
             run_stage(recipe, stage, tmp_path)
-        assert bool(list((tmp_path / stage.name / "checkpoints").glob("step-*.pt"))) == (expected is not None)
+        assert bool(list((tmp_path / stage.name / "checkpoints").glob("step-*"))) == (expected is not None)
     data = whole / "coin.jsonl"
     before = data.read_text()
     data.write_text(before.replace("Say it", "Say if"))
@@ -222,16 +233,21 @@ def test_the_ratio_starts_at_one(unbroken: tuple[Path, Any], tmp_path: Path, cha
     stage = coin(tmp_path, tmp_path, rl=change).stages[1]
     assert isinstance(stage, RLStage)
     loaded = load(str(unbroken[0] / "sft" / "export"))
-    engine = TorchEngine(loaded)
+    engine, learner = TorchEngine(loaded), ready(stage, loaded)
     problems, _ = rl_data(stage, 0)
-    sampled = rl.roll_out(stage, loaded, engine, problems[:4], seed=0, step=0)
+    sampled = Asking(stage, loaded, problems, 0).roll_out(engine, problems[:4], step=0)
     rollouts = [replace(rollout, reward=float(k % 2)) for k, rollout in enumerate(sampled)]
     reference = load(str(unbroken[0] / "sft" / "export")).model
     optimiser = make_optimiser(loaded.model, stage.optimiser)
-    found = rl.improve(stage, loaded.model, reference, optimiser, rollouts, engine.banned, 0.01, Random(0), tmp_path)
+    found = rl.improve(stage, learner, reference, optimiser, rollouts, engine.banned, 0.01, Random(0), tmp_path)
     assert found["grad_norm"] > 0
     assert found["logprob_gap"] < 1e-4
+    assert (found["kl"] > 0) == (stage.minibatches == 2)  # one minibatch is scored before the policy has moved
     assert (abs(found["ratio_max"] - 1) < 1e-3) == (stage.minibatches == 1)
+
+
+def _scorer(stage: RLStage, loaded: Loaded, engine: TorchEngine, group_size: int) -> rl.Scorer:
+    return rl.Scorer(ready(stage, loaded), engine.banned, 1.0, group_size, stage.chunk_tokens)
 
 
 def test_forced_tokens_are_out_of_the_loss(unbroken: tuple[Path, Any], tmp_path: Path) -> None:
@@ -239,10 +255,10 @@ def test_forced_tokens_are_out_of_the_loss(unbroken: tuple[Path, Any], tmp_path:
     assert isinstance(stage, RLStage)
     loaded = load(str(unbroken[0] / "sft" / "export"))
     engine = TorchEngine(loaded)
-    rollouts = rl.roll_out(stage, loaded, engine, rl_data(stage, 0)[0][:1], seed=0, step=0)
+    rollouts = Asking(stage, loaded, [], 0).roll_out(engine, rl_data(stage, 0)[0][:1], step=0)
     forced = [rollout for rollout in rollouts if rollout.completion.exit == "forced"]
     assert forced
-    scored = rl.score(loaded.model, forced, engine.banned, 1.0)
+    scored = _scorer(stage, loaded, engine, 1)(forced)
     for rollout, mask_R, logprob_R in zip(forced, scored.mask, scored.logprob, strict=True):
         length = len(rollout.completion.token_ids)
         assert mask_R[:length].tolist() == [not was for was in rollout.completion.forced]
@@ -258,7 +274,7 @@ def test_a_prompt_computed_once_gives_the_gradient_of_one_computed_for_each_repl
     assert isinstance(stage, RLStage)
     loaded = load(str(unbroken[0] / "sft" / "export"))
     engine = TorchEngine(loaded)
-    rollouts = rl.roll_out(stage, loaded, engine, rl_data(stage, 0)[0][:3], seed=0, step=0)
+    rollouts = Asking(stage, loaded, [], 0).roll_out(engine, rl_data(stage, 0)[0][:3], step=0)
     assert len({len(rollout.completion.token_ids) for rollout in rollouts}) > 1
     names = [name for name, parameter in loaded.model.named_parameters() if "visual" not in name]
 
@@ -268,7 +284,7 @@ def test_a_prompt_computed_once_gives_the_gradient_of_one_computed_for_each_repl
         return found
 
     weight_B1 = torch.linspace(-1, 1, len(rollouts))[:, None]
-    (rl.score(loaded.model, rollouts, engine.banned, 1.0, stage.group_size).logprob * weight_B1).sum().backward()
+    (_scorer(stage, loaded, engine, stage.group_size)(rollouts).logprob * weight_B1).sum().backward()
     shared = gradient()
     for weight, rollout in zip(weight_B1, rollouts, strict=True):
         ids_1T = torch.tensor([rollout.prompt + rollout.completion.token_ids])
@@ -306,8 +322,8 @@ def test_a_nan_stops_with_its_batch_saved(loaded: Loaded, random_folder: Path, t
     with torch.no_grad():
         loaded.model.model.language_model.norm.weight[0] = torch.nan
     with pytest.raises(TrainingError, match=r"the loss is nan.*offending-batch\.pt"):
-        train_sft(stage, loaded, tokens, tmp_path, 0, quiet)
-    assert torch.load(tmp_path / "offending-batch.pt").shape[0] == 5
+        train_sft(stage, ready(stage, loaded), tokens, tmp_path, 0, quiet)
+    assert len(torch.load(tmp_path / "offending-batch.pt")) == 5
 
 
 def test_no_picture_and_no_foreign_domain_enters(tmp_path: Path) -> None:
@@ -343,11 +359,15 @@ def test_the_rate_follows_its_schedule() -> None:
 
 def test_a_damaged_checkpoint_is_named_and_the_one_before_it_used(tmp_path: Path) -> None:
     for step in (1, 2, 3):
-        checkpoints.save(tmp_path, step, {"value": step})
-    assert sorted(path.name for path in tmp_path.glob("*.pt")) == ["step-000002.pt", "step-000003.pt"]
-    newest = tmp_path / "step-000003.pt"
+        checkpoints.save(tmp_path, step, {"value": torch.full((3,), float(step))}, {"kept": step})
+    assert sorted(path.name for path in tmp_path.glob("step-*")) == ["step-000002", "step-000003"]
+    newest = next((tmp_path / "step-000003").glob("*.distcp"))
     newest.write_bytes(newest.read_bytes()[:100])
-    with pytest.warns(UserWarning, match="step-000003"):
-        state = checkpoints.latest(tmp_path)
-    assert state is not None
-    assert state["value"] == 2
+    found = {"value": torch.zeros(3)}
+    with pytest.warns(UserWarning, match="step-000003 is damaged"):
+        rest = checkpoints.load(tmp_path, found)
+    assert rest is not None
+    assert (rest["kept"], rest["step"], found["value"].tolist()) == (2, 2, [2.0] * 3)
+    (tmp_path / "step-000003" / "sha256.json").unlink()  # cut short between files: no proof, no checkpoint
+    with pytest.warns(UserWarning, match="step-000003 is damaged"):
+        assert checkpoints.load(tmp_path, found) is not None

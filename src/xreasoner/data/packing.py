@@ -1,7 +1,8 @@
-"""Examples as token ids with a loss mask, in batches with little padding.
+"""Examples as token ids with a loss mask, in batches with little padding or none.
 
-Rows are padded on the right: under causal attention no real token can see a pad, so nothing leaks, and on a CPU
-rows of like length cost less than packed ones. `alone_equals_batched` proves it at the start of every run.
+Padded rows are filled up on the right: under causal attention no real token can see a pad. Packed ones stand one
+after another in a single row, and attention stays within each (models/attention.py). `alone_equals_batched` proves at
+the start of every run that no example sees another.
 """
 
 from __future__ import annotations
@@ -17,6 +18,8 @@ from torch import Tensor
 
 from xreasoner.data.sources import Example
 from xreasoner.errors import TrainingError
+from xreasoner.models import attention
+from xreasoner.models.attention import Documents
 from xreasoner.models.loading import Loaded, encode
 from xreasoner.prompts import chat_messages
 from xreasoner.trace import CLOSE, OPEN
@@ -119,13 +122,15 @@ def schedule(lengths: Sequence[int], batch: int, epochs: float, seed: int) -> li
     return batches[:steps]
 
 
-def chunks(items: Sequence[int], lengths: Sequence[int], most_tokens: int) -> Iterator[list[int]]:
-    """Parts of a batch in order of length, each of at most `most_tokens` padded tokens."""
+def chunks(items: Sequence[int], lengths: Sequence[int], most_tokens: int, packed: bool = False) -> Iterator[list[int]]:
+    """Parts of a batch in order of length, each of at most `most_tokens` tokens, padding included."""
     part: list[int] = []
+    held = 0
     for i in sorted(items, key=lambda i: lengths[i]):
-        if part and (len(part) + 1) * lengths[i] > most_tokens:
+        held = held + lengths[i] if packed else (len(part) + 1) * lengths[i]
+        if part and held > most_tokens:
             yield part
-            part = []
+            part, held = [], lengths[i]
         part.append(i)
     if part:
         yield part
@@ -137,15 +142,40 @@ def pad(rows: Sequence[Sequence[int]], device: torch.device) -> Tensor:
     return torch.tensor([[*row, *[0] * (width - len(row))] for row in rows], device=device)
 
 
-def hidden_states(model: Any, ids_BT: Tensor) -> Tensor:
-    """The language model's last hidden states [B, T, D] for text; the vision tower is not called."""
-    hidden: Tensor = model.model.language_model(input_ids=ids_BT, use_cache=False).last_hidden_state
+def flat(rows: Sequence[Sequence[int]], device: torch.device) -> Tensor:
+    """Ids [1, T], one row after the other."""
+    return torch.tensor([[token for row in rows for token in row]], device=device)
+
+
+def hidden_states(model: Any, ids_BT: Tensor, documents: Documents | None = None) -> Tensor:
+    """The language model's last hidden states [B, T, D] for text; the vision tower is not called.
+
+    documents: where those of a packed row [1, T] lie; the model must have been made `ready_to_pack`.
+    """
+    language = model.model.language_model
+    if documents is None:
+        hidden: Tensor = language(input_ids=ids_BT, use_cache=False).last_hidden_state
+        return hidden
+    hidden = language(
+        input_ids=ids_BT,
+        position_ids=documents.positions.expand(3, 1, -1),
+        attention_mask={"full_attention": None, "sliding_attention": None},  # the documents say it all
+        documents=documents,
+        use_cache=False,
+    ).last_hidden_state
     return hidden
 
 
+def ready_to_pack(model: Any) -> None:
+    """Let the language model's attention take documents; without them it computes what it did."""
+    model.model.language_model.config._attn_implementation = attention.NAME
+
+
 @torch.no_grad()
-def alone_equals_batched(loaded: Loaded, items: Sequence[Tokens], tolerance: float = 1e-4) -> float:
-    """The largest difference between an example's logits alone and in a padded batch, as a share of their scale.
+def alone_equals_batched(
+    loaded: Loaded, items: Sequence[Tokens], packed: bool = False, tolerance: float = 1e-4
+) -> float:
+    """The largest difference between an example's logits alone and in a batch, as a share of their scale.
 
     Raises `TrainingError` above the tolerance: documents would see each other (pitfalls: transformers' packed
     masks, TRL #3131 and its kin).
@@ -153,10 +183,16 @@ def alone_equals_batched(loaded: Loaded, items: Sequence[Tokens], tolerance: flo
     rows = sorted(items[:64], key=lambda item: len(item.ids))
     rows = [rows[0], rows[len(rows) // 2], rows[-1]]
     model, worst = loaded.model, 0.0
-    batched = model.lm_head(hidden_states(model, pad([row.ids for row in rows], loaded.device)))
-    for k, row in enumerate(rows):
-        alone = model.lm_head(hidden_states(model, pad([row.ids], loaded.device)))[0]
-        gap = (batched[k, : len(row.ids)] - alone).abs().max() / alone.abs().max()
+    ids = [row.ids for row in rows]
+    if packed:
+        lengths = [len(row) for row in ids]
+        found = hidden_states(model, flat(ids, loaded.device), Documents.of(lengths, loaded.device))
+        batched = list(model.lm_head(found)[0].split(lengths))
+    else:
+        batched = list(model.lm_head(hidden_states(model, pad(ids, loaded.device))))
+    for row, logits in zip(ids, batched, strict=True):
+        alone = model.lm_head(hidden_states(model, pad([row], loaded.device)))[0]
+        gap = (logits[: len(row)] - alone).abs().max() / alone.abs().max()
         worst = max(worst, gap.item())
     if worst > tolerance:
         raise TrainingError(

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol
 
+from xreasoner.data.tables import Row, Table
+from xreasoner.errors import DataError, RecipeError
 from xreasoner.problem import Problem
+from xreasoner.registry import nearest
 
 Style = Literal["chain", "direct"]
 
@@ -32,3 +36,63 @@ class Source(Protocol):
     def examples(self, n: int, seed: int, style: Style) -> list[Example]:
         """n problems, each with a response in the given style."""
         ...
+
+
+@dataclass(frozen=True, slots=True)
+class Rows:
+    """A table as a source. parse: a row's problem and its response, "" where the data set has none.
+
+    A row without a gold answer can be learnt from as a chain, and a row without a chain can be solved or learnt as a
+    direct answer; any other use raises `DataError` with the row's place.
+    """
+
+    table: Table
+    parse: Callable[[Row], tuple[Problem, str]]
+
+    def problems(self, n: int, seed: int) -> list[Problem]:
+        return [self._solvable(row) for row in self.table.sample(n, seed)]
+
+    def examples(self, n: int, seed: int, style: Style) -> list[Example]:
+        rows = self.table.sample(n, seed)
+        if style == "direct":
+            problems = [self._solvable(row) for row in rows]
+            return [Example(problem, f"<answer>{problem.gold}</answer>") for problem in problems]
+        return [Example(*self._worked(row)) for row in rows]
+
+    def _solvable(self, row: Row) -> Problem:
+        problem = self.parse(row)[0]
+        if not problem.gold.strip():
+            raise DataError(f"{row.where}: has no gold answer; expected one for RL, or for SFT with style: direct")
+        return problem
+
+    def _worked(self, row: Row) -> tuple[Problem, str]:
+        problem, response = self.parse(row)
+        if not response.strip():
+            raise DataError(
+                f"{row.where}: has no chain of thought to learn; make chains with `xreasoner data distill`, or set "
+                "style: direct"
+            )
+        return problem, response
+
+
+def chain(thought: str, answer: str) -> str:
+    """A response in the tags that the prompts ask for."""
+    return f"<think>\n{thought.strip()}\n</think>\n<answer>\n{answer.strip()}\n</answer>"
+
+
+def table_of(options: Mapping[str, Any], default: str | None = None, own: tuple[str, ...] = ()) -> Table:
+    """The table that a data entry's options name: path (a file, a folder or a hub id), config, split, revision.
+
+    own: what else the source takes. Raises `RecipeError` for any other option, and for a path that is missing.
+    """
+    taken = ("path", "config", "split", "revision", *own)
+    for name in options:
+        if name not in taken:
+            raise RecipeError(f"data.options.{name}: unknown option; {nearest(name, taken)}")
+    path = options.get("path", default)
+    if not path:
+        raise RecipeError("data.options.path: is missing; expected a file, a folder or a hub id")
+    config, revision = options.get("config"), options.get("revision")
+    table = Table(str(path), config, str(options.get("split", "train")), revision)
+    table.check()
+    return table

@@ -18,16 +18,16 @@ def vision_tensors(model: Any) -> list[tuple[str, Tensor]]:
     return sorted((name, tensor) for name, tensor in model.state_dict().items() if VISION in name)
 
 
-def freeze(model: Any, lower_layers: int = 0, embeddings: bool = False) -> list[tuple[str, Tensor]]:
+def freeze(model: Any, lower_layers: int = 0, embeddings: bool = False, lora: bool = False) -> list[tuple[str, Tensor]]:
     """Take tower and merger out of training, and so many lower layers of the language model, and its embeddings.
 
-    Returns what is frozen, by name. Tied output weights are frozen with the embeddings.
+    lora: all but the adapters. Returns what is frozen, by name. Tied output weights are frozen with the embeddings.
     """
     low = tuple(f"language_model.layers.{index}." for index in range(lower_layers))
     low += ("embed_tokens.",) if embeddings else ()
     frozen = []
     for name, parameter in model.named_parameters():
-        still = VISION in name or any(part in name for part in low)
+        still = VISION in name or any(part in name for part in low) or (lora and ".lora_" not in name)
         parameter.requires_grad_(not still)
         if still:
             frozen.append((name, parameter))

@@ -1,4 +1,4 @@
-"""What both stages share: the optimiser, its schedule, metrics on disk, and the loop's bookkeeping."""
+"""What both stages share: the model made ready, the optimiser and its schedule, metrics on disk, bookkeeping."""
 
 from __future__ import annotations
 
@@ -9,19 +9,89 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from copy import deepcopy
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
 import torch
+from torch import Tensor
+from torch.distributed.fsdp import FSDPModule
 
+from xreasoner.data.packing import ready_to_pack
 from xreasoner.errors import TrainingError
-from xreasoner.recipe import AdamW
-from xreasoner.training import checkpoints
+from xreasoner.models.loading import Loaded
+from xreasoner.recipe import AdamW, RLStage, SFTStage
+from xreasoner.training import checkpoints, parallel
 
 Progress = Callable[[str, int, int, dict[str, Any]], None]
 """Called as progress(stage, step, total, metrics)."""
+
+
+MOST_LOGITS = {"cpu": 2**25, "cuda": 2**28}
+"""Logits that exist at a time: 128 MiB on a CPU, 1 GiB on a GPU."""
+
+
+@dataclass(frozen=True, slots=True)
+class Learner:
+    """A model made ready for a stage.
+
+    loaded: it, sharded where there are several ranks. replica: a whole copy of it (itself in one process), which the
+    engine samples from and the export is written from; its model is None on ranks that need none. packed: batches are
+    packed rows.
+    """
+
+    loaded: Loaded
+    replica: Loaded
+    packed: bool
+    precision: str
+
+    @property
+    def model(self) -> Any:
+        return self.loaded.model
+
+    def computing(self) -> AbstractContextManager[Any]:
+        """bfloat16 where the stage asks for it; a sharded model sees to that itself."""
+        if self.precision == "float32" or isinstance(self.model, FSDPModule):
+            return nullcontext()
+        return torch.autocast(self.loaded.device.type, torch.bfloat16)
+
+    def most_logits(self) -> int:
+        return MOST_LOGITS[self.loaded.device.type]
+
+
+def packs(stage: SFTStage | RLStage, device: torch.device) -> bool:
+    """Whether a stage's batches are packed rows. RL shares prompts in padded ones, which needs a cache, which a layer
+    that is computed twice cannot fill."""
+    if stage.batching != "auto":
+        return stage.batching == "packed"
+    return device.type == "cuda" or (isinstance(stage, RLStage) and stage.activation_checkpointing)
+
+
+def ready(stage: SFTStage | RLStage, loaded: Loaded) -> Learner:
+    """Make a frozen model ready: packed attention, activation checkpointing, compiled and sharded layers."""
+    model, packed = loaded.model, packs(stage, loaded.device)
+    if packed:
+        ready_to_pack(model)
+    replica = loaded if parallel.size() == 1 else replace(loaded, model=_copy(stage, model))
+    if stage.activation_checkpointing:
+        model.gradient_checkpointing_enable({"use_reentrant": False})
+    if stage.compile:
+        for layer in model.model.language_model.layers:
+            layer.compile(dynamic=True)
+    if parallel.size() > 1:
+        parallel.shard(model, stage.precision)
+    return Learner(loaded, replica, packed, stage.precision)
+
+
+def _copy(stage: SFTStage | RLStage, model: Any) -> Any:
+    """A whole copy where an engine or a reference needs it; else rank 0's alone, on the CPU, for the export."""
+    sampled = isinstance(stage, RLStage) and stage.rollouts is None
+    if sampled or (stage.kl if isinstance(stage, RLStage) else stage.kl_to_base) > 0:
+        return deepcopy(model)
+    return deepcopy(model).to("cpu") if parallel.rank() == 0 else None
 
 
 def make_optimiser(model: Any, settings: AdamW) -> torch.optim.AdamW:
@@ -48,7 +118,7 @@ def rate(settings: AdamW, step: int, total: int, epochs: float = 1.0) -> float:
 def update(optimiser: torch.optim.Optimizer, lr: float, clip: float, out: Path, batch: Any) -> float:
     """One optimiser step; returns the gradient's norm before clipping. Stops on a NaN, with the batch saved."""
     moving = [parameter for group in optimiser.param_groups for parameter in group["params"]]
-    norm = torch.nn.utils.clip_grad_norm_(moving, clip).item()
+    norm = parallel.whole(torch.nn.utils.clip_grad_norm_(moving, clip)).item()
     stop_on_nan(norm, "gradient's norm", out, batch)
     for group in optimiser.param_groups:
         group["lr"] = lr
@@ -57,9 +127,17 @@ def update(optimiser: torch.optim.Optimizer, lr: float, clip: float, out: Path, 
     return norm
 
 
+def accumulate(loss: Tensor) -> None:
+    """Add a part of the step's loss to the gradient; a sharded model's gradient is the mean over the ranks."""
+    (loss if parallel.size() == 1 else loss * parallel.size()).backward()  # type: ignore[no-untyped-call]
+
+
 @contextmanager
 def uninterrupted() -> Iterator[None]:
-    """Ctrl-C and SIGTERM wait until the block ends: a step is taken whole or not at all, and so is what is saved."""
+    """Ctrl-C and SIGTERM wait until the block ends: a step is taken whole or not at all, and so is what is saved.
+
+    Of several ranks all stop where one is told to.
+    """
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -73,48 +151,74 @@ def uninterrupted() -> Iterator[None]:
     finally:
         for received, handler in handlers.items():
             signal.signal(received, handler)
+    if parallel.size() > 1:
+        if parallel.agreed(bool(waiting)):
+            raise KeyboardInterrupt
+        return
     for number, frame in waiting[:1]:
         handlers[signal.Signals(number)](number, frame)
 
 
 class Journal:
-    """metrics.jsonl (each step once, also after a resume), checkpoints, and the clock of one stage."""
+    """metrics.jsonl (each step once, also after a resume), checkpoints, and the clock of one stage.
 
-    def __init__(self, out: Path, model: Any, optimiser: torch.optim.Optimizer, every: float) -> None:
-        self.out, self.model, self.optimiser, self.every = out, model, optimiser, every
-        self.step, self.seconds, self._saved = 0, 0.0, time.monotonic()
+    kept: what else the stage wants back after a resume; settle is called before it is saved. Rank 0 alone writes
+    metrics; all ranks call everything.
+    """
+
+    def __init__(self, out: Path, model: Any, optimiser: torch.optim.Optimizer, stage: SFTStage | RLStage) -> None:
+        self.out, self.model, self.optimiser, self.stage = out, model, optimiser, stage
+        self.step, self.seconds, self.saved = 0, 0.0, time.monotonic()
+        self.kept: dict[str, Any] = {}
+        self.settle: Callable[[], None] = lambda: None
 
     def resume(self) -> None:
         """Go on from the newest checkpoint, if there is one; later lines of metrics.jsonl are dropped."""
-        state = checkpoints.latest(self.out / "checkpoints")
+        tensors = self._tensors()
+        with torch.no_grad():
+            state = checkpoints.load(self.out / "checkpoints", tensors)
         if state is not None:
-            moving = dict(self.model.named_parameters())
-            with torch.no_grad():
-                for name, tensor in state["parameters"].items():
-                    moving[name].copy_(tensor)
-            self.optimiser.load_state_dict(state["optimiser"])
-            self.step, self.seconds = state["step"], state["seconds"]
+            self.step, self.seconds, self.kept = state["step"], state["seconds"], state["kept"]
             checkpoints.restore_rng(state["rng"])
-        path = self.out / "metrics.jsonl"
-        kept = [line for line in _lines(path) if line["step"] <= self.step]
-        aside = path.with_suffix(".partial")
-        aside.write_text("".join(json.dumps(line) + "\n" for line in kept))
-        os.replace(aside, path)
+        if parallel.rank() == 0:
+            path = self.out / "metrics.jsonl"
+            kept = [line for line in _lines(path) if line["step"] <= self.step]
+            aside = path.with_suffix(".partial")
+            aside.write_text("".join(json.dumps(line) + "\n" for line in kept))
+            os.replace(aside, path)
 
     def write(self, metrics: dict[str, Any]) -> None:
         """One finished step: its line, and a checkpoint when it is time."""
         self.step += 1
-        with (self.out / "metrics.jsonl").open("a") as file:
-            file.write(json.dumps({"step": self.step, **metrics}) + "\n")
+        if parallel.rank() == 0:
+            with (self.out / "metrics.jsonl").open("a") as file:
+                file.write(json.dumps({"step": self.step, **metrics}) + "\n")
         self.seconds += metrics["seconds"]
-        if time.monotonic() - self._saved > self.every:
+        if parallel.agreed(time.monotonic() - self.saved > self.stage.checkpoint_seconds):
             self.save()
 
     def save(self) -> None:
-        parameters = {name: p.detach() for name, p in self.model.named_parameters() if p.requires_grad}
-        state = {"parameters": parameters, "optimiser": self.optimiser.state_dict(), "seconds": self.seconds}
-        checkpoints.save(self.out / "checkpoints", self.step, state)
-        self._saved = time.monotonic()
+        """A checkpoint of what is now; before the first step there is nothing to lose."""
+        if self.step:
+            self.settle()
+            rest = {"seconds": self.seconds, "kept": self.kept}
+            folder = self.out / "checkpoints"
+            checkpoints.save(folder, self.step, self._tensors(), rest, self.stage.checkpoints_kept)
+        self.saved = time.monotonic()
+
+    def _tensors(self) -> dict[str, Tensor]:
+        """Every trained tensor and its AdamW state, by name; they are the ones that train, not copies."""
+        found = {}
+        for name, parameter in self.model.named_parameters():
+            if not parameter.requires_grad:
+                continue
+            state = self.optimiser.state[parameter]
+            if not state:  # as AdamW itself begins
+                state["step"] = torch.tensor(0.0)
+                state["exp_avg"], state["exp_avg_sq"] = torch.zeros_like(parameter), torch.zeros_like(parameter)
+            found[f"parameters/{name}"] = parameter.detach()
+            found |= {f"{kind}/{name}": value.detach() for kind, value in state.items()}
+        return found
 
 
 def _lines(path: Path) -> list[dict[str, Any]]:

@@ -5,10 +5,17 @@ B is the number of rollouts, G the group size, T the tokens of a response.
 
 from __future__ import annotations
 
-from typing import Literal
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Literal
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
+
+FAR = 20.0
+"""Largest log-ratio: e^20 is still a number in every type that is trained in."""
 
 
 def group_advantages(reward_B: Tensor, group_size: int, normalise_std: bool = True) -> Tensor:
@@ -36,9 +43,17 @@ def clipped_objective(ratio_BT: Tensor, advantage_B: Tensor, low: float, high: f
     return -torch.minimum(ratio_BT * advantage_B1, clipped_BT * advantage_B1)
 
 
-def aggregate(
-    loss_BT: Tensor, mask_BT: Tensor, how: Literal["token", "sequence", "constant"], normaliser: float
-) -> Tensor:
+Aggregation = Literal["token", "sequence", "constant"]
+
+
+def normaliser(mask_BT: Tensor, how: Aggregation, longest: int) -> float:
+    """What `aggregate` divides by when these B sequences are all that one optimiser step learns from."""
+    if how == "token":
+        return max(1, int(mask_BT.sum()))
+    return mask_BT.shape[0] * (longest if how == "constant" else 1)
+
+
+def aggregate(loss_BT: Tensor, mask_BT: Tensor, how: Aggregation, normaliser: float) -> Tensor:
     """One number from per-token losses.
 
     token: sum over the normaliser, the number of tokens (DAPO). sequence: each sequence's mean,
@@ -52,10 +67,49 @@ def aggregate(
     return masked_BT.sum() / normaliser
 
 
-def kl_k3(logprob_BT: Tensor, reference_BT: Tensor) -> Tensor:
-    """Schulman's k3 estimate [B, T] of KL(policy ‖ reference): exp(d) − d − 1 with d = log π_ref − log π."""
-    difference = reference_BT - logprob_BT
-    return difference.exp() - difference - 1
+def log_ratio(logprob_BT: Tensor, old_BT: Tensor, mask_BT: Tensor, level: Literal["token", "sequence"]) -> Tensor:
+    """log π/π_old [B, T], 0 where the mask is False, held within ±20 so that its exponent stays finite.
+
+    token: each token's own (PPO). sequence: each sequence's mean over its tokens, the logarithm of the ratios'
+    geometric mean, with the gradient of that mean (GSPO, eq. 7).
+    """
+    difference_BT = (logprob_BT - old_BT) * mask_BT
+    if level == "sequence":
+        mean_B1 = difference_BT.sum(dim=1, keepdim=True) / mask_BT.sum(dim=1, keepdim=True).clamp_min(1)
+        difference_BT = mean_B1 * mask_BT
+    return difference_BT.clamp(-FAR, FAR)
+
+
+def correction(
+    trainer_BT: Tensor, rollout_BT: Tensor, mask_BT: Tensor, level: Literal["token", "sequence"], cap: float
+) -> Tensor:
+    """Truncated importance weights [B, T] of the policy before the update against the one that sampled.
+
+    min(π_trainer/π_rollout, cap), per token or by the geometric mean over a reply: a product over a long chain
+    explodes. 1 where the mask is False; no gradient.
+    """
+    with torch.no_grad():
+        return log_ratio(trainer_BT, rollout_BT, mask_BT, level).exp().clamp_max(cap)
+
+
+def kl(logprob_BT: Tensor, reference_BT: Tensor, estimator: Literal["k1", "k2", "k3"]) -> Tensor:
+    """Schulman's estimates [B, T] of KL(policy ‖ reference), with d = log π_ref − log π held within ±20.
+
+    k1: −d. k2: d²/2. k3: exp(d) − d − 1.
+    """
+    difference_BT = (reference_BT - logprob_BT).clamp(-FAR, FAR)
+    if estimator == "k1":
+        return -difference_BT
+    if estimator == "k2":
+        return difference_BT**2 / 2
+    return difference_BT.exp() - difference_BT - 1
+
+
+def overlong_penalty(length_B: Tensor, limit: int, buffer: int) -> Tensor:
+    """Added to the rewards [B] of long replies: 0 up to limit − buffer tokens, then down to −1 (DAPO, eq. 13)."""
+    if buffer == 0:
+        return -(length_B > limit).float()
+    return -((length_B - (limit - buffer)) / buffer).clamp(0, 1)
 
 
 def kl_full(reference_MV: Tensor, logits_MV: Tensor) -> Tensor:
@@ -64,10 +118,96 @@ def kl_full(reference_MV: Tensor, logits_MV: Tensor) -> Tensor:
     return (reference_MV.exp() * (reference_MV - policy_MV)).sum(-1)
 
 
+class _LinearCrossEntropy(torch.autograd.Function):
+    """Sum of cross-entropies of hidden·weightᵀ, `rows` of M at a time; the gradients are made on the way forward."""
+
+    @staticmethod
+    def forward(ctx: Any, hidden_MD: Tensor, weight_VD: Tensor, target_M: Tensor, rows: int) -> Tensor:
+        total = hidden_MD.new_zeros((), dtype=torch.float32)
+        slope_MD = torch.empty_like(hidden_MD)
+        slope_VD = torch.zeros_like(weight_VD) if ctx.needs_input_grad[1] else None
+        for begin in range(0, len(hidden_MD), rows):
+            part = slice(begin, begin + rows)
+            logits_RV = F.linear(hidden_MD[part], weight_VD).float()
+            logprob_RV = logits_RV.log_softmax(dim=-1)
+            total += F.nll_loss(logprob_RV, target_M[part], reduction="sum")
+            error_RV = logprob_RV.exp_()
+            error_RV.scatter_add_(1, target_M[part, None], error_RV.new_full((len(error_RV), 1), -1.0))
+            error_RV = error_RV.to(hidden_MD.dtype)
+            slope_MD[part] = torch.mm(error_RV, weight_VD.to(error_RV.dtype))
+            if slope_VD is not None:
+                slope_VD += torch.mm(error_RV.T, hidden_MD[part])
+        ctx.save_for_backward(slope_MD, slope_VD)
+        return total
+
+    @staticmethod
+    def backward(ctx: Any, *slopes: Tensor) -> tuple[Tensor | None, ...]:
+        slope_MD, slope_VD = ctx.saved_tensors
+        return slope_MD * slopes[0], None if slope_VD is None else slope_VD * slopes[0], None, None
+
+
+def linear_cross_entropy(hidden_MD: Tensor, weight_VD: Tensor, target_M: Tensor, most: int) -> Tensor:
+    """Sum over M tokens of −log softmax(hidden·weightᵀ)[target]; no more than `most` logits exist at a time."""
+    rows = max(1, most // len(weight_VD))
+    if len(hidden_MD) <= rows:
+        return F.cross_entropy(F.linear(hidden_MD, weight_VD).float(), target_M, reduction="sum")
+    found: Tensor = _LinearCrossEntropy.apply(hidden_MD, weight_VD, target_M, rows)  # type: ignore[no-untyped-call]
+    return found
+
+
+def in_parts(function: Callable[..., tuple[Tensor, Tensor]], rows: int, *tensors: Tensor) -> tuple[Tensor, Tensor]:
+    """The sums of a function's two results over `rows` of the tensors at a time, each part computed again backward."""
+    if len(tensors[0]) <= rows:
+        return function(*tensors)
+    parts = zip(*(torch.split(tensor, rows) for tensor in tensors), strict=True)
+    found = [checkpoint(function, *part, use_reentrant=False) for part in parts]
+    return torch.stack([one for one, _ in found]).sum(), torch.stack([other for _, other in found]).sum()
+
+
 def entropy(logits_MV: Tensor) -> Tensor:
     """Entropy [M] in nats; banned tokens have logit −∞."""
     logprob_MV = torch.log_softmax(logits_MV, dim=-1)
     return -(logprob_MV.exp() * logprob_MV.clamp_min(-1e30)).sum(-1)
+
+
+@dataclass(frozen=True, slots=True)
+class Objective:
+    """Which loss: GRPO, DAPO, Dr.GRPO, GSPO and their mixtures are settings of these.
+
+    low, high: how far the ratio may fall below and rise above 1. ratio: per token (PPO) or per sequence (GSPO).
+    kl: weight of the KL term, estimated by `estimator`.
+    """
+
+    low: float = 0.2
+    high: float = 0.28
+    ratio: Literal["token", "sequence"] = "token"
+    aggregation: Aggregation = "token"
+    kl: float = 0.0
+    estimator: Literal["k1", "k2", "k3"] = "k3"
+
+
+def policy_loss(
+    objective: Objective,
+    logprob_BT: Tensor,
+    old_BT: Tensor,
+    advantage_B: Tensor,
+    mask_BT: Tensor,
+    divisor: float,
+    reference_BT: Tensor | None = None,
+    weight_BT: Tensor | None = None,
+) -> Tensor:
+    """One number to minimise; its gradient reaches `logprob_BT` alone.
+
+    old: the policy before the step's first update. mask: tokens that the policy chose. weight: `correction`'s.
+    divisor: `normaliser` of all that the optimiser step learns from.
+    """
+    ratio_BT = log_ratio(logprob_BT, old_BT, mask_BT, objective.ratio).exp()
+    loss_BT = clipped_objective(ratio_BT, advantage_B, objective.low, objective.high)
+    if weight_BT is not None:
+        loss_BT = loss_BT * weight_BT
+    if reference_BT is not None:
+        loss_BT = loss_BT + objective.kl * kl(logprob_BT, reference_BT, objective.estimator)
+    return aggregate(loss_BT, mask_BT, objective.aggregation, divisor)
 
 
 def clip_shares(ratio_BT: Tensor, advantage_B: Tensor, mask_BT: Tensor, low: float, high: float) -> tuple[float, float]:

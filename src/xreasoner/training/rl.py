@@ -1,4 +1,4 @@
-"""Stage 2: GRPO with verifiable rewards on text, rollouts by the engine in this process.
+"""Stage 2: GRPO with verifiable rewards on text.
 
 One step: draw problems, roll out a group for each, judge, turn rewards into advantages, drop the groups that
 teach nothing, and take one optimiser step a minibatch. The old log-probabilities are the engine's own: it samples
@@ -8,142 +8,104 @@ rollouts at another temperature have them computed again by the trainer, before 
 
 from __future__ import annotations
 
-import copy
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
-from functools import lru_cache
 from pathlib import Path
 from random import Random
-from typing import Any
+from typing import Any, get_args
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 from transformers import DynamicCache
 
-from xreasoner.completion import Completion
-from xreasoner.data.packing import chunks, pad
-from xreasoner.engines.base import Engine, Request, Sampling
-from xreasoner.grading import judge
-from xreasoner.grading.rewards import reward
-from xreasoner.models.loading import Loaded, encode
-from xreasoner.problem import Problem
-from xreasoner.prompts import chat_messages
+from xreasoner.completion import Exit
+from xreasoner.data.packing import flat, hidden_states, pad
+from xreasoner.models.attention import Documents
 from xreasoner.recipe import RLStage
-from xreasoner.training import losses
-from xreasoner.training.common import Journal, Progress, make_optimiser, rate, stop_on_nan, uninterrupted, update
-from xreasoner.verdict import Verdict
-
-CHUNK_TOKENS = 8192
-
-
-@dataclass(frozen=True, slots=True)
-class Rollout:
-    """One sampled reply with what the loss needs.
-
-    prompt: its token ids. old: the sampling policy's log-probability of each token of the reply.
-    """
-
-    prompt: tuple[int, ...]
-    completion: Completion
-    verdict: Verdict
-    reward: float
-    old: tuple[float, ...]
-
-    @property
-    def length(self) -> int:
-        return len(self.prompt) + len(self.completion.token_ids)
+from xreasoner.training import losses, parallel
+from xreasoner.training.common import (
+    Journal,
+    Learner,
+    Progress,
+    accumulate,
+    make_optimiser,
+    rate,
+    stop_on_nan,
+    uninterrupted,
+    update,
+)
+from xreasoner.training.rollouts import Rollout, Sampler
+from xreasoner.training.sft import passes, start_of
+from xreasoner.verdict import Outcome
 
 
-def train_rl(
-    stage: RLStage,
-    loaded: Loaded,
-    engine: Engine,
-    banned: Sequence[int],
-    data: Sequence[Problem],
-    out: Path,
-    seed: int,
-    progress: Progress,
-) -> None:
-    """Train in place. banned: token ids that the engine never samples, and that the trainer's softmax leaves out.
+def train_rl(stage: RLStage, learner: Learner, source: Sampler, out: Path, seed: int, progress: Progress) -> None:
+    """Train in place.
 
     Ctrl-C and SIGTERM wait for an update's end; the state is then saved, and the same call goes on from there.
     """
-    model = loaded.model
-    reference = copy.deepcopy(model).requires_grad_(False) if stage.kl > 0 else None
-    optimiser = make_optimiser(model, stage.optimiser)
-    journal = Journal(out, model, optimiser, stage.checkpoint_seconds)
+    reference = start_of(learner) if stage.kl > 0 else None
+    optimiser = make_optimiser(learner.model, stage.optimiser)
+    journal = Journal(out, learner.model, optimiser, stage)
+    journal.kept = {"drawn": 0, "begun": None}
     journal.resume()
+    journal.settle = lambda: journal.kept.update(begun=source.begun())
+    source.updated(journal.step)
     try:
         while journal.step < stage.steps:
-            start, step = time.monotonic(), journal.step
-            problems = drawn(data, step, stage.prompts_per_step, seed)
-            rollouts = roll_out(stage, loaded, engine, problems, seed, step)
-            lr = rate(stage.optimiser, step, stage.steps)
-            with uninterrupted():
-                rng = Random(f"{seed}/{step}")
-                learnt = improve(stage, model, reference, optimiser, rollouts, banned, lr, rng, out)
-                metrics = {**describe(stage, rollouts), **learnt, "lr": lr}
-                spent = time.monotonic() - start
-                tokens = sum(len(rollout.completion.token_ids) for rollout in rollouts)
-                journal.write({**metrics, "tokens_per_s": tokens / spent, "seconds": spent})
+            # several ranks stop together, after a step; one stops at once where it rolls out
+            with uninterrupted() if parallel.size() > 1 else nullcontext():
+                metrics = _step(stage, learner, reference, optimiser, journal, source, out, seed)
             progress(stage.name, journal.step, stage.steps, metrics)
     except KeyboardInterrupt:
+        journal.settle = lambda: journal.kept.update(begun=None)
         journal.save()
         raise
-    model.eval()
+    finally:
+        source.close()
 
 
-def drawn(data: Sequence[Problem], step: int, count: int, seed: int) -> list[Problem]:
-    """The problems of a step: the data in an order of its own in every pass."""
-    found = []
-    for position in range(step * count, (step + 1) * count):
-        epoch, index = divmod(position, len(data))
-        found.append(data[_order(len(data), seed, epoch)[index]])
-    return found
-
-
-@lru_cache(maxsize=2)
-def _order(count: int, seed: int, epoch: int) -> list[int]:
-    order = list(range(count))
-    Random(f"{seed}/{epoch}").shuffle(order)
-    return order
-
-
-def roll_out(
-    stage: RLStage, loaded: Loaded, engine: Engine, problems: Sequence[Problem], seed: int, step: int
-) -> list[Rollout]:
-    """A group of judged replies for each problem, group by group."""
-    requests = [
-        Request(
-            chat_messages(problem, stage.prompt),
-            n=stage.group_size,
-            sampling=Sampling(
-                temperature=stage.temperature,
-                thinking_budget=stage.thinking_budget,
-                answer_budget=stage.answer_budget,
-                exit_text=stage.exit_text,
-                seed=(seed * 1_000_003 + step) * 10_007 + k,
-                logprobs=True,
-            ),
+def _step(
+    stage: RLStage,
+    learner: Learner,
+    reference: Any,
+    optimiser: torch.optim.Optimizer,
+    journal: Journal,
+    source: Sampler,
+    out: Path,
+    seed: int,
+) -> dict[str, Any]:
+    """Roll out, learn, write down, and give the engine the new weights."""
+    start, step = time.monotonic(), journal.step
+    rollouts, drawn = source.take(step, journal.kept["drawn"], journal.kept["begun"])
+    rolled = time.monotonic() - start
+    lr = rate(stage.optimiser, step, stage.steps)
+    with uninterrupted() if parallel.size() == 1 else nullcontext():
+        if step + 1 < stage.steps:
+            source.ahead(step + 1, drawn)
+        learner.model.train()
+        learnt = improve(
+            stage, learner, reference, optimiser, rollouts, source.banned, lr, Random(f"{seed}/{step}"), out
         )
-        for k, problem in enumerate(problems)
-    ]
-    rollouts = []
-    for problem, request, group in zip(problems, requests, engine.generate(requests), strict=True):
-        prompt = tuple(encode(loaded, request.messages).input_ids.tolist())
-        for completion in group:
-            verdict = judge(problem, completion.text, completion.exit)
-            well_formed = completion.exit == "natural" and bool(completion.thought) and bool(completion.answer)
-            worth = reward(verdict) + stage.format_reward * well_formed
-            rollouts.append(Rollout(prompt, completion, verdict, worth, completion.logprobs))
-    return rollouts
+        learner.model.eval()
+        metrics = {**describe(stage, rollouts), **learnt, "lr": lr, "rollout_seconds": rolled}
+        metrics["staleness"] = step - min(rollout.completion.version for rollout in rollouts)
+        spent = time.monotonic() - start
+        tokens = sum(len(rollout.completion.token_ids) for rollout in rollouts)
+        journal.kept["drawn"], journal.kept["begun"] = drawn, None
+        journal.write({**metrics, "tokens_per_s": tokens / spent, "seconds": spent})
+    source.updated(step + 1)
+    return metrics
 
 
 def improve(
     stage: RLStage,
-    model: Any,
+    learner: Learner,
     reference: Any,
     optimiser: torch.optim.Optimizer,
     rollouts: Sequence[Rollout],
@@ -158,94 +120,124 @@ def improve(
     idle_P = losses.zero_variance(reward_B, stage.group_size)
     groups = [p for p in range(len(idle_P)) if not (stage.drop_zero_variance and idle_P[p])]
     rng.shuffle(groups)
-    if stage.temperature != 1:
-        rollouts = reread(stage, model, rollouts, banned)
+    scorer = Scorer(learner, banned, stage.temperature, stage.group_size, stage.chunk_tokens)
+    if stage.temperature != 1 or stage.correction != "none":
+        rollouts = reread(scorer, rollouts)
     size = max(1, -(-len(groups) // stage.minibatches))
     found: list[dict[str, float]] = []
     for begin in range(0, len(groups), size):
         rows = [p * stage.group_size + k for p in groups[begin : begin + size] for k in range(stage.group_size)]
-        found.append(_minibatch(stage, model, reference, rollouts, rows, advantage_B, banned, out))
+        found.append(_minibatch(stage, scorer, reference, rollouts, rows, advantage_B, out))
         found[-1]["grad_norm"] = update(optimiser, lr, stage.optimiser.clip, out, [rollouts[i] for i in rows])
-    names = ("loss", "entropy", "clip_low", "clip_high", "logprob_gap", "ratio_max", "grad_norm")
     if not found:
-        return dict.fromkeys(names, 0.0)
-    metrics = {name: sum(part[name] for part in found) / len(found) for name in names}
+        return dict.fromkeys(LEARNT, 0.0)
+    metrics = {name: sum(part[name] for part in found) / len(found) for name in LEARNT}
     # the gap is the first minibatch's: later ones would count the policy's own movement
     gap, largest = found[0]["logprob_gap"], max(part["ratio_max"] for part in found)
     return {**metrics, "logprob_gap": gap, "ratio_max": largest}
 
 
+LEARNT = ("loss", "entropy", "kl", "clip_low", "clip_high", "logprob_gap", "ratio", "ratio_max", "grad_norm")
+"""What `improve` measures. ratio and ratio_max: the mean and the largest of the ratio, before clipping."""
+
+
 @torch.no_grad()
-def reread(stage: RLStage, model: Any, rollouts: Sequence[Rollout], banned: Sequence[int]) -> list[Rollout]:
+def reread(scorer: Scorer, rollouts: Sequence[Rollout]) -> list[Rollout]:
     """The rollouts with the old log-probabilities computed by the trainer, at the temperature of the sampling."""
-    found = list(rollouts)
-    for part in grouped(range(len(rollouts)), rollouts, stage.group_size):
-        logprob_BR = score(model, [rollouts[i] for i in part], banned, stage.temperature, stage.group_size).logprob
+    found: dict[int, Rollout] = {}
+    for part, weight in grouped(range(len(rollouts)), rollouts, scorer):
+        logprob_BR = scorer([rollouts[i] for i in part]).logprob
         for i, logprob_R in zip(part, logprob_BR.tolist(), strict=True):
-            found[i] = replace(found[i], old=tuple(logprob_R[: len(found[i].completion.token_ids)]))
-    return found
+            if weight:
+                found[i] = replace(rollouts[i], old=tuple(logprob_R[: len(rollouts[i].completion.token_ids)]))
+    for other in parallel.gathered([found]):
+        found |= other
+    return [found[i] for i in range(len(rollouts))]
 
 
-def grouped(rows: Sequence[int], rollouts: Sequence[Rollout], size: int) -> Iterator[list[int]]:
-    """Parts of the rows of at most `CHUNK_TOKENS` padded tokens; whole groups, in order of length."""
+def grouped(rows: Sequence[int], rollouts: Sequence[Rollout], scorer: Scorer) -> list[tuple[list[int], float]]:
+    """This rank's passes over the rows, of whole groups in order of length, and their weights (`sft.passes`)."""
+    size = scorer.group_size
     groups = [list(rows[k : k + size]) for k in range(0, len(rows), size)]
-    tokens = [
-        len(rollouts[group[0]].prompt) + size * max(len(rollouts[i].completion.token_ids) for i in group)
-        for group in groups
+    tokens = [scorer.tokens([rollouts[i] for i in group]) for group in groups]
+    return [
+        ([i for k in part for i in groups[k]], weight)
+        for part, weight in passes(tokens, scorer.chunk_tokens, scorer.learner.packed)
     ]
-    for part in chunks(range(len(groups)), tokens, CHUNK_TOKENS):
-        yield [i for k in part for i in groups[k]]
 
 
 def _minibatch(
     stage: RLStage,
-    model: Any,
+    scorer: Scorer,
     reference: Any,
     rollouts: Sequence[Rollout],
     rows: Sequence[int],
     advantage_B: Tensor,
-    banned: Sequence[int],
     out: Path,
 ) -> dict[str, float]:
     """Accumulate one minibatch's gradient; returns its metrics."""
-    free = {i: rollouts[i].completion.forced.count(False) for i in rows}
+    objective = losses.Objective(
+        stage.epsilon_low, stage.epsilon_high, stage.ratio, stage.aggregation, stage.kl, stage.kl_estimator
+    )
     longest = stage.thinking_budget + stage.answer_budget
-    normaliser = {"token": sum(free.values()), "sequence": len(rows), "constant": len(rows) * longest}[
-        stage.aggregation
-    ]
+    mask_BR = torch.nn.utils.rnn.pad_sequence([torch.tensor(rollouts[i].free) for i in rows], batch_first=True)
+    divisor = losses.normaliser(mask_BR, stage.aggregation, longest)
     total = Counter[str]()
     ratio_max = 0.0
-    for part in grouped(rows, rollouts, stage.group_size):
+    for part, weight in grouped(rows, rollouts, scorer):
         batch = [rollouts[i] for i in part]
-        scored = score(model, batch, banned, stage.temperature, stage.group_size)
-        mask_BR = scored.mask
-        old_BR = spread([rollout.old for rollout in batch], mask_BR)
-        ratio_BR = (scored.logprob - old_BR).exp()
-        advantage = advantage_B[part].to(ratio_BR.device)
-        loss_BR = losses.clipped_objective(ratio_BR, advantage, stage.epsilon_low, stage.epsilon_high)
-        if reference is not None:
-            with torch.no_grad():
-                reference_BR = score(reference, batch, banned, stage.temperature, stage.group_size).logprob
-            loss_BR = loss_BR + stage.kl * losses.kl_k3(scored.logprob, reference_BR)
-        loss = losses.aggregate(loss_BR, mask_BR, stage.aggregation, normaliser)
+        advantage = advantage_B[part].to(scorer.device)
+        scored = scorer(batch)
+        reference_BR = None if reference is None else scorer.of(reference, batch)
+        loss, found = _part(stage, objective, batch, scored, advantage, divisor, reference_BR)
+        loss = loss * weight
         stop_on_nan(loss.item(), "loss", out, batch)
-        loss.backward()  # type: ignore[no-untyped-call]
+        accumulate(loss)
+        ratio_max = max(ratio_max, weight * found.pop("ratio_max"))
+        total.update({name: weight * value for name, value in {"loss": loss.item(), **found}.items()})
+    total = Counter(dict(zip(total, parallel.totals(list(total.values())), strict=True)))
+    count = max(1.0, total["tokens"])
+    means = {name: total[name] / count for name in SUMMED}
+    return {"loss": total["loss"], **means, "ratio_max": max(parallel.gathered([ratio_max]))}
+
+
+SUMMED = ("entropy", "kl", "clip_low", "clip_high", "logprob_gap", "ratio")
+
+
+def _part(
+    stage: RLStage,
+    objective: losses.Objective,
+    batch: Sequence[Rollout],
+    scored: Scored,
+    advantage_B: Tensor,
+    divisor: float,
+    reference_BR: Tensor | None,
+) -> tuple[Tensor, dict[str, float]]:
+    """The loss of some of a minibatch's rows, and sums over their tokens of what is measured."""
+    mask_BR = scored.mask
+    old_BR = spread([rollout.old for rollout in batch], mask_BR)
+    engine_BR = spread([rollout.completion.logprobs for rollout in batch], mask_BR)
+    weight_BR = None
+    if stage.correction != "none":
+        weight_BR = losses.correction(old_BR, engine_BR, mask_BR, stage.correction, stage.correction_cap)
+    loss = losses.policy_loss(objective, scored.logprob, old_BR, advantage_B, mask_BR, divisor, reference_BR, weight_BR)
+    with torch.no_grad():
+        ratio_BR = losses.log_ratio(scored.logprob, old_BR, mask_BR, stage.ratio).exp()
+        low, high = losses.clip_shares(ratio_BR, advantage_B, mask_BR, stage.epsilon_low, stage.epsilon_high)
         count = mask_BR.sum().item()
-        low, high = losses.clip_shares(ratio_BR, advantage, mask_BR, stage.epsilon_low, stage.epsilon_high)
-        engine_BR = spread([rollout.completion.logprobs for rollout in batch], mask_BR)
-        total.update(
-            {
-                "loss": loss.item(),
-                "tokens": count,
-                "entropy": scored.entropy.sum().item(),
-                "clip_low": low * count,
-                "clip_high": high * count,
-                "logprob_gap": (scored.plain - engine_BR).abs().sum().item(),
-            }
-        )
-        ratio_max = max(ratio_max, ratio_BR.max().item())
-    means = {name: total[name] / total["tokens"] for name in ("entropy", "clip_low", "clip_high", "logprob_gap")}
-    return {"loss": total["loss"], **means, "ratio_max": ratio_max}
+        kl = 0.0
+        if reference_BR is not None:
+            kl = (losses.kl(scored.logprob, reference_BR, stage.kl_estimator) * mask_BR).sum().item()
+    return loss, {
+        "tokens": count,
+        "entropy": scored.entropy.sum().item(),
+        "kl": kl,
+        "clip_low": low * count,
+        "clip_high": high * count,
+        "logprob_gap": (scored.plain - engine_BR).abs().sum().item(),
+        "ratio": (ratio_BR * mask_BR).sum().item(),
+        "ratio_max": (ratio_BR * mask_BR).max().item(),
+    }
 
 
 @dataclass(frozen=True, slots=True)
@@ -253,8 +245,8 @@ class Scored:
     """The trainer's view of a batch, each [B, R] over the tokens of the replies, and 0 where the mask is False.
 
     logprob: of the sampled token at the sampling's temperature. plain: the same at temperature 1, detached.
-    entropy: in nats, at the sampling's temperature, detached. mask: True at the reply's tokens that the policy
-    chose; forced tokens and padding are out.
+    entropy: in nats, at the sampling's temperature, detached. mask: True at the reply's tokens that are learnt from;
+    forced tokens and padding are out.
     """
 
     logprob: Tensor
@@ -263,30 +255,103 @@ class Scored:
     mask: Tensor
 
 
-def score(model: Any, batch: Sequence[Rollout], banned: Sequence[int], temperature: float, share: int = 1) -> Scored:
+@dataclass(frozen=True, slots=True)
+class Scorer:
     """Log-probabilities of the replies' tokens, the banned ones left out of the softmax as the engine does.
 
-    share: so many neighbours in the batch have one prompt, which is computed once for them.
+    group_size: so many neighbours in a batch have one prompt, which is computed once for them where batches are padded.
     """
-    device = next(model.parameters()).device
-    ids_BR = pad([rollout.completion.token_ids for rollout in batch], device)
-    mask_BR = torch.zeros_like(ids_BR, dtype=torch.bool)
-    for k, rollout in enumerate(batch):
-        mask_BR[k, : len(rollout.completion.token_ids)] = ~torch.tensor(rollout.completion.forced, device=device)
-    hidden_BRD = reply_states(model, [rollout.prompt for rollout in batch[::share]], ids_BR, share)
-    logits_MV = model.lm_head(hidden_BRD[mask_BR]).float()
-    logits_MV[:, list(banned)] = -torch.inf
-    chosen_M1 = ids_BR[mask_BR][:, None]
-    heated_MV = logits_MV if temperature == 1 else logits_MV / temperature
 
-    def placed(values_M: Tensor) -> Tensor:
-        return torch.zeros(mask_BR.shape, device=device).masked_scatter(mask_BR, values_M)
+    learner: Learner
+    banned: Sequence[int]
+    temperature: float
+    group_size: int
+    chunk_tokens: int
 
-    logprob_M = torch.log_softmax(heated_MV, dim=-1).gather(1, chosen_M1)[:, 0]
-    with torch.no_grad():
-        plain_M = logprob_M if temperature == 1 else torch.log_softmax(logits_MV, dim=-1).gather(1, chosen_M1)[:, 0]
-        entropy_M = losses.entropy(heated_MV)
-    return Scored(placed(logprob_M), placed(plain_M.detach()), placed(entropy_M), mask_BR)
+    @property
+    def device(self) -> torch.device:
+        return self.learner.loaded.device
+
+    def tokens(self, group: Sequence[Rollout]) -> int:
+        """What a group costs in tokens, padding included."""
+        replies = [len(rollout.completion.token_ids) for rollout in group]
+        if self.learner.packed:
+            return sum(replies) + len(group) * len(group[0].prompt)
+        return len(group[0].prompt) + len(group) * max(replies)
+
+    def __call__(self, batch: Sequence[Rollout]) -> Scored:
+        ids_BR = pad([rollout.completion.token_ids for rollout in batch], self.device)
+        mask_BR = torch.zeros_like(ids_BR, dtype=torch.bool)
+        for k, rollout in enumerate(batch):
+            mask_BR[k, : len(rollout.free)] = torch.tensor(rollout.free, device=self.device)
+        with self.learner.computing():
+            found = parallel.forward(self.learner.model, self._score, batch, ids_BR, mask_BR)
+        logprob_BR, plain_BR, entropy_BR = found
+        return Scored(logprob_BR, plain_BR, entropy_BR, mask_BR)
+
+    @torch.no_grad()
+    def of(self, model: Any, batch: Sequence[Rollout]) -> Tensor:
+        """The log-probabilities [B, R] under another model."""
+        with self.learner.computing():
+            found: Tensor = self.__class__(
+                replace(self.learner, loaded=replace(self.learner.loaded, model=model)),
+                self.banned,
+                self.temperature,
+                self.group_size,
+                self.chunk_tokens,
+            )(batch).logprob
+        return found
+
+    def _score(
+        self, model: Any, batch: Sequence[Rollout], ids_BR: Tensor, mask_BR: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        if self.learner.packed:
+            free_N = torch.tensor([free for rollout in batch for free in rollout.free], device=ids_BR.device)
+            hidden_MD = packed_states(model, batch, ids_BR.device)[free_N]
+        else:
+            prompts = [rollout.prompt for rollout in batch[:: self.group_size]]
+            hidden_MD = reply_states(model, prompts, ids_BR, self.group_size)[mask_BR]
+        weight_VD, chosen_M = model.lm_head.weight, ids_BR[mask_BR]
+        rows = max(1, self.learner.most_logits() // len(weight_VD))
+        if len(hidden_MD) <= rows:
+            found = [self._tokens(weight_VD, hidden_MD, chosen_M)]
+        else:
+            found = [
+                checkpoint(self._tokens, weight_VD, hidden_RD, chosen_R, use_reentrant=False)
+                for hidden_RD, chosen_R in zip(torch.split(hidden_MD, rows), torch.split(chosen_M, rows), strict=True)
+            ]
+        values = [torch.cat(part) if len(part) > 1 else part[0] for part in zip(*found, strict=True)]
+        return tuple(  # type: ignore[return-value]
+            torch.zeros(mask_BR.shape, device=mask_BR.device).masked_scatter(mask_BR, value) for value in values
+        )
+
+    def _tokens(self, weight_VD: Tensor, hidden_MD: Tensor, chosen_M: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Of M tokens: log-probability, the same at temperature 1, entropy."""
+        logits_MV = F.linear(hidden_MD, weight_VD).float()
+        logits_MV[:, list(self.banned)] = -torch.inf
+        heated_MV = logits_MV if self.temperature == 1 else logits_MV / self.temperature
+        chosen_M1 = chosen_M[:, None]
+        logprob_M = torch.log_softmax(heated_MV, dim=-1).gather(1, chosen_M1)[:, 0]
+        with torch.no_grad():
+            plain_M = logprob_M
+            if self.temperature != 1:
+                plain_M = torch.log_softmax(logits_MV, dim=-1).gather(1, chosen_M1)[:, 0]
+            entropy_M = losses.entropy(heated_MV)
+        return logprob_M, plain_M.detach(), entropy_M
+
+
+def packed_states(model: Any, batch: Sequence[Rollout], device: torch.device) -> Tensor:
+    """The hidden states [N, D] that predict each of all replies' N tokens, reply after reply."""
+    texts = [rollout.prompt + rollout.completion.token_ids for rollout in batch]
+    hidden_1TD = hidden_states(model, flat(texts, device), Documents.of([len(text) for text in texts], device))
+    replies_T = torch.cat(
+        [
+            torch.arange(len(text)).ge(len(rollout.prompt) - 1) & torch.arange(len(text)).lt(len(text) - 1)
+            for text, rollout in zip(texts, batch, strict=True)
+        ]
+    )
+    found: Tensor = hidden_1TD[0, replies_T.to(device)]
+    return found
 
 
 def reply_states(model: Any, prompts: Sequence[Sequence[int]], ids_BR: Tensor, share: int) -> Tensor:
@@ -344,6 +409,7 @@ def describe(stage: RLStage, rollouts: Sequence[Rollout]) -> dict[str, Any]:
     """What one step's rollouts looked like."""
     n = len(rollouts)
     exits = Counter(rollout.completion.exit for rollout in rollouts)
+    outcomes = Counter(rollout.verdict.outcome for rollout in rollouts)
     lengths: dict[str, list[int]] = {}
     for rollout in rollouts:
         lengths.setdefault(rollout.completion.exit, []).append(len(rollout.completion.token_ids))
@@ -353,8 +419,9 @@ def describe(stage: RLStage, rollouts: Sequence[Rollout]) -> dict[str, Any]:
         "reward": reward_B.mean().item(),
         "pass_at_k": right_PG.any(dim=1).float().mean().item(),
         "zero_variance": losses.zero_variance(reward_B, stage.group_size).float().mean().item(),
+        "groups": n // stage.group_size,
         "length": sum(map(sum, lengths.values())) / n,
         "length_by_exit": {name: sum(found) / len(found) for name, found in lengths.items()},
-        "exits": {name: exits[name] / n for name in ("natural", "forced", "truncated")},
-        "outcomes": {name: c / n for name, c in Counter(r.verdict.outcome for r in rollouts).items()},
+        "exits": {name: exits[name] / n for name in get_args(Exit)},
+        "outcomes": {name: outcomes[name] / n for name in get_args(Outcome)},
     }

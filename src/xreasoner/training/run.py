@@ -21,14 +21,15 @@ from xreasoner.engines.torch_engine import TorchEngine
 from xreasoner.errors import RecipeError, TrainingError, UserError
 from xreasoner.models.export import export
 from xreasoner.models.freezing import fingerprint, freeze
-from xreasoner.models.loading import Loaded, encode, load
+from xreasoner.models.loading import Loaded, load
+from xreasoner.models.lora import adapt, merged
 from xreasoner.problem import Problem
-from xreasoner.prompts import chat_messages
 from xreasoner.recipe import DataEntry, Recipe, RLStage, SFTStage
 from xreasoner.registry import SOURCES, resolve
-from xreasoner.training import checkpoints
-from xreasoner.training.common import Progress
+from xreasoner.training import checkpoints, parallel
+from xreasoner.training.common import Learner, Progress, packs, ready
 from xreasoner.training.rl import train_rl
+from xreasoner.training.rollouts import Asking, InProcess, Remote, Sampler
 from xreasoner.training.sft import train_sft
 
 
@@ -45,43 +46,68 @@ def run_recipe(recipe: Recipe, out: Path, progress: Progress = quiet) -> None:
 def run_stage(recipe: Recipe, stage: SFTStage | RLStage, out: Path, progress: Progress = quiet) -> Path:
     """Run one stage, or go on with it, and export its model; returns the exported folder.
 
-    The manifest holds the hashes of every frozen tensor before and after, and of the data. Raises
-    `TrainingError` when a frozen tensor moved, `UserError` when the folder belongs to another recipe or other data.
+    Under `torchrun` every rank calls; rank 0 writes. The manifest holds the hashes of every frozen tensor before and
+    after, and of the data. Raises `TrainingError` when a frozen tensor moved, `UserError` when the folder belongs to
+    another recipe or other data.
     """
     folder = out / stage.name
-    exported = folder / "export"
     wanted = {"recipe": json.loads(recipe.model_dump_json(by_alias=True, exclude={"evaluation"})), "stage": stage.name}
     old = read_json(folder / "manifest.json")
+    parallel.barrier()  # nobody writes before everybody has read
     if old and {key: old.get(key) for key in wanted} != wanted:
         raise UserError(f"{folder} belongs to another recipe or seed; choose another --out, or remove it")
     if old.get("done"):
-        return exported
-    folder.mkdir(parents=True, exist_ok=True)
+        return folder / "export"
     parent = recipe.parent(stage)
     loaded = load(recipe.model if parent == "base" else str(out / parent / "export"), dtype=torch.float32)
     torch.manual_seed(recipe.seed)
-    frozen = freeze(loaded.model, stage.lower_layers_frozen, stage.embeddings_frozen)
-    before = fingerprint(frozen)
+    if stage.lora is not None:
+        adapt(loaded.model, stage.lora)
+    freeze(loaded.model, stage.lower_layers_frozen, stage.embeddings_frozen, lora=stage.lora is not None)
+    before = still(loaded.model)
     tokens, problems, facts = _data(stage, loaded, recipe.seed)
     if old.get("data_sha256", facts["data_sha256"]) != facts["data_sha256"]:
         raise UserError(f"{folder} was begun on other data; put them back, choose another --out, or remove it")
-    manifest = {**wanted, **facts, "versions": versions(), "frozen": {"tensors": len(frozen), "before": before}}
+    manifest = {**wanted, **facts, "versions": versions(), "ranks": parallel.size()}
+    manifest["frozen"] = {"tensors": before[0], "before": before[1]}
     manifest["template_sha256"] = _sha256(str(loaded.tokenizer.chat_template))
-    write_json(folder / "manifest.json", manifest)
+    _record(folder, manifest)
+    learner = ready(stage, loaded)
+    shown = progress if parallel.rank() == 0 else quiet
     if isinstance(stage, SFTStage):
-        train_sft(stage, loaded, tokens, folder, recipe.seed, progress)
+        train_sft(stage, learner, tokens, folder, recipe.seed, shown)
     else:
-        engine = TorchEngine(loaded)
-        train_rl(stage, loaded, engine, engine.banned, problems, folder, recipe.seed, progress)
-    after = fingerprint(frozen)
-    manifest["frozen"]["after"] = after
-    write_json(folder / "manifest.json", manifest)
+        train_rl(stage, learner, _source(stage, learner, problems, folder, recipe.seed), folder, recipe.seed, shown)
+    after = still(learner.model)
+    manifest["frozen"]["after"] = after[1]
+    _record(folder, manifest)
     if after != before:
-        raise TrainingError(f"stage {stage.name}: a frozen tensor moved ({before[:12]} → {after[:12]})")
-    export(loaded.model, loaded.tokenizer, loaded.image_processor, exported)
-    write_json(folder / "manifest.json", {**manifest, "done": True})
-    checkpoints.clear(folder / "checkpoints")
-    return exported
+        raise TrainingError(f"stage {stage.name}: a frozen tensor moved ({before[1][:12]} → {after[1][:12]})")
+    parallel.copy_weights(learner.model, learner.replica.model)
+    if parallel.rank() == 0:
+        export(merged(learner.replica.model), loaded.tokenizer, loaded.image_processor, folder / "export")
+        _record(folder, {**manifest, "done": True})
+        checkpoints.clear(folder / "checkpoints")
+    parallel.barrier()
+    return folder / "export"
+
+
+def _source(stage: RLStage, learner: Learner, problems: Sequence[Problem], folder: Path, seed: int) -> Sampler:
+    asking = Asking(stage, learner.replica, problems, seed, alone=stage.rollouts is not None)
+    if stage.rollouts is not None:
+        return Remote(asking, learner, stage.rollouts, folder)
+    return InProcess(asking, learner, TorchEngine(learner.replica))
+
+
+def still(model: Any) -> tuple[int, str]:
+    """How many parameters are frozen, and their fingerprint; every rank must ask, for some may be sharded."""
+    frozen = sorted((name, parameter) for name, parameter in model.named_parameters() if not parameter.requires_grad)
+    return len(frozen), fingerprint((name, parallel.whole(parameter)) for name, parameter in frozen)
+
+
+def _record(folder: Path, manifest: dict[str, Any]) -> None:
+    if parallel.rank() == 0:
+        write_json(folder / "manifest.json", manifest)
 
 
 def _data(
@@ -126,9 +152,18 @@ def sft_data(stage: SFTStage, loaded: Loaded, seed: int) -> tuple[list[packing.T
     tokens, lengths = packing.tokenise(loaded, examples, stage.prompt, stage.max_length, stage.longer, stage.exit_text)
     if not tokens:
         raise RecipeError(f"stage {stage.name}: no example is left under max_length {stage.max_length}")
-    gap = packing.alone_equals_batched(loaded, tokens)
+    gap = _alone_gap(stage, loaded, tokens)
     facts = _facts(stage, [example.problem for example in examples])
     return tokens, {**facts, "data_sha256": packing.digest(tokens), "lengths": asdict(lengths), "alone_gap": gap}
+
+
+def _alone_gap(stage: SFTStage, loaded: Loaded, tokens: Sequence[packing.Tokens]) -> float:
+    packed = packs(stage, loaded.device)
+    if packed:
+        packing.ready_to_pack(loaded.model)
+    half = stage.precision == "bfloat16"
+    with torch.autocast(loaded.device.type, torch.bfloat16, enabled=half):
+        return packing.alone_equals_batched(loaded, tokens, packed, tolerance=5e-2 if half else 1e-4)
 
 
 def rl_data(stage: RLStage, seed: int) -> tuple[list[Problem], dict[str, Any]]:
@@ -150,42 +185,6 @@ def _facts(stage: SFTStage | RLStage, problems: Sequence[Problem]) -> dict[str, 
     pictures = sum(len(problem.images) for problem in problems)
     domains = sorted({problem.domain for problem in problems})
     return {"problems": dict(sorted(counts.items())), "pictures": pictures, "domains": domains, "prompt": stage.prompt}
-
-
-def dry_run(recipe: Recipe) -> str:
-    """What each stage would learn from: the first example's text and ids with the learnt part marked, the lengths."""
-    loaded = load(recipe.model, dtype=torch.float32)
-    lines = [f"{recipe.name}: {recipe.model}, seed {recipe.seed}"]
-    for stage in recipe.stages:
-        lines.append(f"== {stage.name} ({stage.kind}), from {recipe.parent(stage)}")
-        if isinstance(stage, RLStage):
-            problems, facts = rl_data(stage, recipe.seed)
-            prompt = encode(loaded, chat_messages(problems[0], stage.prompt)).input_ids.tolist()
-            lines += [loaded.tokenizer.decode(prompt) + "⟦…⟧", f"ids: {prompt}", f"gold: {problems[0].gold}"]
-            lines.append(json.dumps(facts, indent=1))
-            continue
-        tokens, facts = sft_data(stage, loaded, recipe.seed)
-        first = tokens[0]
-        lines.append(
-            loaded.tokenizer.decode(first.ids[: first.prompt])
-            + "⟦"
-            + loaded.tokenizer.decode(first.ids[first.prompt :])
-            + "⟧"
-        )
-        lines.append(f"ids: {list(first.ids[: first.prompt])} ⟦{list(first.ids[first.prompt :])}⟧ (⟦learnt⟧)")
-        lines += [histogram([len(item.ids) for item in tokens]), json.dumps(facts, indent=1)]
-    return "\n".join(lines)
-
-
-def histogram(lengths: Sequence[int], bins: int = 8) -> str:
-    """Example lengths in tokens as bars of text."""
-    width = max(1, -(-(max(lengths) + 1) // bins))
-    counts = Counter(length // width for length in lengths)
-    most = max(counts.values())
-    return "\n".join(
-        f"{b * width:>6}–{(b + 1) * width - 1:<6} {counts[b]:>7} {'█' * round(40 * counts[b] / most)}"
-        for b in range(max(counts) + 1)
-    )
 
 
 def versions() -> dict[str, str]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import time
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,27 +13,34 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from xreasoner.data.packing import Tokens, chunks, hidden_states, pad, schedule
-from xreasoner.models.loading import Loaded
+from xreasoner.data.packing import Tokens, chunks, flat, hidden_states, pad, schedule
+from xreasoner.models.attention import Documents
 from xreasoner.recipe import SFTStage
-from xreasoner.training import losses
-from xreasoner.training.common import Journal, Progress, make_optimiser, rate, stop_on_nan, uninterrupted, update
-
-CHUNK_TOKENS = 8192
-"""Padded tokens of one forward pass."""
+from xreasoner.training import losses, parallel
+from xreasoner.training.common import (
+    Journal,
+    Learner,
+    Progress,
+    accumulate,
+    make_optimiser,
+    rate,
+    stop_on_nan,
+    uninterrupted,
+    update,
+)
 
 
 def train_sft(
-    stage: SFTStage, loaded: Loaded, data: Sequence[Tokens], out: Path, seed: int, progress: Progress
+    stage: SFTStage, learner: Learner, data: Sequence[Tokens], out: Path, seed: int, progress: Progress
 ) -> None:
     """Train in place. Loss: cross-entropy of the assistant's tokens, over their number in the whole batch.
 
     Ctrl-C and SIGTERM wait for the step's end; the state is then saved, and the same call goes on from there.
     """
-    model = loaded.model
-    reference = copy.deepcopy(model).requires_grad_(False) if stage.kl_to_base > 0 else None
+    model = learner.model
+    reference = start_of(learner) if stage.kl_to_base > 0 else None
     optimiser = make_optimiser(model, stage.optimiser)
-    journal = Journal(out, model, optimiser, stage.checkpoint_seconds)
+    journal = Journal(out, model, optimiser, stage)
     journal.resume()
     lengths = [len(item.ids) for item in data]
     batches = schedule(lengths, stage.batch_examples, stage.epochs, seed)
@@ -42,7 +50,7 @@ def train_sft(
             start, batch = time.monotonic(), batches[journal.step]
             lr = rate(stage.optimiser, journal.step, len(batches), stage.epochs)
             with uninterrupted():
-                metrics = _accumulate(stage, loaded, reference, [data[i] for i in batch], out)
+                metrics = _accumulate(stage, learner, reference, [data[i] for i in batch], out)
                 norm = update(optimiser, lr, stage.optimiser.clip, out, [data[i].ids for i in batch])
                 metrics |= {"lr": lr, "grad_norm": norm}
                 spent = time.monotonic() - start
@@ -54,41 +62,89 @@ def train_sft(
     model.eval()
 
 
+def start_of(learner: Learner) -> Any:
+    """The model as it is before the first step, frozen, sharded where the model is: the KL's reference."""
+    reference = copy.deepcopy(learner.replica.model).requires_grad_(False)
+    if parallel.size() > 1:
+        parallel.shard(reference, learner.precision)
+    return reference
+
+
+def passes(lengths: Sequence[int], most: int, packed: bool) -> list[tuple[list[int], float]]:
+    """This rank's forward passes over a batch: which examples, and what they weigh.
+
+    Every rank makes as many, for a sharded model's weights are gathered in step; one that has none left repeats an
+    example at the weight 0.
+    """
+    order = sorted(range(len(lengths)), key=lambda i: lengths[i])
+    shares = [list(chunks(parallel.share(order, of=r), lengths, most, packed)) for r in range(parallel.size())]
+    own, longest = shares[parallel.rank()], max(map(len, shares))
+    idle = own[-1] if own else order[:1]
+    return [(part, 1.0) for part in own] + [(idle, 0.0)] * (longest - len(own))
+
+
 def _accumulate(
-    stage: SFTStage, loaded: Loaded, reference: Any, batch: Sequence[Tokens], out: Path
+    stage: SFTStage, learner: Learner, reference: Any, batch: Sequence[Tokens], out: Path
 ) -> dict[str, float]:
     """Gradients of one batch's loss; returns the loss, the tokens and the share of padding (and the KL if asked)."""
     lengths = [len(item.ids) for item in batch]
     learnt = sum(len(item.ids) - item.prompt for item in batch)
-    total, divergence, padded = 0.0, 0.0, 0
-    for part in chunks(range(len(batch)), lengths, CHUNK_TOKENS):
+    total, divergence, padded = 0.0, 0.0, 0.0
+    for part, weight in passes(lengths, stage.chunk_tokens, learner.packed):
         rows = [batch[i] for i in part]
-        ids_BT = pad([row.ids for row in rows], loaded.device)
-        cross, kl = summed_loss(loaded.model, ids_BT, rows, reference)
-        loss = (cross + stage.kl_to_base * kl) / learnt
-        stop_on_nan(loss.item(), "loss", out, ids_BT)
-        loss.backward()  # type: ignore[no-untyped-call]
+        with learner.computing():
+            task = partial(summed_loss, rows=rows, packed=learner.packed, most=learner.most_logits())
+            cross, kl = parallel.forward(learner.model, task, reference)
+        loss = (cross + stage.kl_to_base * kl) / learnt * weight
+        stop_on_nan(loss.item(), "loss", out, [row.ids for row in rows])
+        accumulate(loss)
         total += loss.item()
-        divergence += kl.item() / learnt
-        padded += ids_BT.numel()
+        divergence += weight * kl.item() / learnt
+        computed = [lengths[i] for i in part]
+        padded += weight * (sum(computed) if learner.packed else len(part) * max(computed))
+    total, divergence, padded = parallel.totals([total, divergence, padded])
     found = {"loss": total, "tokens": sum(lengths), "padding_share": 1 - sum(lengths) / padded}
     return found if reference is None else {**found, "kl_to_base": divergence}
 
 
-def summed_loss(model: Any, ids_BT: Tensor, rows: Sequence[Tokens], reference: Any = None) -> tuple[Tensor, Tensor]:
+def summed_loss(model: Any, reference: Any, rows: Sequence[Tokens], packed: bool, most: int) -> tuple[Tensor, Tensor]:
     """Sums over the assistant's tokens: cross-entropy, and KL to the reference model (0 without one).
 
-    Logits are made at those positions alone.
+    Logits are made at those positions alone, and no more than `most` of them at a time.
     """
-    place_BT = torch.arange(ids_BT.shape[1], device=ids_BT.device)
-    begin_B1 = torch.tensor([[row.prompt] for row in rows], device=ids_BT.device)
-    end_B1 = torch.tensor([[len(row.ids)] for row in rows], device=ids_BT.device)
-    learnt_BT = (place_BT >= begin_B1) & (place_BT < end_B1)
-    learnt_BT = learnt_BT[:, 1:]
-    logits_MV = model.lm_head(hidden_states(model, ids_BT)[:, :-1][learnt_BT]).float()
-    cross = F.cross_entropy(logits_MV, ids_BT[:, 1:][learnt_BT], reduction="sum")
+    device = next(model.parameters()).device
+    ids, lengths = [row.ids for row in rows], [len(row.ids) for row in rows]
+    ids_BT = flat(ids, device) if packed else pad(ids, device)
+    documents = Documents.of(lengths, device) if packed else None
+    learnt_BT = _learnt(rows, packed, device)
+    target_M = ids_BT[:, 1:][learnt_BT]
+    hidden_MD = hidden_states(model, ids_BT, documents)[:, :-1][learnt_BT]
     if reference is None:
+        cross = losses.linear_cross_entropy(hidden_MD, model.lm_head.weight, target_M, most)
         return cross, cross.new_zeros(())
     with torch.no_grad():
-        base_MV = reference.lm_head(hidden_states(reference, ids_BT)[:, :-1][learnt_BT]).float()
-    return cross, losses.kl_full(base_MV, logits_MV).sum()
+        base_MD = parallel.forward(reference, hidden_states, ids_BT, documents)[:, :-1][learnt_BT]
+
+    def both(hidden_RD: Tensor, base_RD: Tensor, target_R: Tensor) -> tuple[Tensor, Tensor]:
+        logits_RV = F.linear(hidden_RD, model.lm_head.weight).float()
+        with torch.no_grad():
+            base_RV = parallel.forward(reference, _head, base_RD).float()
+        return F.cross_entropy(logits_RV, target_R, reduction="sum"), losses.kl_full(base_RV, logits_RV).sum()
+
+    return losses.in_parts(both, max(1, most // len(model.lm_head.weight)), hidden_MD, base_MD, target_M)
+
+
+def _head(model: Any, hidden_RD: Tensor) -> Tensor:
+    logits: Tensor = model.lm_head(hidden_RD)
+    return logits
+
+
+def _learnt(rows: Sequence[Tokens], packed: bool, device: torch.device) -> Tensor:
+    """Where the next token is the assistant's: [B, T − 1] of padded rows, [1, T − 1] of a packed one."""
+    width = max(len(row.ids) for row in rows)
+    found = torch.zeros(len(rows), width, dtype=torch.bool)
+    for k, row in enumerate(rows):
+        found[k, row.prompt : len(row.ids)] = True
+    if packed:
+        found = torch.cat([found[k, : len(row.ids)] for k, row in enumerate(rows)])[None]
+    return found[:, 1:].to(device)

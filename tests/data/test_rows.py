@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 
-from xreasoner.data.jsonl import jsonl
+from xreasoner.data.rows import messages
+from xreasoner.data.rows import questions as jsonl
 from xreasoner.errors import DataError, RecipeError
 
 ROW = {"question": "What is 1 + 1?", "gold": 2, "answer_type": "integer", "response": "<think> 2 </think> 2"}
@@ -71,3 +72,56 @@ def test_a_missing_path_is_named(tmp_path: Path) -> None:
         jsonl({})
     with pytest.raises(DataError, match="no such file"):
         jsonl({"path": str(tmp_path / "none.jsonl")})
+
+
+def test_prompt_and_answer_in_parquet(tmp_path: Path) -> None:
+    import pyarrow
+    import pyarrow.parquet
+
+    rows = [{"prompt": "1 + 1?", "answer": "2", "completion": "<think>two</think> 2", "meta": '{"precision": 1}'}]
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), tmp_path / "train.parquet")
+    (example,) = jsonl({"path": str(tmp_path)}).examples(1, 0, "chain")
+    assert (example.problem.question, example.problem.gold, example.response) == ("1 + 1?", "2", "<think>two</think> 2")
+    assert example.problem.meta == {"precision": 1}
+
+
+def test_a_choices_gold_is_a_label_or_an_options_text(tmp_path: Path) -> None:
+    row = {"question": "Which?", "options": ["red", "blue"], "gold": "blue"}
+    (problem,) = jsonl(_file(tmp_path, row)).problems(1, 0)
+    assert (problem.gold, problem.answer_type) == ("B", "choice")
+    assert jsonl(_file(tmp_path, {**row, "gold": "a"})).problems(1, 0)[0].gold == "A"
+    with pytest.raises(DataError, match="field 'gold': found 'C', expected a label from A to B"):
+        jsonl(_file(tmp_path, {**row, "gold": "C"})).problems(1, 0)
+
+
+CHAT = [
+    {"role": "system", "content": "Be brief."},
+    {"role": "user", "content": [{"type": "text", "text": "What is 1 + 1?"}]},
+    {"role": "assistant", "content": "2", "reasoning_content": "One more than one."},
+]
+
+
+def test_chat_messages(tmp_path: Path) -> None:
+    (example,) = messages(_file(tmp_path, {"messages": CHAT})).examples(1, 0, "chain")
+    assert example.problem.question == "Be brief.\n\nWhat is 1 + 1?"
+    assert example.response == "<think>\nOne more than one.\n</think>\n<answer>\n2\n</answer>"
+    sharegpt = [{"from": "human", "value": "1 + 1?"}, {"from": "gpt", "value": "2"}]
+    (example,) = messages(_file(tmp_path, {"conversations": sharegpt})).examples(1, 0, "chain")
+    assert (example.problem.question, example.response) == ("1 + 1?", "2")
+    (problem,) = messages(_file(tmp_path, {"messages": CHAT[:2], "gold": "2"})).problems(1, 0)
+    assert problem.gold == "2"
+
+
+@pytest.mark.parametrize(
+    ("turns", "message"),
+    [
+        ("hello", "rows.jsonl:1: field 'messages'.*'hello'.*a list of turns"),
+        ([*CHAT, CHAT[1]], "rows.jsonl:1: field 'messages'.*'user'.*one user's turn and one assistant's"),
+        ([{"role": "robot", "content": "x"}], r"messages\.0\.role.*'robot'.*one of"),
+        ([{"role": "user", "content": [{"type": "image"}]}], r"messages\.0\.content.*text only"),
+        (["hello"], r"messages\.0.*'hello'.*role and content"),
+    ],
+)
+def test_wrong_chats_are_named(tmp_path: Path, turns: Any, message: str) -> None:
+    with pytest.raises(DataError, match=message):
+        messages(_file(tmp_path, {"messages": turns})).examples(1, 0, "chain")
