@@ -159,21 +159,23 @@ def data_decontaminate(
     out: Annotated[Path, typer.Option(help="Folder for clean.jsonl, hits.jsonl and report.json.")],
     n: Annotated[int, typer.Option(min=1, help="Words in a row that count as overlap.")] = 13,
     field: Annotated[list[str] | None, typer.Option(help="Compare these fields of a row alone.")] = None,
-    limit: Annotated[int, typer.Option(min=1, help="Items of each benchmark.")] = 100_000,
+    limit: Annotated[int | None, typer.Option(min=1, help="Items of each benchmark; all when left out.")] = None,
+    data: Annotated[Path | None, typer.Option(help="A folder with the benchmarks, in place of the hub.")] = None,
     config: Annotated[str | None, typer.Option(help="The data set's configuration.")] = None,
     split: Annotated[str, typer.Option(help="The data set's split.")] = "train",
 ) -> None:
     """Training rows that share a run of words with a benchmark's items: report them, and write the others."""
+    from xreasoner.benchmarks.opening import check_name, open_benchmark
     from xreasoner.data.decontamination import decontaminate
     from xreasoner.data.tables import Table
     from xreasoner.progress import Screen
-    from xreasoner.registry import BENCHMARKS, resolve
 
     names = [name.strip() for name in bench.split(",")]
-    found = {name: resolve(BENCHMARKS, "benchmark", name) for name in names}
+    for name in names:
+        check_name(name)
     table = Table(rows, config, split)
     table.check()
-    items = {name: load(limit, 0) for name, load in found.items()}
+    items = {name: open_benchmark(name, limit, 0, data) for name in names}
     with Screen() as screen:
         result = decontaminate(table, items, out, n, field or (), lambda done: screen.show("rows", done, 0))
     for name, counts in result["benches"].items():

@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Protocol
 
+from xreasoner.benchmarks.opening import check_name
 from xreasoner.benchmarks.running import evaluate
 from xreasoner.benchmarks.store import Condition, read_rows
 from xreasoner.benchmarks.summary import summary_of
@@ -23,7 +24,6 @@ from xreasoner.models.freezing import fingerprint
 from xreasoner.models.loading import load
 from xreasoner.prompts import PROMPTS
 from xreasoner.recipe import Evaluation, Recipe
-from xreasoner.registry import BENCHMARKS, resolve
 from xreasoner.reporting import write_report
 from xreasoner.training.run import read_json, run_stage, versions, write_json
 
@@ -58,7 +58,7 @@ def run_demo(recipe: Recipe, out: Path, show: Show = silent) -> dict[str, Any]:
 def known_benches(settings: Evaluation) -> None:
     """Raise `UserError` for a benchmark that nobody registered, before anything is trained."""
     for name in (*settings.benches, *settings.reading, *settings.others):
-        resolve(BENCHMARKS, "benchmark", name)
+        check_name(name)
 
 
 def claim(recipe: Recipe, out: Path) -> None:
@@ -100,11 +100,13 @@ def evaluate_stage(model: str, stage: str, prompt: str, settings: Evaluation, ou
         parts: list[tuple[str, Sequence[str], str, Condition]] = [
             ("cells", settings.benches, prompt, "seen"),
             ("blind", settings.benches, prompt, "blind"),
-            ("swapped", settings.benches, prompt, "swapped"),
+            ("swapped", settings.benches if settings.swapped else (), prompt, "swapped"),
             ("reading", settings.reading, settings.base_prompt, "seen"),
             ("others", settings.others, prompt, "seen"),
         ]
         for name, benches, asked, condition in parts:
+            if not benches:
+                continue
             evaluate(
                 engine,
                 list(benches),

@@ -231,6 +231,8 @@ class Evaluation(_Part):
     """Perception: benchmarks asked with `base_prompt` at every stage."""
     others: tuple[str, ...] = ()
     """Further benchmarks, with the stage's own prompt."""
+    swapped: bool = False
+    """Measure the cells' pictures with another item's picture too."""
     base_prompt: str = "brief-direct"
     """The prompt under which the base, and reading, is asked."""
     n: int = Field(500, gt=0)
