@@ -308,7 +308,8 @@ def write(found: dict[str, Any]) -> None:
     machine = found["machine"]
     head = (
         f"Measured on {machine['processor']}, {machine['threads']} threads, torch {machine['torch']}, transformers "
-        f"{machine['transformers']}, {machine['when']}; numbers are medians, tokens a second unless they say s."
+        f"{machine['transformers']}, {machine['when']}, beside {machine['load']:.1f} other running threads when it began. "
+        "Numbers are medians, tokens a second unless they say s."
     )
     filled = f"<!-- measured -->\n{head}\n\n{table(found['parts'])}\n<!-- /measured -->"
     page = PAGE.read_text()
@@ -326,6 +327,7 @@ def machine() -> dict[str, Any]:
         "threads": torch.get_num_threads(),
         "torch": torch.__version__,
         "transformers": transformers.__version__,
+        "load": os.getloadavg()[0],
         "when": time.strftime("%Y-%m-%d"),
     }
 
