@@ -308,7 +308,7 @@ def write(found: dict[str, Any]) -> None:
     machine = found["machine"]
     head = (
         f"Measured on {machine['processor']}, {machine['threads']} threads, torch {machine['torch']}, transformers "
-        f"{machine['transformers']}, {machine['when']}, beside {machine['load']:.1f} other running threads when it began. "
+        f"{machine['transformers']}, {machine['when']}, beside {machine['load']:.1f} other running threads. "
         "Numbers are medians, tokens a second unless they say s."
     )
     filled = f"<!-- measured -->\n{head}\n\n{table(found['parts'])}\n<!-- /measured -->"
