@@ -124,6 +124,8 @@ class Vllm:
         if not VLLM.is_file():
             raise RuntimeError(f"{VLLM} is missing; make it with `make .venv-vllm/ready`")
         environment = {**os.environ, "VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_LOGGING_LEVEL": "ERROR"}
+        threads = torch.get_num_threads()  # as many as this process has
+        environment |= {"VLLM_CPU_OMP_THREADS_BIND": ",".join(map(str, range(threads)))}
         environment |= {"PYTHONPATH": str(ROOT / "src"), "HF_HUB_OFFLINE": "1"}
         self.process = subprocess.Popen(
             [VLLM, __file__, "--vllm-side"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment
