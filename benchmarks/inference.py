@@ -158,7 +158,9 @@ def vllm_side() -> None:
 
     from xreasoner.models.loading import find
 
-    llm = LLM(find("tiny"), dtype="float32", max_model_len=2048, enforce_eager=True, max_num_seqs=TOGETHER, seed=0)
+    # a round's prompts are those of the round before: what it keeps of them would be no work at all
+    fresh = {"enable_prefix_caching": False, "mm_processor_cache_gb": 0}
+    llm = LLM(find("tiny"), dtype="float32", max_model_len=2048, enforce_eager=True, max_num_seqs=TOGETHER, **fresh)
     tokenizer = llm.get_tokenizer()
     params = SamplingParams(temperature=0.0, max_tokens=MOST)
     print("ANSWER 0", flush=True)
