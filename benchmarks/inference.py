@@ -124,6 +124,8 @@ class Vllm:
         if not VLLM.is_file():
             raise RuntimeError(f"{VLLM} is missing; make it with `make .venv-vllm/ready`")
         environment = {**os.environ, "VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_LOGGING_LEVEL": "ERROR"}
+        threads = torch.get_num_threads()  # as many as this process has
+        environment |= {"VLLM_CPU_OMP_THREADS_BIND": ",".join(map(str, range(threads)))}
         environment |= {"PYTHONPATH": str(ROOT / "src"), "HF_HUB_OFFLINE": "1"}
         self.process = subprocess.Popen(
             [VLLM, __file__, "--vllm-side"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment
@@ -156,7 +158,9 @@ def vllm_side() -> None:
 
     from xreasoner.models.loading import find
 
-    llm = LLM(find("tiny"), dtype="float32", max_model_len=2048, enforce_eager=True, max_num_seqs=TOGETHER, seed=0)
+    # a round's prompts are those of the round before: what it keeps of them would be no work at all
+    fresh = {"enable_prefix_caching": False, "mm_processor_cache_gb": 0}
+    llm = LLM(find("tiny"), dtype="float32", max_model_len=2048, enforce_eager=True, max_num_seqs=TOGETHER, **fresh)
     tokenizer = llm.get_tokenizer()
     params = SamplingParams(temperature=0.0, max_tokens=MOST)
     print("ANSWER 0", flush=True)
@@ -308,7 +312,8 @@ def write(found: dict[str, Any]) -> None:
     machine = found["machine"]
     head = (
         f"Measured on {machine['processor']}, {machine['threads']} threads, torch {machine['torch']}, transformers "
-        f"{machine['transformers']}, {machine['when']}; numbers are medians, tokens a second unless they say s."
+        f"{machine['transformers']}, {machine['when']}, beside {machine['load']:.1f} other running threads. "
+        "Numbers are medians, tokens a second unless they say s."
     )
     filled = f"<!-- measured -->\n{head}\n\n{table(found['parts'])}\n<!-- /measured -->"
     page = PAGE.read_text()
@@ -326,6 +331,7 @@ def machine() -> dict[str, Any]:
         "threads": torch.get_num_threads(),
         "torch": torch.__version__,
         "transformers": transformers.__version__,
+        "load": os.getloadavg()[0],
         "when": time.strftime("%Y-%m-%d"),
     }
 
