@@ -97,5 +97,17 @@ def test_every_notice_has_the_version() -> None:
     assert f"## {__version__}" in (ROOT / "CHANGELOG.md").read_text()
 
 
+def test_the_examples_of_the_reasoner_run(capsys: pytest.CaptureFixture[str]) -> None:
+    blocks = re.findall(r"^```python\n(.*?)^```", (ROOT / "docs" / "reasoner.md").read_text(), re.MULTILINE | re.DOTALL)
+    names: dict[str, Any] = {}
+    for block in blocks:
+        exec(block, names)
+    out = capsys.readouterr().out
+    assert "natural" in out
+    assert "\nthought " in out
+    assert "\nanswer " in out
+    assert out.splitlines()[-1].startswith("one ")
+
+
 if __name__ == "__main__":
     (ROOT / "docs" / "cli.md").write_text(command_page())

@@ -7,7 +7,9 @@ import io
 import subprocess
 import sys
 from collections.abc import Iterator
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from threading import Thread
 from typing import Any
 
 import pytest
@@ -20,6 +22,7 @@ from xreasoner.engines.openai_engine import OpenAIEngine
 from xreasoner.engines.opening import addresses, open_engine
 from xreasoner.engines.torch_engine import TorchEngine
 from xreasoner.errors import MediaError, UserError
+from xreasoner.media import Guard
 from xreasoner.models.loading import load
 from xreasoner.problem import Problem
 from xreasoner.prompts import PROMPTS, chat_messages
@@ -86,6 +89,25 @@ def test_a_picture_in_every_form_is_the_same_picture(tiny: Reasoner, tmp_path: P
 def test_addresses_inside_the_machine_are_not_fetched(tiny: Reasoner) -> None:
     with pytest.raises(MediaError, match=r"127\.0\.0\.1"):
         tiny.ask("What is it?", ["http://127.0.0.1/it.png"])
+
+
+def test_a_picture_by_its_address(tiny: Reasoner, tmp_path: Path) -> None:
+    _picture().save(tmp_path / "it.png")
+
+    class Files(SimpleHTTPRequestHandler):
+        def __init__(self, *args: Any) -> None:
+            super().__init__(*args, directory=str(tmp_path))
+
+        def log_message(self, *_: Any) -> None:
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Files) as server:
+        Thread(target=server.serve_forever, daemon=True).start()
+        host = f"127.0.0.1:{server.server_address[1]}"
+        reasoner = Reasoner("tiny", engine=tiny.engine, guard=Guard(private_hosts=frozenset({host})))
+        request = reasoner.request("What is it?", [f"http://{host}/it.png"])
+        server.shutdown()
+    assert request.images[0].tobytes() == _picture().tobytes()
 
 
 def test_pieces_are_labelled_and_join_to_the_answer(tiny: Reasoner) -> None:
@@ -224,6 +246,22 @@ def test_over_a_server_it_is_the_same_call(tiny: Reasoner) -> None:
         assert found == {str(k): tiny.ask(text).text for k, text in enumerate((QUESTION, question))}
         served.fault = "no-logprobs"
         assert remote.ask(question, options=["Ana", "Ben"], answer_budget=8).option_probabilities is None
+
+
+def test_several_servers_and_an_end_without_a_word(tiny: Reasoner) -> None:
+    with Served(load("tiny")) as one, Served(load("tiny")) as two:
+        program = f"""
+from xreasoner import Reasoner
+r = Reasoner([{one.url!r}, {two.url!r}])
+print(sorted(a.text for a in r.ask_many(["Ana has 14.", "Ben has 9.", "Cara has 3."], thinking_budget=9)))
+"""
+        command = [sys.executable, "-X", "dev", "-W", "error", "-c", program]
+        result = subprocess.run(command, capture_output=True, text=True, check=False, timeout=120)
+        assert result.stderr == ""
+        assert one.bodies
+        assert two.bodies
+    texts = (tiny.ask(f"{who}.", thinking_budget=9).text for who in ("Ana has 14", "Ben has 9", "Cara has 3"))
+    assert result.stdout.strip() == str(sorted(texts))
 
 
 def test_what_is_opened() -> None:

@@ -23,11 +23,23 @@ from xreasoner.trace import CLOSE, Label, Piece, Splitter, split
         ("<think> a </think> <think> b </think> <answer>7</answer>", "a </think> <think> b", "7", True),
         ("<think> a </think> <answer>7", "a", "7", True),
         ("", "", "", True),
+        # tags quoted inside the thought
+        ("<think> I write <answer>B</answer> </think> <answer>C</answer>", "I write <answer>B</answer>", "C", True),
+        ("<think> <think> and </think> </think> <answer>C</answer>", "<think> and </think>", "C", True),
+        ("<think> it says <answer>", "it says <answer>", "", False),
+        # a second block, before and after the answer
+        ("<think> a </think> <answer>A</answer> <think> b </think> <answer>B</answer>", None, "B", True),
+        ("a <think> b </think> <answer>7</answer>", "a <think> b", "7", True),
+        ("<think> a </think> <answer>A</answer> no: <answer>B</answer>", "a", "B", True),
+        (" \n<think>\na\n</think>\n\n<answer>\n7\n</answer>\n", "a", "7", True),
+        ("</think>", "", "", True),
+        ("<think></think><answer></answer>", "", "", True),
     ],
 )
-def test_split(text: str, thought: str, answer: str, closed: bool) -> None:
+def test_split(text: str, thought: str | None, answer: str, closed: bool) -> None:
     trace = split(text)
-    assert (trace.thought, trace.answer, trace.closed) == (thought, answer, closed)
+    assert (trace.answer, trace.closed) == (answer, closed)
+    assert thought is None or trace.thought == thought
 
 
 words = st.text(alphabet="abc <>/", max_size=30)
@@ -93,3 +105,39 @@ def test_the_stream_holds_back_only_what_may_be_a_tag() -> None:
         ("answer", "7"),
     ]
     assert splitter.close() == ([("answer", "</ans")], split(" <think> 3 < 4 </the end</think> so <answer>7</ans"))
+
+
+quoted = st.lists(st.sampled_from(["<think>", "<answer>", "</answer>", "<", " ", "a", "/"]), max_size=8).map("".join)
+
+
+@given(thought=quoted, answer=words, cuts=st.lists(st.integers(0, 90), max_size=12))
+def test_tags_quoted_inside_the_thought_stay_there(thought: str, answer: str, cuts: list[int]) -> None:
+    text = f"<think>{thought}</think> <answer>{answer}</answer>"
+    ends = sorted({0, len(text), *(cut for cut in cuts if cut < len(text))})
+    pieces, _ = _streamed([text[a:b] for a, b in pairwise(ends)])
+    assert _of(pieces, "thought") == split(text).thought == thought.strip()
+    assert _of(pieces, "answer") == split(text).answer == answer.strip()
+
+
+@given(thought=quoted, cuts=st.lists(st.integers(0, 60), max_size=8))
+def test_a_thought_that_never_closes_is_no_answer_however_it_is_cut(thought: str, cuts: list[int]) -> None:
+    text = f"<think>{thought}"
+    ends = sorted({0, len(text), *(cut for cut in cuts if cut < len(text))})
+    pieces, _ = _streamed([text[a:b] for a, b in pairwise(ends)])
+    assert {label for label, _ in pieces} <= {"thought"}
+    found = split(text)
+    assert (found.thought, found.answer, found.closed) == (thought.strip(), "", False)
+
+
+@given(thought=words, answer=words)
+def test_a_template_that_opens_the_thought_is_streamed_as_one(thought: str, answer: str) -> None:
+    text = f"{thought}</think><answer>{answer}</answer>"
+    pieces, _ = _streamed(list(text), opened=True)
+    assert _of(pieces, "thought") == split(text).thought
+    assert _of(pieces, "answer") == answer.strip()
+
+
+@given(first=words, second=words, answer=words)
+def test_the_answer_behind_a_second_block_counts(first: str, second: str, answer: str) -> None:
+    text = f"<think>{first}</think> <answer>x</answer> <think>{second}</think> <answer>{answer}</answer>"
+    assert split(text).answer == answer.strip()

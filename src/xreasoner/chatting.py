@@ -16,7 +16,7 @@ import typer
 from PIL.Image import Image
 
 from xreasoner.engines.base import Message
-from xreasoner.errors import UserError
+from xreasoner.errors import UserError, XReasonerError
 from xreasoner.media import pictures
 from xreasoner.reasoner import Answer, Reasoner, Stream, located
 from xreasoner.talking import Paper, epilogue, show
@@ -50,7 +50,7 @@ class Chat:
                 return self._command(*text[1:].partition(" ")[::2])
             if text.strip():
                 self._say(text)
-        except UserError as error:
+        except XReasonerError as error:
             typer.secho(f"error: {error}", err=True)
         return True
 

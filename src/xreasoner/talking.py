@@ -52,7 +52,9 @@ def epilogue(answer: Answer) -> str:
     if not answer.answer:
         notes.append(f"no answer: {answer.exit}")
     elif answer.exit != "natural":
-        notes.append({"forced": "the thinking budget ended the thought"}.get(answer.exit, answer.exit))
+        notes.append(
+            f"the {'thinking budget ended the thought' if answer.exit == 'forced' else 'answer budget ended it'}"
+        )
     if answer.option_probabilities:
         shares = ", ".join(f"{option} {100 * share:.0f} %" for option, share in answer.option_probabilities.items())
         notes.append(f"{shares} (of {100 * (answer.mass or 0):.0f} %)")

@@ -161,6 +161,11 @@ class _Handler(BaseHTTPRequestHandler):
             if token == tokenizer.eos_token_id:
                 finish = "stop"
             whole = tokenizer.decode(said, skip_special_tokens=True)
+            ends = [whole.index(stop) for stop in body.get("stop") or () if stop in whole]
+            whole = whole[: min(ends)] if ends else whole
+            longest = max((len(stop) for stop in body.get("stop") or ()), default=0)
+            held = max((n for n in range(longest) if n and not ends and _begins(whole[-n:], body["stop"])), default=0)
+            whole = whole[: len(whole) - held]
             new = whole[len(told) :]
             told = whole
             delta = {"content": new} if split is None else split(whole)
@@ -170,6 +175,9 @@ class _Handler(BaseHTTPRequestHandler):
             if body.get("logprobs"):
                 choice["logprobs"] = {"content": [{"token": new, "logprob": logprob}]}
             self._event({"choices": [choice]})
+            if ends:
+                finish = "stop"
+                break
         rest = split(told, ended=True) if split else {}
         self._event({"choices": [{"index": 0, "delta": rest, "finish_reason": finish}]})
         n = len(prompt.input_ids) + len(tokenizer.encode(given))
@@ -183,6 +191,10 @@ class _Handler(BaseHTTPRequestHandler):
     def _line(self, text: str) -> None:
         self.wfile.write(f"data: {text}\n\n".encode())
         self.wfile.flush()
+
+
+def _begins(text: str, stops: list[str]) -> bool:
+    return any(stop.startswith(text) for stop in stops)
 
 
 class _Split:

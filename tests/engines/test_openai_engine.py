@@ -14,7 +14,7 @@ from PIL import Image
 
 from xreasoner.decisions import decide
 from xreasoner.engines.base import Request, Sampling
-from xreasoner.engines.openai_engine import OpenAIEngine
+from xreasoner.engines.openai_engine import OpenAIEngine, Server
 from xreasoner.engines.torch_engine import TorchEngine
 from xreasoner.errors import EngineError, UserError
 from xreasoner.models.loading import Loaded, load
@@ -50,7 +50,7 @@ BUDGETS = [Sampling(), Sampling(thinking_budget=20, answer_budget=12), Sampling(
 def test_a_server_says_what_the_model_says_in_process(
     tiny: Loaded, served: Served, sampling: Sampling, modality: str
 ) -> None:
-    requests = _requests(3, sampling, modality=modality)
+    requests = _requests(1 if modality == "image" else 2, sampling, modality=modality)
     engine = _engine(served)
     found = engine.generate(requests)
     engine.close()
@@ -98,6 +98,37 @@ def test_samples_differ_and_a_seed_repeats_them(served: Served) -> None:
     assert first == again
     assert len({completion.text for completion in first}) > 1
     assert len({body["seed"] for body in served.bodies if "continue_final_message" not in body}) == 4
+
+
+def test_a_stop_string_ends_the_reply(tiny: Loaded, served: Served) -> None:
+    (request,) = _requests(1, Sampling(stop=("</think>",)))
+    engine = _engine(served)
+    (theirs,), (ours,) = engine.generate([request])[0], TorchEngine(tiny).generate([request])[0]
+    engine.close()
+    assert (theirs.text, theirs.exit) == (ours.text, "natural")
+    assert "</think>" not in theirs.text
+
+
+def test_thousands_wait_without_being_woken_in_vain(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
+    looks = 0
+    engine = _engine(served, max_in_flight=4)
+    room = type(engine.servers[0]).room
+
+    def counted(self: Any, most: int, now: float) -> int:
+        nonlocal looks
+        looks += 1
+        return room(self, most, now)
+
+    monkeypatch.setattr(type(engine.servers[0]), "room", counted)
+    (request,) = _requests(1, Sampling(thinking_budget=1, answer_budget=1))
+    tickets = [engine.submit(request) for _ in range(500)]
+    engine.wait(tickets[:8])
+    for ticket in tickets:
+        ticket.cancel()
+    engine.wait(tickets)
+    assert {ticket.completions[0].exit for ticket in tickets[100:]} == {"aborted"}
+    assert looks < 400
+    engine.close()
 
 
 def test_text_streams_in_pieces_that_join(served: Served) -> None:
@@ -194,7 +225,7 @@ def test_a_server_that_comes_back_is_used_again(tiny: Loaded) -> None:
 
 @pytest.mark.parametrize("fault", ["500", "cut", "empty", "stream-error", "hang"])
 def test_what_a_misbehaving_server_was_asked_is_answered_elsewhere(tiny: Loaded, fault: str) -> None:
-    requests = _requests(4, BUDGETS[1])
+    requests = _requests(3, BUDGETS[1])
     expected = [group[0].text for group in TorchEngine(tiny).generate(requests)]
     with Served(tiny) as good, Served(tiny, fault) as bad:
         engine = _engine(bad, good, timeout=1.0 if fault == "hang" else 20)
@@ -218,6 +249,17 @@ def test_a_lone_server_that_fails_now_and_then_is_asked_again(tiny: Loaded, faul
         engine.wait(tickets)
         assert [ticket.completions[0].text for ticket in tickets] == expected == texts
         engine.close()
+
+
+def test_a_crash_with_many_in_flight_is_one_failure() -> None:
+    server = Server("http://a/v1")
+    for _ in range(64):
+        server.failed("gone", dead=True)
+    assert server.until - time.monotonic() <= 0.5
+    assert server.room(64, time.monotonic()) == 0
+    assert server.room(64, server.until + 1) == 1  # one request looks whether it is back
+    server.worked()
+    assert server.room(64, server.until + 1) == 64
 
 
 def test_a_request_that_no_server_can_answer_ends_with_an_error(tiny: Loaded, monkeypatch: pytest.MonkeyPatch) -> None:

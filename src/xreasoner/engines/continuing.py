@@ -8,6 +8,7 @@ goes on from there, for the answer budget. Cached keys and values of the first p
 from __future__ import annotations
 
 import asyncio
+import atexit
 import queue
 import re
 import threading
@@ -183,6 +184,7 @@ class ContinuingEngine:
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name=f"{self.name} engine", daemon=True)
         self._thread.start()
+        atexit.register(self.close)
 
     def _passed(self, draft: Draft, tokens: int) -> AsyncGenerator[Piece, None]:
         """Go on after the prompt and `draft.text` for at most so many tokens; the last piece has `finish`."""
@@ -230,11 +232,11 @@ class ContinuingEngine:
 
     async def _answer(self, ticket: RunningTicket) -> None:
         try:
-            ticket.tasks = [asyncio.ensure_future(self._sample(ticket, k)) for k in range(ticket.request.n)]
             if ticket.cancelled:
-                await asyncio.sleep(0)  # a task that never ran has no chance to say that it was aborted
-                ticket.stop()
-            ticket.samples = list(await asyncio.gather(*ticket.tasks))
+                ticket.samples = [Draft(ticket.request, k).completion("aborted") for k in range(ticket.request.n)]
+            else:
+                ticket.tasks = [asyncio.ensure_future(self._sample(ticket, k)) for k in range(ticket.request.n)]
+                ticket.samples = list(await asyncio.gather(*ticket.tasks))
             if ticket.on_done is not None:
                 ticket.on_done(ticket.samples)
         except BaseException as error:
@@ -305,7 +307,8 @@ class ContinuingEngine:
         return asyncio.run_coroutine_threadsafe(work, self._loop).result()
 
     def close(self) -> None:
-        """End what runs, and the thread."""
+        """End what runs, and the thread. Done at the program's end where it was not done before."""
+        atexit.unregister(self.close)
         if self._loop.is_running():
             asyncio.run_coroutine_threadsafe(self._close(), self._loop).result(timeout=30)
             self._loop.call_soon_threadsafe(self._loop.stop)

@@ -21,6 +21,7 @@ from typing import Any
 import httpx2
 from PIL.Image import Image
 
+from xreasoner.completion import Exit
 from xreasoner.engines.base import Request
 from xreasoner.engines.continuing import ContinuingEngine, Draft, Piece, parts, plain, resized, seed_of
 from xreasoner.errors import EngineError, UserError
@@ -65,8 +66,10 @@ class Server:
         self.failures, self.down, self.seen = 0, False, time.monotonic()
 
     def failed(self, error: str, dead: bool) -> None:
-        self.failures += 1
         self.error = error
+        if self.down and time.monotonic() < self.until:
+            return  # all that was in flight fails together, which is one failure
+        self.failures += 1
         self.down = self.down or dead or self.failures >= 3
         if self.down:
             self.until = time.monotonic() + min(LONGEST_PAUSE, 0.5 * 2 ** (self.failures - 1))
@@ -107,6 +110,7 @@ class OpenAIEngine(ContinuingEngine):
         )
         super().__init__()
         self._freed = asyncio.Event()
+        self._turn = asyncio.Semaphore(max_in_flight * len(self.servers))
         try:
             self._now(self._look())
         except BaseException:
@@ -155,9 +159,13 @@ class OpenAIEngine(ContinuingEngine):
         server.vllm = entry.get("owned_by") == "vllm"
 
     def _what_failed(self) -> str:
-        return "; ".join(f"{server.url}: {server.error}" for server in self.servers if server.error)
+        return "; ".join(server.error for server in self.servers if server.error)
 
     # --- one pass ----------------------------------------------------------------------------------------------------
+
+    async def _finish(self, draft: Draft, tell: Callable[[str], None]) -> Exit:
+        async with self._turn:  # thousands may wait here; a second pass does not, while its prefix is still cached
+            return await super()._finish(draft, tell)
 
     async def _pass(self, draft: Draft, tokens: int, tell: Callable[[str], None]) -> str:
         told: list[str] = []

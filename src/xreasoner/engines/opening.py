@@ -62,4 +62,6 @@ def _torch(model: str, dtype: str | None = None, **options: Any) -> Engine:
         if not isinstance(found, torch.dtype):
             raise UserError(f"dtype {dtype!r}; expected bfloat16, float16 or float32")
         options["dtype"] = found
+    if options.get("device") == "auto":  # over all GPUs
+        options["device_map"] = options.pop("device")
     return TorchEngine(load(model, **options))
