@@ -66,7 +66,7 @@ def moment(out: Path) -> str:
 
 def facts(out: Path) -> dict[str, Any]:
     """Everything of a run that must not depend on kills: weights, and metrics but for the clock."""
-    clock = ("seconds", "tokens_per_s")
+    clock = ("seconds", "rollout_seconds", "tokens_per_s")
     found: dict[str, Any] = {}
     for stage in ("sft", "rl"):
         lines = [json.loads(line) for line in (out / stage / "metrics.jsonl").read_text().splitlines()]

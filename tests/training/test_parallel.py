@@ -18,19 +18,15 @@ from test_stages import coin
 
 from xreasoner.models.loading import load
 from xreasoner.recipe import load_recipe
-from xreasoner.training.run import run_recipe
+from xreasoner.training.run import run_recipe, run_stage
 
-SIZES = {"epochs": 50, "batch_examples": 8, "chunk_tokens": 128, "checkpoint_seconds": 1000, "optimiser": {"lr": 2e-4}}
+SIZES = {"epochs": 50, "batch_examples": 8, "chunk_tokens": 128, "checkpoint_seconds": 1000, "optimiser": {"lr": 5e-5}}
 
 
-def write(model: Path, folder: Path, **changes: Any) -> Path:
-    """The coin as a file, with eight examples a step."""
-    recipe = coin(
-        model,
-        folder,
-        sft={**SIZES, **changes.pop("sft", {})},
-        rl={"steps": 2, "checkpoint_seconds": 1000, **changes.pop("rl", {})},
-    )
+def write(model: Path, folder: Path) -> Path:
+    """The coin's first stage as a file, with eight examples a step."""
+    whole = coin(model, folder, sft=SIZES)
+    recipe = whole.model_copy(update={"stages": whole.stages[:1]})
     path = folder / "coin.yaml"
     path.write_text(yaml.safe_dump(recipe.model_dump(mode="json", by_alias=True)))
     return path
@@ -71,7 +67,7 @@ def one_and_two(random_folder: Path, tmp_path_factory: pytest.TempPathFactory) -
 def test_two_ranks_learn_as_one(one_and_two: dict[int, Path]) -> None:
     one, two = (metrics(one_and_two[ranks] / "sft") for ranks in (1, 2))
     assert [line["step"] for line in two] == list(range(1, 51))  # rank 0 alone wrote them
-    assert one[-1]["loss"] < 0.5 * one[0]["loss"]
+    assert one[-1]["loss"] < 0.9 * one[0]["loss"]
     for a, b in zip(one, two, strict=True):
         assert b["loss"] == pytest.approx(a["loss"], rel=1e-5)
         assert b["grad_norm"] == pytest.approx(a["grad_norm"], rel=1e-3)
@@ -83,15 +79,23 @@ def test_two_ranks_learn_as_one(one_and_two: dict[int, Path]) -> None:
     assert manifest["frozen"] == whole["frozen"]
 
 
-def test_two_ranks_reinforce_as_one(one_and_two: dict[int, Path]) -> None:
-    one, two = (metrics(one_and_two[ranks] / "rl") for ranks in (1, 2))
+def test_two_ranks_reinforce_as_one(random_folder: Path, tmp_path: Path) -> None:
+    taught = coin(random_folder, tmp_path, sft={"checkpoint_seconds": 1000})
+    start = run_stage(taught, taught.stages[0], tmp_path)
+    whole = coin(start, tmp_path, rl={"from": "base", "steps": 2, "checkpoint_seconds": 1000})
+    recipe = whole.model_copy(update={"stages": whole.stages[1:]})
+    path = tmp_path / "rl.yaml"
+    path.write_text(yaml.safe_dump(recipe.model_dump(mode="json", by_alias=True)))
+    run_recipe(recipe, tmp_path / "1")
+    train(2, str(path), "--out", str(tmp_path / "2"))
+    one, two = (metrics(tmp_path / ranks / "rl") for ranks in "12")
     for a, b in zip(one, two, strict=True):
         assert a["outcomes"] == b["outcomes"]  # the same rollouts, whoever made them
         assert b["loss"] == pytest.approx(a["loss"], abs=1e-4)
         assert b["entropy"] == pytest.approx(a["entropy"], rel=1e-3)
-    ours, theirs = (weights(one_and_two[ranks] / "rl" / "export") for ranks in (1, 2))
-    start = weights(one_and_two[1] / "sft" / "export")
-    moved = torch.stack([(ours[name] - start[name]).norm() for name in ours]).norm()
+    base = weights(start)
+    ours, theirs = (weights(tmp_path / ranks / "rl" / "export") for ranks in "12")
+    moved = torch.stack([(ours[name] - base[name]).norm() for name in ours]).norm()
     apart = torch.stack([(ours[name] - theirs[name]).norm() for name in ours]).norm()
     assert 0 < apart < 0.05 * moved  # AdamW makes a sign of a gradient near 0
 

@@ -203,7 +203,7 @@ def test_stopped_runs_end_as_unbroken_ones(unbroken: tuple[Path, Any], random_fo
     for stage in ("sft", "rl"):
         ours, theirs = _weights(whole / stage / "export"), _weights(tmp_path / stage / "export")
         assert all(torch.equal(ours[name], theirs[name]) for name in ours), stage
-        clock = ("seconds", "tokens_per_s")
+        clock = ("seconds", "rollout_seconds", "tokens_per_s")
         lines = [
             [{k: v for k, v in line.items() if k not in clock} for line in _metrics(run / stage)]
             for run in (whole, tmp_path)
