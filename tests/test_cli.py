@@ -98,7 +98,7 @@ def test_no_command_shows_the_help(run: Run) -> None:
         (["train", "demo", "--set", "stages.sft.optimiser.lr=-1"], ["lr", "-1", "greater than 0"]),
         (["train", "demo", "--set", "stages.sft.epoch=2"], ["epoch", "did you mean 'epochs'"]),
         (["eval", "tiny", "--bench", "easy-vq"], ["easy-vq", "did you mean 'easy-vqa'"]),
-        (["eval", "tiny", "--bench", ""], ["benchmark ''"]),
+        (["eval", "tiny", "--bench", ""], ["no benchmark", "xreasoner benches"]),
         (["eval", "tiny", "--bench", "easy-vqa", "--temperature", "-0.5"], ["--temperature"]),
         (["eval", "tiny", "--bench", "easy-vqa", "--prompt", "breif"], ["breif", "did you mean 'brief'"]),
         (["eval", "no/such/folder", "--bench", "easy-vqa"], ["no/such/folder", "no such folder"]),
@@ -213,7 +213,10 @@ def test_eval_prints_a_line_each_and_keeps_the_replies(run: Run, random_folder: 
     arguments = ["eval", str(random_folder), "--bench", benches, "--limit", "3", "--budget", "8", "--prompt", "brief"]
     result = run(*arguments, "--samples", "2", "--temperature", "1", "--out", str(tmp_path))
     assert result.code == 0, result.err
-    assert [line.split()[0] for line in result.out.splitlines() if "n=6" in line] == benches.split(",")
+    rows = [line.split() for line in result.out.splitlines()]
+    assert [row[:2] for row in rows if row and row[0] in benches.split(",")] == [
+        [name, "3"] for name in benches.split(",")
+    ]
     rows = (tmp_path / "eval" / random_folder.name / "results.jsonl").read_text().splitlines()
     assert len(rows) == 12
 

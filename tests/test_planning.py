@@ -205,5 +205,5 @@ def test_rollouts_from_servers_leave_the_cards_to_training() -> None:
     each = plan_stage(recipe, served, machine)
     assert "KV cache" in own.memory
     assert "KV cache" not in each.memory
-    assert each.peak < own.peak < machine.memory
+    assert each.peak <= own.peak < machine.memory
     assert each.hours["rollouts"] > 0

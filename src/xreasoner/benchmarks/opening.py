@@ -146,8 +146,8 @@ def _check_count(entry: Benchmark, found: int) -> None:
     if wanted is not None and found not in wanted:
         kept = f" where {', '.join(f'{k} is {v}' for k, v in entry.where.items())}" if entry.where else ""
         raise DataError(
-            f"{entry.name}: found {found} items{kept}, expected {' or '.join(map(str, wanted))} (split {entry.split} of "
-            f"{entry.hub}); the data set has changed or the copy is not whole"
+            f"{entry.name}: found {found} items{kept}, expected {' or '.join(map(str, wanted))} "
+            f"(split {entry.split} of {entry.hub}); the data set has changed or the copy is not whole"
         )
 
 

@@ -198,7 +198,7 @@ def _samples_of(work: _Work, bench: str, problem: Problem) -> Iterator[tuple[_Sa
             work.done += 1
             continue
         known = {**work.base, "key": key, "sample": k, "sample_seed": sampling.seed, "bench": bench, "prompt": prompt}
-        known |= {"prompt_hash": asked, "picture_hashes": pictures}
+        known |= {"prompt_asked": work.prompt, "prompt_hash": asked, "picture_hashes": pictures}
         least, most = work.pixels
         yield _Sample(problem, known), Request(messages, problem.images, 1, sampling, least, most)
 

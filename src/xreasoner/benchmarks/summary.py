@@ -238,7 +238,8 @@ def main_rows(rows: Sequence[Row]) -> list[Row]:
     for row in rows:
         if row["model"] == last[row["bench"]]:
             settings = protocols.setdefault((row["bench"], condition_of(row)), {})
-            protocol = (row["prompt"], row["sampling"])
+            # left to the benchmark, the prompt follows from the item's options
+            protocol = (row.get("prompt_asked", row["prompt"]), row["sampling"])
             settings[protocol] = settings.pop(protocol, [])  # the last to be written stands last
             settings[protocol].append(row)
     return [row for settings in protocols.values() for row in _main(list(settings.values()))]

@@ -44,8 +44,9 @@ class Loaded:
     def device(self) -> torch.device:
         """Where the tokens go in; for weights that accelerate keeps elsewhere, where it computes with them."""
         embeddings = self.model.get_input_embeddings()
-        if embeddings.weight.is_meta:
-            return torch.device(embeddings._hf_hook.execution_device)
+        hook = getattr(embeddings, "_hf_hook", None)
+        if embeddings.weight.is_meta and hook is not None:
+            return torch.device(hook.execution_device)
         device: torch.device = embeddings.weight.device
         return device
 
