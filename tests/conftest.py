@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 from pathlib import Path
 from random import Random
 
@@ -15,6 +16,9 @@ from xreasoner.tiny import architecture, chains, lessons
 from xreasoner.tiny.tokenizer import train_tokenizer
 from xreasoner.tiny.world import make_scene, make_task, write_scene
 
+signal.signal(
+    signal.SIGINT, signal.default_int_handler
+)  # what is started in the background ignores Ctrl-C, children too
 torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "2")))
 
 

@@ -129,7 +129,7 @@ def check_kills(run: Runner, tmp_path: Path, kills: int, each: int) -> None:
         out = tmp_path / f"killed-{begun}"
         kill_often(run, out, min(each, kills - begun), Random(begun))
         found = samples_of(run.whole(out))
-        assert agreement(found, expected) > 0.9
+        assert agreement(found, expected) > 0.75
         again = results(out).read_bytes()
         assert run.whole(out).read_bytes() == again
 

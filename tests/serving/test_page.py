@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -101,7 +102,10 @@ def test_a_picture_is_pasted_and_taken_back(page: Page) -> None:
     expect(page.locator("#pictures img")).to_have_count(1)
 
 
-def test_stop(page: Page, service: Background) -> None:
+def test_stop(page: Page, reasoner: Reasoner, monkeypatch: pytest.MonkeyPatch) -> None:
+    engine: Any = reasoner.engine
+    step = engine.step
+    monkeypatch.setattr(engine, "step", lambda: (time.sleep(0.05), step())[1])  # a larger model's pace
     page.click("#settings summary")
     page.fill("#thinking", "900")
     page.fill("#temperature", "2")
