@@ -96,6 +96,8 @@ def evaluate(
     plans = {bench: _plan(problems, condition) for bench, problems in sets.items()}
     total = samples * sum(len(plan) for plan in plans.values())
     store = ResultStore(out / "eval" / stage / "results.jsonl")
+    if store.path.exists():
+        store.append(())  # drops what a kill cut off, also where nothing is left to run
     base = {"stage": stage, "model": model_hash, "condition": condition, "seed": seed}
     base["sampling"] = sampling_key(sampling)
     base |= {name: getattr(sampling, name) for name in ("thinking_budget", "answer_budget", "temperature")}
