@@ -112,7 +112,7 @@ def test_a_vllm_server_says_what_the_torch_engine_says(servers: list[VllmServer]
     theirs = engine.generate(requests)
     engine.close()
     assert any(request.images for request in requests)
-    assert all(c.exit in (budget, "natural") for group in theirs for c in group)
+    assert all(c.exit in (budget, "natural", "truncated") for group in theirs for c in group)
     assert budget == "natural" or sum(c.exit == budget for group in theirs for c in group) >= len(requests) // 2
     _agree(_said(theirs), _said(TorchEngine(tiny).generate(requests)))
 
