@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from xreasoner.trace import CLOSE, Label, Piece, Splitter, split
+from xreasoner.trace import ANSWER_OPEN, CLOSE, Label, Piece, Splitter, split
 
 
 @pytest.mark.parametrize(
@@ -141,3 +141,12 @@ def test_a_template_that_opens_the_thought_is_streamed_as_one(thought: str, answ
 def test_the_answer_behind_a_second_block_counts(first: str, second: str, answer: str) -> None:
     text = f"<think>{first}</think> <answer>x</answer> <think>{second}</think> <answer>{answer}</answer>"
     assert split(text).answer == answer.strip()
+
+
+def test_a_tag_that_is_cut_off_is_no_answer() -> None:
+    for n in range(1, len(ANSWER_OPEN)):
+        splitter = Splitter()
+        pieces = splitter.feed(f"<think> a </think> {ANSWER_OPEN[:n]}")
+        left, whole = splitter.close()
+        assert whole.answer == split(f"<think> a </think> {ANSWER_OPEN[:n]}").answer == ""
+        assert "".join(text for label, text in pieces + left if label != "thought").strip() == ""

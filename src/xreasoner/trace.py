@@ -40,7 +40,8 @@ def _answer(text: str) -> tuple[str, bool, bool]:
     """(answer, closed, tagged) of the text after the thought."""
     _, tag, rest = text.rpartition(ANSWER_OPEN)
     if not tag:
-        return text.strip(), True, False
+        whole = text.strip()
+        return ("" if ANSWER_OPEN.startswith(whole) else whole), True, False  # cut off in the middle of the tag
     return rest.partition(ANSWER_CLOSE)[0].strip(), True, True
 
 
@@ -95,9 +96,10 @@ class Splitter:
 
     def close(self) -> tuple[list[Piece], Trace]:
         """What was held back, now that nothing follows, and the whole reply's trace."""
+        whole = split(self._text)
         left: list[Piece] = [(self._label or "text", self._held)] if self._held else []
         self._held = ""
-        return left, split(self._text)
+        return ([] if self._label == "text" and not whole.answer else left), whole
 
     def _begin(self) -> bool:
         """Is it settled whether the reply opens a thought?"""
