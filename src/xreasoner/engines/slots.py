@@ -54,25 +54,29 @@ class Slots:
         self.first: list[int] = []
         """Each row's first column."""
 
-    def seat(self, prompts: Cache, pads: Sequence[int], repeat: Sequence[int]) -> None:
-        """Add len(repeat) rows; row j begins with prompt repeat[j].
+    def seat(self, prompts: Cache, pads: Sequence[int], repeat: Sequence[int], places: Sequence[int]) -> None:
+        """Row places[j] begins with prompt repeat[j]; places are rows that have ended, and new ones at the end.
 
         prompts: keys and values [P, K, W, D] of P prompts, padded on the left; pads: how many columns of each are
         padding.
         """
         width = prompts.layers[0].keys.shape[2]
-        self._make_room(self.rows + len(repeat), width, prompts)
-        chosen = torch.tensor(repeat, device=self.device)
-        new, old = slice(self.rows, self.rows + len(repeat)), slice(self.end - width, self.end)
+        rows = max(self.rows, max(places) + 1)
+        self._make_room(rows, width, prompts)
+        chosen, new = torch.tensor(repeat, device=self.device), torch.tensor(places, device=self.device)
+        old = slice(self.end - width, self.end)
         for layer, prompt in zip(self.layers, prompts.layers, strict=True):
-            picked = chosen.to(prompt.keys.device)
-            layer.keys[new, :, :, old] = prompt.keys.index_select(0, picked).transpose(2, 3)
-            layer.values[new, :, old] = prompt.values.index_select(0, picked)
-        self.first += [self.end - width + pads[k] for k in repeat]
-        first_B1 = torch.tensor(self.first[self.rows :], device=self.device)[:, None]
+            picked, put = chosen.to(prompt.keys.device), new.to(layer.keys.device)
+            layer.keys[put, :, :, old] = prompt.keys.index_select(0, picked).transpose(2, 3)
+            layer.values[put, :, old] = prompt.values.index_select(0, picked)
+        self.first += [0] * (rows - self.rows)
+        for place, prompt_index in zip(places, repeat, strict=True):
+            self.first[place] = self.end - width + pads[prompt_index]
+        first_B1 = torch.tensor([self.first[place] for place in places], device=self.device)[:, None]
         column_C = torch.arange(self.mask.shape[1], device=self.device)
-        self.mask[new] = torch.zeros_like(self.mask[new]).masked_fill_(column_C < first_B1, torch.finfo(self.dtype).min)
-        self.rows += len(repeat)
+        lowest = torch.finfo(self.dtype).min
+        self.mask[new] = self.mask.new_zeros(len(places), len(column_C)).masked_fill_(column_C < first_B1, lowest)
+        self.rows = rows
         self.begin = min(self.first)
 
     def write(self, layer: int, key_BKD: Tensor, value_BKD: Tensor) -> tuple[Tensor, Tensor]:

@@ -293,7 +293,6 @@ class TorchEngine:
         if running > self.max_rows // 2 and self.max_rows - running < self.max_rows // 8:
             return
         while chosen := self._next_few():
-            self._squeeze(0.0)
             self._seat(chosen)
 
     def _next_few(self) -> list[Ticket]:
@@ -320,14 +319,25 @@ class TorchEngine:
         return not alone and (len(chosen) + 1) * widest <= self.max_prompt_tokens
 
     def _seat(self, tickets: Sequence[Ticket]) -> None:
-        """Compute the tickets' prompts and give each of their samples a slot."""
+        """Compute the tickets' prompts and give each of their samples a slot, first those of rows that have ended."""
         logits_PV, cache, pads, next_P = self._prefill([ticket.prompt for ticket in tickets])
         repeat = [k for k, ticket in enumerate(tickets) for _ in range(ticket.request.n)]
-        self._slots.seat(cache, pads, repeat)
-        alone = not self._rows
-        self._rows += [self._row(ticket, sample) for ticket in tickets for sample in range(ticket.request.n)]
-        self._logits_BV = logits_PV[repeat] if alone else torch.cat([self._logits_BV, logits_PV[repeat]])
-        self._next_B = next_P[repeat] if alone else torch.cat([self._next_B, next_P[repeat]])
+        if all(row.ended is not None for row in self._rows):
+            self._squeeze(0.0)  # an empty house begins at the left again
+        before = len(self._rows)
+        places = [k for k, row in enumerate(self._rows) if row.ended is not None]
+        places = [*places, *range(before, before + len(repeat))][: len(repeat)]
+        self._slots.seat(cache, pads, repeat, places)
+        rows = [self._row(ticket, sample) for ticket in tickets for sample in range(ticket.request.n)]
+        for place, row in zip(places, rows, strict=True):
+            self._rows[place : place + 1] = [row]
+        logits_BV, next_B = logits_PV[repeat], next_P[repeat]
+        if before:
+            again = sum(place < before for place in places)
+            self._logits_BV[places[:again]], self._next_B[places[:again]] = logits_BV[:again], next_B[:again]
+            logits_BV = torch.cat([self._logits_BV, logits_BV[again:]])
+            next_B = torch.cat([self._next_B, next_B[again:]])
+        self._logits_BV, self._next_B = logits_BV, next_B
 
     def _squeeze(self, share: float) -> list[int]:
         """Take out the rows that have ended, if they are more than a share of all (it costs a copy of the cache).
