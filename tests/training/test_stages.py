@@ -31,7 +31,7 @@ from xreasoner.recipe import AdamW, DataEntry, Evaluation, LoRA, Recipe, RLStage
 from xreasoner.showing import shown
 from xreasoner.training import checkpoints, rl
 from xreasoner.training.common import make_optimiser, rate, ready, uninterrupted
-from xreasoner.training.rollouts import Asking
+from xreasoner.training.rollouts import Asking, Rollout
 from xreasoner.training.run import check, rl_data, run_recipe, run_stage, sft_examples
 
 PARTS = (Recipe, SFTStage, RLStage, Evaluation, AdamW, LoRA, DataEntry)
@@ -276,6 +276,7 @@ def test_a_prompt_computed_once_gives_the_gradient_of_one_computed_for_each_repl
     engine = TorchEngine(loaded)
     rollouts = Asking(stage, loaded, [], 0).roll_out(engine, rl_data(stage, 0)[0][:3], step=0)
     assert len({len(rollout.completion.token_ids) for rollout in rollouts}) > 1
+    rollouts += [_cut(rollout, 1) for rollout in rollouts[: stage.group_size]]
     names = [name for name, parameter in loaded.model.named_parameters() if "visual" not in name]
 
     def gradient() -> list[torch.Tensor]:
@@ -295,6 +296,15 @@ def test_a_prompt_computed_once_gives_the_gradient_of_one_computed_for_each_repl
         (weight * logprob_T[free_T].sum()).sum().backward()
     for one, other in zip(shared, gradient(), strict=True):
         torch.testing.assert_close(one, other, atol=2e-5 * float(other.abs().max()) + 1e-7, rtol=0)
+
+
+def _cut(rollout: Rollout, length: int) -> Rollout:
+    """The same with so many tokens of its reply."""
+    whole = rollout.completion
+    completion = replace(
+        whole, token_ids=whole.token_ids[:length], forced=whole.forced[:length], logprobs=whole.logprobs[:length]
+    )
+    return replace(rollout, completion=completion, old=rollout.old[:length], free=rollout.free[:length])
 
 
 def test_a_kl_to_the_base_holds_the_model_back(random_folder: Path, tmp_path: Path) -> None:

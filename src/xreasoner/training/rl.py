@@ -310,7 +310,8 @@ class Scorer:
             hidden_MD = packed_states(model, batch, ids_BR.device)[free_N]
         else:
             prompts = [rollout.prompt for rollout in batch[:: self.group_size]]
-            hidden_MD = reply_states(model, prompts, ids_BR, self.group_size)[mask_BR]
+            lengths = [len(rollout.completion.token_ids) for rollout in batch]
+            hidden_MD = reply_states(model, prompts, ids_BR, lengths, self.group_size)[mask_BR]
         weight_VD, chosen_M = model.lm_head.weight, ids_BR[mask_BR]
         rows = max(1, self.learner.most_logits() // len(weight_VD))
         if len(hidden_MD) <= rows:
@@ -354,47 +355,55 @@ def packed_states(model: Any, batch: Sequence[Rollout], device: torch.device) ->
     return found
 
 
-def reply_states(model: Any, prompts: Sequence[Sequence[int]], ids_BR: Tensor, share: int) -> Tensor:
+def reply_states(
+    model: Any, prompts: Sequence[Sequence[int]], ids_BR: Tensor, lengths: Sequence[int], share: int
+) -> Tensor:
     """The hidden states [B, R, D] that predict each token of the replies; prompt k is that of `share` replies.
 
-    A prompt's keys and values are computed once and then stand before each of its replies, gradients included.
+    A prompt's keys and values are computed once and then stand before each of its replies, gradients included. The
+    replies are computed in `PARTS` parts by length (their tokens, the forced ones too), so that little is padding.
     """
     language, device = model.model.language_model, ids_BR.device
-    width, replies = max(map(len, prompts)), ids_BR.shape[1]
+    width, most = max(map(len, prompts)), ids_BR.shape[1] - 1
     ids_PT = torch.tensor([[0] * (width - len(prompt)) + list(prompt) for prompt in prompts], device=device)
     pad_PT = torch.tensor([[True] * (width - len(p)) + [False] * len(p) for p in prompts], device=device)
-    lowest = torch.finfo(language.dtype).min
     later_TT = torch.ones(width, width, dtype=torch.bool, device=device).triu(1)
     hidden_PTT = (later_TT | pad_PT[:, None]) & ~torch.eye(width, dtype=torch.bool, device=device)
     position_PT = ((~pad_PT).cumsum(1) - 1).clamp_min(0)
     cache = DynamicCache()
-    prompt_PTD = language(
-        input_ids=ids_PT,
-        position_ids=position_PT.expand(3, -1, -1),
-        attention_mask=torch.zeros(hidden_PTT.shape, dtype=language.dtype, device=device).masked_fill_(
-            hidden_PTT, lowest
-        )[:, None],
+    prompt_PTD = _states(language, ids_PT, position_PT, hidden_PTT, cache)
+    order = torch.tensor(sorted(range(len(lengths)), key=lambda k: lengths[k]), device=device)
+    found = []
+    for rows_b in order.tensor_split(min(PARTS, share)):
+        # one step at least, so that every rank makes as many calls
+        prompt_b, steps = rows_b // share, max(1, max(lengths[k] for k in rows_b.tolist()) - 1)
+        before = DynamicCache([(layer.keys[prompt_b], layer.values[prompt_b]) for layer in cache.layers])
+        later_SS = torch.ones(steps, steps, dtype=torch.bool, device=device).triu(1)
+        later_bSS = later_SS.expand(len(rows_b), -1, -1)
+        hidden_bSW = torch.cat([pad_PT[prompt_b, None].expand(-1, steps, -1), later_bSS], dim=2)
+        position_bS = position_PT[prompt_b, -1:] + torch.arange(1, steps + 1, device=device)
+        reply_bSD = _states(language, ids_BR[rows_b, :steps], position_bS, hidden_bSW, before)
+        states_bTD = torch.cat([prompt_PTD[prompt_b, -1:], reply_bSD], dim=1)
+        found.append(F.pad(states_bTD, (0, 0, 0, most - steps)))
+    states_BRD: Tensor = torch.cat(found)[order.argsort()]
+    return states_BRD
+
+
+PARTS = 4
+"""Forward passes over a batch's replies. The number never depends on their lengths: ranks gather weights in step."""
+
+
+def _states(language: Any, ids_BT: Tensor, position_BT: Tensor, hidden_BTS: Tensor, cache: DynamicCache) -> Tensor:
+    """Hidden states [B, T, D] of tokens after those of the cache, which takes their keys; hidden: what none may see."""
+    mask_BTS = torch.zeros(hidden_BTS.shape, dtype=language.dtype, device=ids_BT.device)
+    found: Tensor = language(
+        input_ids=ids_BT,
+        position_ids=position_BT.expand(3, -1, -1),
+        attention_mask=mask_BTS.masked_fill_(hidden_BTS, torch.finfo(language.dtype).min)[:, None],
         past_key_values=cache,
         use_cache=True,
     ).last_hidden_state
-    last_B1D: Tensor = prompt_PTD[:, -1:].repeat_interleave(share, dim=0)
-    if replies == 1:
-        return last_B1D
-    cache.batch_repeat_interleave(share)
-    later_SS = torch.ones(replies - 1, replies - 1, dtype=torch.bool, device=device).triu(1)
-    before_BSW = pad_PT.repeat_interleave(share, dim=0)[:, None].expand(-1, replies - 1, -1)
-    hidden_BSW = torch.cat([before_BSW, later_SS.expand(len(ids_BR), -1, -1)], dim=2)
-    position_BS = (position_PT[:, -1:] + torch.arange(1, replies, device=device)).repeat_interleave(share, dim=0)
-    reply_BSD = language(
-        input_ids=ids_BR[:, :-1],
-        position_ids=position_BS.expand(3, -1, -1),
-        attention_mask=torch.zeros(hidden_BSW.shape, dtype=language.dtype, device=device).masked_fill_(
-            hidden_BSW, lowest
-        )[:, None],
-        past_key_values=cache,
-        use_cache=True,
-    ).last_hidden_state
-    return torch.cat([last_B1D, reply_BSD], dim=1)
+    return found
 
 
 def spread(values: Sequence[Sequence[float]], mask_BR: Tensor) -> Tensor:
