@@ -7,6 +7,7 @@ import hashlib
 import io
 import json
 import os
+import time
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -99,6 +100,9 @@ def latest(rows: Iterable[Row]) -> list[Row]:
     return list({(condition_of(row), *(row.get(name) for name in PLACE)): row for row in rows}.values())
 
 
+SYNC_SECONDS = 2
+
+
 class ResultStore:
     """One results file. Several processes may add to it; what a kill cut off at its end is dropped by the next."""
 
@@ -107,6 +111,7 @@ class ResultStore:
         self.path = path
         self._rows: dict[str, Row] = {}
         self._read = self._lines = 0
+        self._synced = 0.0
         if path.exists():
             with path.open("rb") as file:
                 self._catch_up(file)
@@ -137,7 +142,10 @@ class ResultStore:
                 lines = b"".join(_line(row) for row in new.values())
                 file.write(lines)
                 file.flush()
-                os.fsync(file.fileno())
+                # a kill loses nothing that was written; a power cut may lose two seconds
+                if time.monotonic() - self._synced > SYNC_SECONDS:
+                    os.fsync(file.fileno())
+                    self._synced = time.monotonic()
         except OSError as error:
             raise XReasonerError(
                 f"cannot write {self.path}: {error.strerror}; make room and run the same command again, "
