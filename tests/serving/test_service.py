@@ -383,7 +383,7 @@ def test_loading_is_told_and_a_failure_to_load_ends_it(reasoner: Reasoner) -> No
 
 
 def test_beyond_this_machine_only_with_a_key(reasoner: Reasoner) -> None:
-    with pytest.raises(UserError, match="api-key"):
+    with pytest.raises(UserError, match=r"give --key \(or XREASONER_API_KEY\)"):
         serve(lambda: reasoner, host="0.0.0.0", port=0)
 
 
