@@ -18,15 +18,18 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from random import Random
 from typing import Any
 
 import openai
 import pytest
+from engines.served import Served
 from serving.background import QUESTION, Background
 
 from xreasoner.errors import UserError
+from xreasoner.models.loading import load
 from xreasoner.reasoner import Reasoner
 from xreasoner.serving import serve
 from xreasoner.serving.desk import Limits
@@ -407,13 +410,95 @@ def test_sigterm_finishes_what_runs(tmp_path: Path) -> None:
         assert server.wait(30) == 0
 
 
-def test_in_front_of_other_services(service: Background, reasoner: Reasoner) -> None:
-    with Background(
-        lambda: Reasoner([service.url + "/v1"], thinking_budget=160, prompt="brief", temperature=0)
-    ) as front:
-        _, reply, _ = post(front, CHAT, ask())
-        assert reply["choices"][0]["message"]["content"] == "11"
-        assert json.loads(get(front, "/v1/models")[1])["data"][0]["id"] == "tiny"
+@pytest.fixture(scope="module")
+def front(service: Background) -> Iterator[Background]:
+    """A service in front of a service."""
+    url = service.url + "/v1"
+    with Background(lambda: Reasoner(url, thinking_budget=160, answer_budget=24, prompt="brief")) as running:
+        yield running
+
+
+@pytest.mark.parametrize("budgets", [{}, {"thinking_budget": 8}, {"thinking_budget": 8, "answer_budget": 1}])
+def test_in_front_of_a_service_of_our_own(service: Background, front: Background, budgets: dict[str, int]) -> None:
+    """The one behind keeps the budgets, and all that it says of the reply's end comes through."""
+    assert json.loads(get(front, "/v1/models")[1])["data"][0]["id"] == "tiny"
+    asked = ask(exit_text=" So </think>", **budgets)
+    theirs, ours = (post(one, CHAT, asked)[1] for one in (front, service))
+    assert theirs["choices"] == ours["choices"]
+    assert theirs["usage"] == ours["usage"]
+    assert ours["choices"][0]["exit"] == ("natural", "forced", "truncated")[len(budgets)]
+    messages: Any = asked.pop("messages")
+    with client(front) as there:
+        chunks: Any = there.chat.completions.create(model="tiny", messages=messages, stream=True, extra_body=asked)
+        said = [choice for chunk in chunks for choice in chunk.choices]
+    thought = "".join(getattr(choice.delta, "reasoning", None) or "" for choice in said)
+    assert thought.strip() == ours["choices"][0]["message"]["reasoning"]
+    assert said[-1].exit == ours["choices"][0]["exit"]
+
+
+@contextlib.contextmanager
+def cut_once(service: Background, after: int) -> Iterator[str]:
+    """A way to the service that breaks once, when so many bytes of a reply have come through."""
+    host, port = service.url.removeprefix("http://").split(":")
+    cuts = [after]
+
+    def carry(source: socket.socket, target: socket.socket, back: bool) -> None:
+        carried = 0
+        with contextlib.suppress(OSError):
+            while data := source.recv(4096):
+                target.sendall(data)
+                carried += len(data) * back
+                if cuts and carried > cuts[0]:
+                    cuts.clear()
+                    break
+        for wire in (source, target):
+            with contextlib.suppress(OSError):
+                wire.shutdown(socket.SHUT_RDWR)
+            wire.close()
+
+    def accept() -> None:
+        with contextlib.suppress(OSError):
+            while True:
+                near, _ = listener.accept()
+                far = socket.create_connection((host, int(port)))
+                for pair in ((near, far, False), (far, near, True)):
+                    threading.Thread(target=carry, args=pair, daemon=True).start()
+
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        thread = threading.Thread(target=accept, daemon=True)
+        thread.start()
+        yield f"http://127.0.0.1:{listener.getsockname()[1]}/v1"
+        assert not cuts
+        listener.shutdown(socket.SHUT_RDWR)
+        thread.join(5)
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_a_stream_of_our_own_service_that_breaks_is_said_again_and_told_once(
+    service: Background, temperature: float
+) -> None:
+    with cut_once(service, 5000) as url, Reasoner(url) as remote:
+        stream = remote.stream(QUESTION, temperature=temperature, seed=4)
+        told = "".join(piece.text for piece in stream if piece.label == "thought")
+        again = remote.ask(QUESTION, temperature=temperature, seed=4)
+    assert told.strip() == stream.answer.thought == again.thought
+    assert stream.answer == again
+
+
+def test_a_reasoner_over_a_service_of_our_own(service: Background, reasoner: Reasoner) -> None:
+    problem = cell("clinical", "image", 2, 5)[1]
+    with Reasoner(service.url + "/v1", thinking_budget=160, answer_budget=24) as remote:
+        for budgets in ({}, {"thinking_budget": 9}):
+            theirs, ours = (r.ask(problem.question, problem.images, **budgets) for r in (remote, reasoner))
+            assert (theirs.thought, theirs.answer, theirs.exit) == (ours.thought, ours.answer, ours.exit)
+            assert theirs.usage == ours.usage
+        plain = remote.request("What is it?", problem.images, thinking_budget=2)
+        sizes = [replace(plain, min_pixels=size, max_pixels=size) for size in (20_000, 60_000)]
+        counts = [[group[0].prompt_tokens for group in r.engine.generate(sizes)] for r in (remote, reasoner)]
+        assert counts[0] == counts[1]
+        assert counts[0][0] < counts[0][1]
+    with pytest.raises(UserError, match="some are xreasoner services and some are not"), Served(load("tiny")) as other:
+        Reasoner([service.url + "/v1", other.url])
 
 
 def test_many_clients_get_their_own_answers(service: Background, reasoner: Reasoner) -> None:
