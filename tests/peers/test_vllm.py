@@ -6,11 +6,14 @@ arithmetic may choose the other, so one reply in eight may differ.
 
 from __future__ import annotations
 
+import base64
+import io
 import json
 import os
 import signal
 import socket
 import subprocess
+import sys
 import threading
 import time
 import urllib.request
@@ -18,6 +21,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import openai
 import pytest
 from peers.cases import BUDGETS, cases
 
@@ -27,6 +31,9 @@ from xreasoner.engines.base import Request
 from xreasoner.engines.openai_engine import OpenAIEngine
 from xreasoner.engines.torch_engine import TorchEngine
 from xreasoner.models.loading import Loaded, load
+from xreasoner.problem import Problem
+from xreasoner.reasoner import Reasoner
+from xreasoner.tiny import benchmarks
 from xreasoner.tiny.checkpoints import reasoner_folder
 
 pytestmark = [pytest.mark.vllm, pytest.mark.timeout(900)]
@@ -34,6 +41,7 @@ ROOT = Path(__file__).parents[2]
 BIN = ROOT / ".venv-vllm/bin"
 START = 420
 """Seconds that a server may take to start: about 40 alone on two cores, much longer when they are busy."""
+MODALITIES = (("general", "text"), ("clinical", "image"))
 
 
 def _environment() -> dict[str, str]:
@@ -127,6 +135,56 @@ def test_option_probabilities_of_a_server_are_those_of_the_torch_engine(
         ours = decide(torch_engine, request, completion, ["14", "3", "21"])
         assert theirs.probabilities == pytest.approx(ours.probabilities, abs=0.02)
     engine.close()
+
+
+def _asked(client: openai.OpenAI, problem: Problem, budget: int, stream: bool) -> tuple[Any, ...]:
+    """(thought, answer, exit, finish reason) of a question put by the official client."""
+    content: list[Any] = [{"type": "text", "text": problem.question}]
+    for image in problem.images:
+        buffer = io.BytesIO()
+        image.save(buffer, "PNG")
+        url = "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
+        content.insert(0, {"type": "image_url", "image_url": {"url": url}})
+    messages: Any = [{"role": "user", "content": content}]
+    ours = {"prompt": "default", "thinking_budget": budget}
+    if not stream:
+        (choice,) = client.chat.completions.create(model="tiny", messages=messages, extra_body=ours).choices
+        said: Any = choice.message
+        return said.reasoning, said.content, choice.exit, choice.finish_reason  # type: ignore[attr-defined]
+    chunks = client.chat.completions.create(model="tiny", messages=messages, stream=True, extra_body=ours)
+    deltas: list[Any] = [choice for chunk in chunks for choice in chunk.choices]
+    assert len(deltas) > 8, "it came in one piece"
+    thought = "".join(getattr(choice.delta, "reasoning", None) or "" for choice in deltas)
+    answer = "".join(choice.delta.content or "" for choice in deltas)
+    return thought.strip(), answer.strip(), deltas[-1].exit, deltas[-1].finish_reason
+
+
+def test_the_service_in_front_of_a_vllm_server_by_the_official_client(servers: list[VllmServer], tiny: Loaded) -> None:
+    """Text and pictures, natural and forced, whole and streamed; and option probabilities."""
+    ours = Reasoner("tiny", engine=TorchEngine(tiny), answer_budget=64)
+    problems = [benchmarks.cell(domain, modality, 2, 5)[1] for domain, modality in MODALITIES]
+    command = [sys.executable, "-m", "xreasoner.cli", "serve", servers[0].url, "--port", "0", "--answer-budget", "64"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as running:
+        try:
+            assert running.stdout
+            while "serving tiny at " not in (line := running.stdout.readline()):
+                assert line, "the service ended"
+            url = line.split()[3] + "/v1"
+            with openai.OpenAI(base_url=url, api_key="none", max_retries=0, timeout=120) as client:
+                cases = [(p, budget, stream) for p in problems for budget in (400, 8) for stream in (False, True)]
+                theirs = [_asked(client, *case) for case in cases]
+                asked = {"messages": [{"role": "user", "content": "Ana has 14 and Ben has 9. Who has more?"}]}
+                body = {**asked, "options": ["Ana", "Ben"]}
+                decided: Any = client.post("/decisions", body=body, cast_to=object)
+        finally:
+            running.terminate()
+    expected = [ours.ask(p.question, p.images, thinking_budget=budget) for p, budget, _ in cases]
+    _agree(theirs, [(a.thought, a.answer, a.exit, "stop") for a in expected])
+    assert [exit for _, _, exit, _ in theirs] == ["natural", "natural", "forced", "forced"] * 2
+    assert all(answer for _, answer, _, _ in theirs)
+    same = ours.ask("Ana has 14 and Ben has 9. Who has more?", options=["Ana", "Ben"])
+    shares = [option["probability"] for option in decided["option_probabilities"]]
+    assert shares == pytest.approx(list((same.option_probabilities or {}).values()), abs=0.02)
 
 
 def test_a_server_that_is_killed_in_the_middle_loses_nothing(servers: list[VllmServer], tiny: Loaded) -> None:
