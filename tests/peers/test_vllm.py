@@ -18,12 +18,13 @@ import threading
 import time
 import urllib.request
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import openai
 import pytest
-from peers.cases import BUDGETS, cases
+from peers.cases import BUDGETS, answered, cases
 
 from xreasoner.completion import Completion
 from xreasoner.decisions import decide
@@ -103,6 +104,17 @@ def tiny() -> Loaded:
     return load("tiny")
 
 
+@pytest.fixture(scope="module")
+def ended(tiny: Loaded) -> list[str]:
+    """Questions, foreign to it, inside whose thoughts the embedded reasoner ends its turn."""
+    questions = [problem.question for problem in benchmarks.gym_held_out(60, 0)]
+    asked = [replace(answered(question), sampling=BUDGETS["natural"]) for question in questions]
+    groups = zip(questions, TorchEngine(tiny).generate(asked), strict=True)
+    found = [question for question, (c,) in groups if c.exit == "natural" and not c.answer][:6]
+    assert len(found) > 2
+    return found
+
+
 def _agree(theirs: list[Any], ours: list[Any]) -> None:
     assert len(theirs) == len(ours)
     differ = [pair for pair in zip(theirs, ours, strict=True) if pair[0] != pair[1]]
@@ -135,6 +147,17 @@ def test_option_probabilities_of_a_server_are_those_of_the_torch_engine(
         ours = decide(torch_engine, request, completion, ["14", "3", "21"])
         assert theirs.probabilities == pytest.approx(ours.probabilities, abs=0.02)
     engine.close()
+
+
+def test_a_turn_that_ends_inside_the_thought_goes_on_to_an_answer(
+    servers: list[VllmServer], tiny: Loaded, ended: list[str]
+) -> None:
+    engine = OpenAIEngine([servers[0].url])
+    requests = [answered(question) for question in ended]
+    theirs = engine.generate(requests)
+    engine.close()
+    assert all(c.exit in ("forced", "truncated") and c.answer for group in theirs for c in group)
+    assert _said(theirs) == _said(TorchEngine(tiny).generate(requests))
 
 
 def _asked(client: openai.OpenAI, problem: Problem, budget: int, stream: bool) -> tuple[Any, ...]:
@@ -207,9 +230,10 @@ def test_a_server_that_is_killed_in_the_middle_loses_nothing(servers: list[VllmS
     _agree(_said(theirs), _said(TorchEngine(tiny).generate(requests)))
 
 
-def test_vllm_in_process_says_what_the_torch_engine_says(tiny: Loaded, tmp_path: Path) -> None:
-    out = tmp_path / "said.json"
-    command = [BIN / "python", Path(__file__).with_name("vllm_side.py"), out]
+def test_vllm_in_process_says_what_the_torch_engine_says(tiny: Loaded, ended: list[str], tmp_path: Path) -> None:
+    questions, out = tmp_path / "questions.json", tmp_path / "said.json"
+    questions.write_text(json.dumps(ended))
+    command = [BIN / "python", Path(__file__).with_name("vllm_side.py"), questions, out]
     ran = subprocess.run(command, capture_output=True, text=True, env=_environment(), timeout=800)
     assert ran.returncode == 0, ran.stderr[-3000:]
     found = json.loads(out.read_text())
@@ -217,6 +241,8 @@ def test_vllm_in_process_says_what_the_torch_engine_says(tiny: Loaded, tmp_path:
     for name in BUDGETS:
         requests = cases(name)
         _agree([tuple(said) for group in found[name] for said in group], _said(engine.generate(requests)))
+    groups = engine.generate([answered(question) for question in ended])
+    assert found["answered"] == [[c.text, c.exit, list(c.token_ids)] for group in groups for c in group]
     probabilities = [_decided(engine, request) for request in cases("natural")[:4]]
     for theirs, ours in zip(found["decisions"], probabilities, strict=True):
         assert theirs == pytest.approx(ours, abs=0.02)
