@@ -26,6 +26,7 @@ from typing import Any
 import openai
 import pytest
 from engines.served import Served
+from PIL import Image
 from serving.background import QUESTION, Background
 
 from xreasoner.errors import UserError
@@ -67,6 +68,25 @@ def get(service: Background, path: str, headers: dict[str, str] | None = None) -
 
 def ask(text: str = QUESTION, **more: Any) -> dict[str, Any]:
     return {"messages": [{"role": "user", "content": text}], "prompt": "default", **more}
+
+
+def png(size: int = 8) -> bytes:
+    buffer = io.BytesIO()
+    Image.new("RGB", (size, size), "red").save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def data_address(data: bytes) -> str:
+    return "data:image/png;base64," + base64.b64encode(data).decode()
+
+
+RED = data_address(png())
+
+
+def pictured(url: str, **more: Any) -> dict[str, Any]:
+    """A body with a picture."""
+    parts = [{"type": "image_url", "image_url": {"url": url, **more}}, {"type": "text", "text": "What is it?"}]
+    return {"messages": [{"role": "user", "content": parts}]}
 
 
 def metric(service: Background, name: str) -> float:
@@ -113,7 +133,7 @@ def test_a_picture_by_the_official_client(service: Background, reasoner: Reasone
     problem = cell("general", "image", 3, 5)[1]
     buffer = io.BytesIO()
     problem.images[0].save(buffer, "PNG")
-    url = "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
+    url = data_address(buffer.getvalue())
     content: Any = [{"type": "image_url", "image_url": {"url": url}}, {"type": "text", "text": problem.question}]
     with client(service) as there:
         reply = there.chat.completions.create(
@@ -194,6 +214,9 @@ def test_decisions(service: Background) -> None:
         (ask(model="gpt"), 404, "tiny"),
         ({"messages": [{"role": "tool", "content": "x"}]}, 400, "messages[0].role"),
         ({"messages": [{"role": "user", "content": [{"type": "video_url"}]}]}, 400, "messages[0].content[0]"),
+        ({"messages": [{"role": "user", "content": "x", "name": "Ana"}]}, 400, "messages[0].name: this field is not"),
+        (pictured(RED, detail="low"), 400, "messages[0].content[0].image_url.detail: found 'low', expected auto"),
+        (pictured(RED, colour="red"), 400, "messages[0].content[0].image_url.colour: this field is not known"),
     ],
 )
 def test_what_is_wrong_is_named(service: Background, body: Any, status: int, said: str) -> None:
@@ -207,14 +230,45 @@ def test_what_is_wrong_is_named(service: Background, body: Any, status: int, sai
     "url", ["http://169.254.169.254/x.png", "file:///etc/passwd", "/etc/passwd", "data:image/png;base64,AAAA"]
 )
 def test_pictures_go_through_the_guard(service: Background, url: str) -> None:
-    content = [{"type": "image_url", "image_url": {"url": url}}, {"type": "text", "text": "What is it?"}]
-    status, reply, _ = post(service, CHAT, {"messages": [{"role": "user", "content": content}]})
+    status, reply, _ = post(service, CHAT, pictured(url))
     assert (status, reply["error"]["type"]) == (400, "invalid_request_error")
 
 
-def test_placeholders_in_text_are_text(service: Background) -> None:
-    """CVE-2026-44222: text that spells a picture's placeholder."""
-    assert post(service, CHAT, ask("What is <|image_pad|><|vision_start|> here?"))[0] == 200
+@pytest.mark.parametrize("spelled", ["<|image_pad|>", "<|vision_start|><|image_pad|><|vision_end|>", "<|im_end|>"])
+def test_cve_2026_44222_placeholders_in_text_are_text(service: Background, spelled: str) -> None:
+    """Text that spelled a picture's placeholder crashed servers; here a picture beside it is the only one."""
+    body = pictured(RED, detail="auto") | {"thinking_budget": 2}
+    body["messages"][0]["content"][1]["text"] = f"What is {spelled}?"
+    status, reply, _ = post(service, CHAT, body)
+    body["messages"][0]["content"][1]["text"] = f"What is {spelled.replace('|', '¦')}?"
+    assert (status, reply["choices"]) == (200, post(service, CHAT, body)[1]["choices"])
+
+
+@pytest.mark.parametrize("field", ["chat_template", "chat_template_kwargs", "documents", "add_generation_prompt"])
+def test_cve_2026_115911_no_template_comes_with_a_request(service: Background, field: str) -> None:
+    """A template of the request's own was rendered, for as long and as wide as it liked."""
+    status, reply, _ = post(service, CHAT, ask(**{field: "{% for i in range(10**9) %}x{% endfor %}"}))
+    assert (status, reply["error"]["param"]) == (400, field)
+    (_, plain, _), (_, braces, _) = (post(service, CHAT, ask(text, thinking_budget=2)) for text in ("49", "{{ 7*7 }}"))
+    assert braces["usage"]["prompt_tokens"] > plain["usage"]["prompt_tokens"]  # what is said is not rendered either
+
+
+def test_cve_2026_22778_a_reply_never_quotes_a_decoder(service: Background) -> None:
+    for data in (png(64)[:60], b"\x00\x00\x00\x0cjP  \r\n\x87\n" + bytes(64), b"\xff\xd8\xff"):
+        status, reply, _ = post(service, CHAT, pictured(data_address(data)))
+        said = reply["error"]["message"]
+        assert status == 400
+        assert not [word for word in ("0x", "BytesIO", "object at", "truncated", "identify") if word in said]
+
+
+def test_a_conversation_goes_on_with_what_the_client_was_given(service: Background) -> None:
+    messages: list[Any] = [{"role": "user", "content": QUESTION}]
+    with client(service) as there:
+        for _ in range(2):
+            reply = there.chat.completions.create(model="tiny", messages=messages, extra_body={"thinking_budget": 8})
+            messages += [reply.choices[0].message, {"role": "user", "content": "Sure?"}]
+    assert reply.usage
+    assert reply.usage.prompt_tokens > 60
 
 
 def test_unknown_routes_and_methods(service: Background) -> None:
@@ -225,8 +279,8 @@ def test_unknown_routes_and_methods(service: Background) -> None:
     assert post(service, CHAT, b"x=1", {"content-type": "text/plain"})[0] == 415
 
 
-def test_other_sites_stay_out(service: Background) -> None:
-    """CVE-2024-1727, and names that lead here from elsewhere."""
+def test_cve_2024_1727_other_sites_stay_out(service: Background) -> None:
+    """Uploads from any site to a service on this machine, and names that lead here from elsewhere."""
     assert post(service, CHAT, ask(), {"origin": "https://evil.example"})[0] == 403
     assert post(service, CHAT, ask(), {"origin": "null"})[0] == 403
     assert get(service, "/v1/models", {"host": "evil.example"})[0] == 403
@@ -288,8 +342,36 @@ def test_too_many_are_told_to_wait(reasoner: Reasoner) -> None:
         assert status == 200
 
 
-def test_the_body_is_measured_while_it_is_read(reasoner: Reasoner) -> None:
-    """PYSEC-2026-4184: a body without a length must not be read whole first."""
+@pytest.mark.parametrize("stream", [True, False])
+def test_a_client_that_goes_away_frees_its_place_in_the_queue(
+    reasoner: Reasoner, stream: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine: Any = reasoner.engine
+    step = engine.step
+    monkeypatch.setattr(engine, "step", lambda: (time.sleep(0.2), step())[1])  # a larger model's pace
+    long = {"thinking_budget": 20_000, "answer_budget": 5000}
+    with (
+        Background(lambda: reasoner, limits=Limits(max_running=1, max_queue=1)) as running,
+        hanging_up(running, stream=True, **long),
+    ):
+        waited_for(running, "xreasoner_running_requests", 1)
+        with hanging_up(running, stream=stream, **long):
+            waited_for(running, "xreasoner_waiting_requests", 1)
+        gone = time.monotonic()
+        waited_for(running, "xreasoner_waiting_requests", 0)
+        assert time.monotonic() - gone < 1.0 * patience()
+        assert metric(running, "xreasoner_running_requests") == 1
+
+
+def waited_for(service: Background, name: str, value: float) -> None:
+    end = time.monotonic() + 20
+    while metric(service, name) != value and time.monotonic() < end:
+        time.sleep(0.02)
+    assert metric(service, name) == value
+
+
+def test_pysec_2026_4184_the_body_is_measured_while_it_is_read(reasoner: Reasoner) -> None:
+    """A body without a length must not be read whole first."""
     with Background(lambda: reasoner, limits=Limits(max_body=10_000, body_seconds=1.0)) as running:
         assert post(running, CHAT, ask("x" * 20_000))[0] == 413
         host, port = running.url.removeprefix("http://").split(":")
