@@ -61,6 +61,8 @@ class Draft:
     thought_tokens: int = 0
     prompt_tokens: int = 0
     was_forced: bool = False
+    broke_off: bool = False
+    """The turn ended inside the thought."""
     ids_known: bool = True
     reasoning: bool = False
     """The server tells the thought apart from the answer by itself."""
@@ -125,6 +127,7 @@ class Draft:
 
     def take_back_end(self) -> None:
         """The end of the turn is no part of a reply that goes on."""
+        self.broke_off = True
         if self.ids and self.ids_known:
             for row in (self.ids, self.logprobs, self.forced):
                 del row[-1:]

@@ -172,7 +172,12 @@ class OpenAIEngine(ContinuingEngine):
 
     async def _finish(self, draft: Draft, tell: Callable[[str], None]) -> Exit:
         async with self._turn:  # thousands may wait here; a second pass does not, while its prefix is still cached
-            return await super()._finish(draft, tell)
+            try:
+                return await super()._finish(draft, tell)
+            except NoContinuingError:
+                if not draft.broke_off:
+                    raise
+                return "truncated"  # there is no answer, and no way to one
 
     async def _pass(self, draft: Draft, tokens: int, tell: Callable[[str], None]) -> Finish:
         saved, heard = draft.copy(), draft.text
@@ -241,6 +246,7 @@ class OpenAIEngine(ContinuingEngine):
             async for piece in pieces:
                 draft.add(piece)
                 if draft.was_forced and draft.text[begin:].lstrip().startswith(OPEN):
+                    draft.text = draft.text[:begin]
                     raise _no_continuing(server, "it begins a new reply instead")
                 if piece.text:
                     tell(piece.text)
@@ -331,6 +337,10 @@ class OpenAIEngine(ContinuingEngine):
         if not all(continuations):
             raise UserError("a continuation to score is empty; expected some text")
         self._check(request)
+        if any(server.own for server in self.servers):
+            raise UserError(
+                f"{self._urls()}: our own service gives option probabilities itself; ask it at /v1/decisions"
+            )
         found: list[float] = self._now(self._scores(request, given, continuations)) if continuations else []
         return found
 
@@ -443,8 +453,12 @@ def _seconds(text: str | None) -> float:
         return 1.0
 
 
-def _no_continuing(server: Server, said: str) -> UserError:
-    return UserError(
+class NoContinuingError(UserError):
+    """A server does not go on with a reply."""
+
+
+def _no_continuing(server: Server, said: str) -> NoContinuingError:
+    return NoContinuingError(
         f"the server {server.url} does not continue a reply ({said}), which the end of a thinking budget needs; "
         "vLLM does (continue_final_message). Or raise the thinking budget"
     )
