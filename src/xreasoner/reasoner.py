@@ -8,6 +8,7 @@ a.answer, a.thought, a.exit, a.option_probabilities, a.usage
 from __future__ import annotations
 
 import queue
+import sys
 from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence, Sized
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
@@ -261,10 +262,11 @@ class Reasoner:
         problems: Iterable[Problem | Mapping[str, Any] | str],
         *,
         probabilities: bool | None = None,
-        progress: bool = False,
+        progress: bool | None = None,
         **sampling: Any,
     ) -> Iterator[Answer]:
-        """Answers as they are finished; `Answer.id` says to which problem each belongs.
+        """Answers as they are finished; `Answer.id` says to which problem each belongs. progress: shown while it goes
+        on; None: on a terminal.
 
         problems: `Problem`s, texts, or mappings with `question` and, if wanted, `id`, `images`, `options`; without an
         id it is the problem's number, from 0. Raises `UserError` that names the problem where one is no problem.
@@ -272,7 +274,7 @@ class Reasoner:
         from xreasoner.progress import Screen
 
         total = len(problems) if isinstance(problems, Sized) else 0
-        with Screen() if progress else _Silent() as screen:
+        with Screen() if (sys.stdout.isatty() if progress is None else progress) else _Silent() as screen:
             outcomes = finished(self.engine, self._asked(problems, sampling))
             for done, ((id, request, options), outcome) in enumerate(outcomes, 1):
                 if isinstance(outcome, Exception):

@@ -1000,6 +1000,11 @@ def test_a_host_that_would_never_match_is_refused(host: str) -> None:
             Guard(**lists)  # type: ignore[arg-type]
 
 
+def test_a_root_that_is_not_there_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="nowhere: no such folder"):
+        Guard(root=tmp_path / "nowhere")
+
+
 def test_private_hosts_are_named_one_by_one() -> None:
     with pytest.raises(UserError, match="the host"):
         Guard(private_hosts=frozenset({"*"}))

@@ -579,6 +579,9 @@ def test_a_reasoner_over_a_service_of_our_own(service: Background, reasoner: Rea
         counts = [[group[0].prompt_tokens for group in r.engine.generate(sizes)] for r in (remote, reasoner)]
         assert counts[0] == counts[1]
         assert counts[0][0] < counts[0][1]
+        assert remote.ask(QUESTION, options=["11", "5"], thinking_budget=2).option_probabilities is None
+        with pytest.raises(UserError, match="ask it at /v1/decisions"):
+            remote.ask(QUESTION, options=["11", "5"], thinking_budget=2, probabilities=True)
     with pytest.raises(UserError, match="some are xreasoner services and some are not"), Served(load("tiny")) as other:
         Reasoner([service.url + "/v1", other.url])
 
