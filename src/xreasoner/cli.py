@@ -528,10 +528,13 @@ def serve(
 ) -> None:
     """Serve a model, or any number of servers, in OpenAI's interface, with a page at /."""
     given = {**locals(), "model": ",".join(models)}
+    from xreasoner.engines.opening import addresses
     from xreasoner.media import Guard
     from xreasoner.serving import serve as run_service
     from xreasoner.serving.desk import Limits
 
+    if len(models) > 1 and not addresses(models):
+        raise UserError(f"{' '.join(models)}: expected one model, or servers' addresses")
     guard = Guard(hosts=frozenset(allow_host or ()), root=media_root, max_images=max_images)
     limits = Limits(max_body=max_body * 2**20, max_tokens=max_tokens, max_running=max_running, max_queue=max_queue)
     run_service(
