@@ -110,14 +110,19 @@ def test_a_conversation_on_a_terminal(served: Served, tiny: Reasoner, tmp_path: 
     chat.say("/budget 8")
     chat.until("(it may think for 8 tokens)")
     chat.say(QUESTION)
-    chat.until("(the thinking budget ended the thought)")
+    chat.until("(the thought was closed early: at its budget, or where it broke off)")
     chat.say("/show-thoughts off")
     chat.until("(thoughts are hidden)")
     chat.say(QUESTION)
-    assert "Ana 14" not in chat.until("(the thinking budget ended the thought)").partition("lowest?")[2]
+    assert (
+        "Ana 14"
+        not in chat.until("(the thought was closed early: at its budget, or where it broke off)").partition("lowest?")[
+            2
+        ]
+    )
 
     chat.say("what is in 'red table.png' ?")
-    chat.until("the thought)")
+    chat.until("(the thought was closed early")
     content = served.bodies[-1]["messages"][-2]["content"]
     assert [part["type"] for part in content] == ["text", "image_url", "text"]
     assert [message["role"] for message in served.bodies[-1]["messages"]][:4] == ["user", "assistant"] * 2
@@ -205,8 +210,8 @@ def test_space_around_thought_and_answer_is_left_out(capsys: pytest.CaptureFixtu
 
 
 def test_the_line_below_an_answer(tiny: Reasoner) -> None:
-    answer = tiny.ask(QUESTION, thinking_budget=5, answer_budget=4)
-    assert "budget ended" in epilogue(answer)
+    answer = tiny.ask(QUESTION, thinking_budget=5)
+    assert epilogue(answer) == "(the thought was closed early: at its budget, or where it broke off)"
     assert epilogue(tiny.ask(QUESTION)) == ""
     sure = Answer("", answer.completion, {"yes": 0.9, "no": 0.1}, 0.5)
     assert "yes 90 %, no 10 % (of 50 %)" in epilogue(sure)

@@ -106,6 +106,15 @@ def test_no_command_shows_the_help(run: Run) -> None:
         (["ask", "tiny", " "], ["question is empty"]),
         (["ask", "tiny", "What is 1 + 1?", "--prompt", "breif"], ["did you mean 'brief'"]),
         (["ask", "tiny", "What is it?", "--image", "nowhere.png"], ["nowhere.png", "No such file", "PNG"]),
+        (["ask", "tiny", "What is it?", "--device", "blah"], ["device 'blah' is not to be had here", "expected cpu"]),
+        (["ask", "tiny", "What is it?", "--device", "cuda:99"], ["device 'cuda:99' is not to be had here"]),
+        (["ask", "tiny", "What is it?", "--attn-implementation", "mine"], ["attn_implementation 'mine'", "sdpa"]),
+        (["serve", "tiny", "tiny-base"], ["tiny tiny-base: expected one model, or servers' addresses"]),
+        (["serve", "tiny", "--media-root", "nowhere"], ["nowhere: no such folder"]),
+        (["serve", "tiny", "--host", "0.0.0.0"], ["--key", "XREASONER_API_KEY"]),
+        (["serve", "tiny", "http://127.0.0.1:9/v1"], ["some are addresses and some are not"]),
+        (["batch", "tiny", "-i", "nowhere.jsonl", "-o", "out.jsonl"], ["nowhere.jsonl: no such file"]),
+        (["ask", "tiny", "What is it?", "--exit-text", "Enough."], ["exit_text is 'Enough.'", "a text with </think>"]),
         (["eval", "tiny", "--bench", "easy-vqa", "--blind", "--swapped"], ["--blind withholds", "choose one"]),
         (["report", "."], ["holds no results", "xreasoner eval"]),
         (["train", "demo", "--set", "evaluation.others=[easy-vq]"], ["easy-vq", "did you mean 'easy-vqa'"]),
@@ -194,6 +203,19 @@ def test_ask_with_a_picture_gives_json(run: Run, random_folder: Path, tmp_path: 
     found = json.loads(seen.out)
     assert found["exit"] in ("natural", "forced", "truncated")
     assert found["prompt_tokens"] > json.loads(blind.out)["prompt_tokens"] > 10
+
+
+def test_a_sentence_of_the_users_own_closes_the_thought(run: Run, random_folder: Path, tmp_path: Path) -> None:
+    own = " That is enough. </think> <answer>"
+    asked = run("ask", "tiny", "What is 3 + 4?", "--json", "--budget", "4", "--exit-text", own, "--exit-on-repeats")
+    found = json.loads(asked.out)
+    assert own in found["text"]
+    assert found["thought"].endswith("That is enough.")
+    place = ["--bench", "tiny-text-general", "--limit", "2", "--out", str(tmp_path), "--budget", "2"]
+    assert run("eval", "tiny", *place, "--exit-text", own).code == 0
+    rows = [json.loads(line) for line in (tmp_path / "eval/tiny/results.jsonl").read_text().splitlines()]
+    assert all(own in row["response"] for row in rows if row["exit"] == "forced")
+    assert {row["exit"] for row in rows} <= {"forced", "truncated"}
 
 
 def test_the_prompt_is_the_one_a_model_was_trained_with(random_folder: Path, tmp_path: Path) -> None:

@@ -19,7 +19,7 @@ from PIL import Image
 from xreasoner import Reasoner
 from xreasoner.engines.base import Request, Sampling
 from xreasoner.engines.openai_engine import OpenAIEngine
-from xreasoner.engines.opening import addresses, open_engine
+from xreasoner.engines.opening import addresses, open_engine, placed
 from xreasoner.engines.torch_engine import TorchEngine
 from xreasoner.errors import MediaError, UserError
 from xreasoner.media import Guard
@@ -276,6 +276,15 @@ def test_what_is_opened() -> None:
         open_engine("tiny", colour="red")
     with pytest.raises(UserError, match="dtype 'float8'"):
         open_engine("tiny", dtype="float8")
+
+
+def test_a_model_goes_over_all_gpus_as_in_the_cards_snippet() -> None:
+    everywhere = {"device_map": "auto"}
+    assert placed(None, gpus=True) == placed("auto", gpus=True) == placed("auto", gpus=False) == everywhere
+    assert placed(None, gpus=False) == {}
+    assert placed("cuda:1", gpus=True) == {"device": "cuda:1"}
+    by_name = Reasoner("tiny", device_map="auto").ask(QUESTION, thinking_budget=4, answer_budget=2)
+    assert by_name.text == Reasoner("tiny", device="cpu").ask(QUESTION, thinking_budget=4, answer_budget=2).text
 
 
 def _content(question: str, n: int, prompt: str = "brief") -> list[str]:

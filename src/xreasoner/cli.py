@@ -226,6 +226,10 @@ Model = Annotated[str, typer.Argument(help="A folder, a hub id, tiny or tiny-bas
 Prompt = Annotated[str | None, typer.Option(help="The prompt's name; what the model was trained with when left out.")]
 Budget = Annotated[int | None, typer.Option(min=0, help="Thinking budget in tokens; 3744 when left out.")]
 AnswerBudget = Annotated[int, typer.Option(min=1, help="Answer budget in tokens.")]
+ExitText = Annotated[
+    str | None, typer.Option(help="What closes a thought at its budget; a sentence may stand before its </think>.")
+]
+ExitOnRepeats = Annotated[bool, typer.Option("--exit-on-repeats", help="Also close a thought that repeats itself.")]
 Temperature = Annotated[
     float | None, typer.Option(min=0, help="0 is greedy; 0.6 when left out, 0 for the embedded models.")
 ]
@@ -236,7 +240,7 @@ EngineName = Annotated[
 ]
 Served = Annotated[str | None, typer.Option(help="The model's name at the servers; their first when left out.")]
 ApiKey = Annotated[str | None, typer.Option(envvar="OPENAI_API_KEY", show_envvar=True, help="The servers' key.")]
-Device = Annotated[str | None, typer.Option(help="cpu, cuda, auto, …")]
+Device = Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, …; all GPUs when left out.")]
 Dtype = Annotated[str | None, typer.Option(help="bfloat16, float16 or float32; bfloat16 on a GPU when left out.")]
 Attention = Annotated[str | None, typer.Option(help="Attention's implementation: sdpa, flash_attention_2, …")]
 MinPixels = Annotated[int | None, typer.Option(min=1, help="Least width times height of a picture.")]
@@ -276,6 +280,8 @@ def evaluate(
     budget: Annotated[
         int | None, typer.Option(min=1, help="Thinking budget in tokens; 4096 when left out, 160 for tiny.")
     ] = None,
+    exit_text: ExitText = None,
+    exit_on_repeats: ExitOnRepeats = False,
     data: Annotated[Path | None, typer.Option(help="A folder with the data sets, in place of the hub.")] = None,
     inspect_log: Annotated[
         bool, typer.Option("--inspect-log", help="Also write Inspect AI's logs to OUT/inspect.")
@@ -312,6 +318,8 @@ def evaluate(
         prompt=prompt,
         seed=seed,
         budget=budget,
+        exit_text=exit_text,
+        exit_on_repeats=exit_on_repeats,
         data=data,
         min_pixels=min_pixels,
         max_pixels=max_pixels,
@@ -369,6 +377,8 @@ def ask(
     prompt: Prompt = None,
     budget: Budget = None,
     answer_budget: AnswerBudget = 256,
+    exit_text: ExitText = None,
+    exit_on_repeats: ExitOnRepeats = False,
     temperature: Temperature = None,
     seed: Seed = 0,
     system: System = None,
@@ -407,6 +417,8 @@ def chat(
     prompt: Prompt = None,
     budget: Budget = None,
     answer_budget: AnswerBudget = 256,
+    exit_text: ExitText = None,
+    exit_on_repeats: ExitOnRepeats = False,
     temperature: Temperature = None,
     seed: Seed = 0,
     system: System = None,
@@ -435,6 +447,8 @@ def batch(
     out: Annotated[Path, typer.Option("--out", "-o", help="The answers; the same file goes on from where it stopped.")],
     budget: Budget = None,
     answer_budget: AnswerBudget = 256,
+    exit_text: ExitText = None,
+    exit_on_repeats: ExitOnRepeats = False,
     temperature: Temperature = None,
     seed: Seed = 0,
     engine: EngineName = None,
@@ -486,6 +500,8 @@ def serve(
     ] = None,
     budget: Budget = None,
     answer_budget: AnswerBudget = 256,
+    exit_text: ExitText = None,
+    exit_on_repeats: ExitOnRepeats = False,
     temperature: Temperature = None,
     seed: Seed = 0,
     prompt: Annotated[str | None, typer.Option(help="The prompt's name, for the page and `options`.")] = None,
@@ -512,10 +528,13 @@ def serve(
 ) -> None:
     """Serve a model, or any number of servers, in OpenAI's interface, with a page at /."""
     given = {**locals(), "model": ",".join(models)}
+    from xreasoner.engines.opening import addresses
     from xreasoner.media import Guard
     from xreasoner.serving import serve as run_service
     from xreasoner.serving.desk import Limits
 
+    if len(models) > 1 and not addresses(models):
+        raise UserError(f"{' '.join(models)}: expected one model, or servers' addresses")
     guard = Guard(hosts=frozenset(allow_host or ()), root=media_root, max_images=max_images)
     limits = Limits(max_body=max_body * 2**20, max_tokens=max_tokens, max_running=max_running, max_queue=max_queue)
     run_service(
@@ -537,10 +556,8 @@ def _reasoner(given: dict[str, Any]) -> Any:
 
     model: str = given["model"]
     _quiet(model)
-    names = {"budget": "thinking_budget"} | {
-        name: name
-        for name in ("answer_budget", "temperature", "seed", "prompt", "system", "engine", "min_pixels", "max_pixels")
-    }
+    same = ("answer_budget", "exit_text", "exit_on_repeats", "temperature", "seed", "prompt", "system", "engine")
+    names = {"budget": "thinking_budget"} | {name: name for name in (*same, "min_pixels", "max_pixels")}
     place = _place(given)
     return Reasoner(model, **{names[name]: given[name] for name in names if name in given}, **place)
 

@@ -24,7 +24,7 @@ from xreasoner.models.freezing import fingerprint
 from xreasoner.models.loading import find
 from xreasoner.problem import Problem
 from xreasoner.prompts import PROMPTS, default_prompt, trained_prompt
-from xreasoner.reasoner import PIXELS, context, most_pixels, served_name
+from xreasoner.reasoner import EXIT_TEXT, PIXELS, context, most_pixels, served_name
 from xreasoner.registry import MODELS, nearest
 
 PAPER_BUDGET = 4096
@@ -41,7 +41,7 @@ class Settings:
     """How a model is asked. None: what the paper does, or, for the embedded models, what suits them.
 
     n: items of each benchmark; None: all. temperature: 0 for one sample, 0.3 for several. budget: thinking tokens,
-    4096. prompt: the benchmark's own. data: a folder in place of the hub.
+    4096. prompt: the benchmark's own. data: a folder in place of the hub. exit_text, exit_on_repeats: see `Sampling`.
     """
 
     n: int | None = None
@@ -54,6 +54,8 @@ class Settings:
     data: Path | None = None
     min_pixels: int | None = None
     max_pixels: int | None = None
+    exit_text: str | None = None
+    exit_on_repeats: bool = False
 
 
 def evaluate_model(
@@ -85,6 +87,8 @@ def evaluate_model(
         temperature=temperature,
         thinking_budget=_budget(model, running, settings.budget),
         answer_budget=64 if model in MODELS else ANSWER_BUDGET,
+        exit_text=settings.exit_text or EXIT_TEXT,
+        exit_on_repeats=settings.exit_on_repeats,
         seed=settings.seed,
     )
     pixels = _pixels(model, running, settings)

@@ -92,7 +92,8 @@ def system_addresses(host: str, port: int) -> list[str]:
 class Guard:
     """What pictures may be and where they may come from. By itself: `data:` addresses, bytes and PIL images.
 
-    Raises `UserError` for a host that is not spelled as it is compared, or a cap that is not positive.
+    Raises `UserError` for a host that is not spelled as it is compared, a folder that is not there, a cap that is not
+    positive.
     """
 
     hosts: frozenset[str] = frozenset()
@@ -135,6 +136,8 @@ class Guard:
         for name in ("max_images", "max_bytes", "max_pixels", "max_total_pixels", "connect_seconds", "seconds"):
             if getattr(self, name) <= 0:
                 raise UserError(f"{name} is {getattr(self, name)}; expected more than 0")
+        if self.root is not None and not self.root.is_dir():
+            raise UserError(f"{self.root}: no such folder; expected the one that pictures' files are read below")
         for host in (self.hosts - {"*"}) | self.private_hosts:
             if _spelled(host) != host:
                 raise UserError(f"the host {host!r}; expected a name as in example.org or example.org:8443")

@@ -8,6 +8,7 @@ a.answer, a.thought, a.exit, a.option_probabilities, a.usage
 from __future__ import annotations
 
 import queue
+import sys
 from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence, Sized
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
@@ -26,7 +27,7 @@ from xreasoner.media import Guard, Reference, pictures
 from xreasoner.problem import LABELS, Problem
 from xreasoner.prompts import PROMPTS, chat_messages, default_prompt
 from xreasoner.registry import MODELS, nearest
-from xreasoner.trace import Splitter
+from xreasoner.trace import CLOSE, Splitter
 
 NEW_TOKENS = 4000
 """The card's: thinking and answer together."""
@@ -110,10 +111,11 @@ class Reasoner:
     `Engine`; what suits the model when left out. temperature: the card's 0.6, but 0 (greedy) for the embedded models.
     thinking_budget and answer_budget: in tokens, the card's 4,000 in all; a thought takes at most half of the model's
     context. min_pixels, max_pixels: width times height of pictures; the card's 262,144, or the checkpoint's own limits
-    where it takes no such pictures (as the embedded ones). system: a system prompt in place of Qwen2.5-VL's
-    own. prompt: a name of `prompts.PROMPTS`; what the model was trained with, or the card's, when left out. guard: what
-    pictures may be; any local file and public host when left out. Further options go to the engine
-    (`engines.opening.open_engine`: device, dtype, attn_implementation, api_key, …).
+    where it takes no such pictures (as the embedded ones). exit_text: what closes a thought at its budget, with a
+    sentence before it if wanted; exit_on_repeats: also where the thought repeats itself. system: a system prompt in
+    place of Qwen2.5-VL's own. prompt: a name of `prompts.PROMPTS`; what the model was trained with, or the card's, when
+    left out. guard: what pictures may be; any local file and public host when left out. Further options go to the
+    engine (`engines.opening.open_engine`: device, dtype, attn_implementation, api_key, …).
     """
 
     def __init__(
@@ -129,7 +131,7 @@ class Reasoner:
         top_p: float = 1.0,
         top_k: int = 0,
         seed: int = 0,
-        exit_text: str = EXIT_TEXT,
+        exit_text: str | None = None,
         exit_on_repeats: bool = False,
         system: str | None = None,
         prompt: str | None = None,
@@ -154,7 +156,8 @@ class Reasoner:
                 thinking_budget=thinking if room is None else min(thinking, room // 2),
                 answer_budget=answer_budget,
                 exit_on_repeats=exit_on_repeats,
-                exit_text=exit_text,
+                exit_on_end=True,
+                exit_text=EXIT_TEXT if exit_text is None else exit_text,
             )
         )
         pixels = None if registered or most_pixels(self.engine) < PIXELS else PIXELS
@@ -259,10 +262,11 @@ class Reasoner:
         problems: Iterable[Problem | Mapping[str, Any] | str],
         *,
         probabilities: bool | None = None,
-        progress: bool = False,
+        progress: bool | None = None,
         **sampling: Any,
     ) -> Iterator[Answer]:
-        """Answers as they are finished; `Answer.id` says to which problem each belongs.
+        """Answers as they are finished; `Answer.id` says to which problem each belongs. progress: shown while it goes
+        on; None: on a terminal.
 
         problems: `Problem`s, texts, or mappings with `question` and, if wanted, `id`, `images`, `options`; without an
         id it is the problem's number, from 0. Raises `UserError` that names the problem where one is no problem.
@@ -270,7 +274,7 @@ class Reasoner:
         from xreasoner.progress import Screen
 
         total = len(problems) if isinstance(problems, Sized) else 0
-        with Screen() if progress else _Silent() as screen:
+        with Screen() if (sys.stdout.isatty() if progress is None else progress) else _Silent() as screen:
             outcomes = finished(self.engine, self._asked(problems, sampling))
             for done, ((id, request, options), outcome) in enumerate(outcomes, 1):
                 if isinstance(outcome, Exception):
@@ -418,10 +422,11 @@ def checked(sampling: Sampling) -> Sampling:
         "seed": (sampling.seed >= 0, "0 or more"),
         "thinking_budget": (sampling.thinking_budget >= 0, "0 or more tokens"),
         "answer_budget": (sampling.answer_budget >= 1, "1 token or more"),
+        "exit_text": (CLOSE in sampling.exit_text, f"a text with {CLOSE}, as in ' So I answer now. {CLOSE}'"),
     }
     for name, (good, expected) in bounds.items():
         if not good:
-            raise UserError(f"{name} is {getattr(sampling, name)}; expected {expected}")
+            raise UserError(f"{name} is {getattr(sampling, name)!r}; expected {expected}")
     return sampling
 
 
@@ -442,6 +447,12 @@ def context(engine: Engine) -> int | None:
 
 
 def most_pixels(engine: Engine) -> float:
-    """The most pixels that the checkpoint itself has for a picture; ∞ where it is not known."""
+    """The most pixels that the checkpoint itself has for a picture; ∞ where it is not known.
+
+    Services of our own know it themselves: 0.
+    """
+    servers = getattr(engine, "servers", ())
+    if servers and all(server.own for server in servers):
+        return 0.0
     size = getattr(getattr(getattr(engine, "loaded", None), "image_processor", None), "size", None)
     return float((dict(size) if size else {}).get("longest_edge") or float("inf"))

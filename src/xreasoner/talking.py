@@ -52,9 +52,8 @@ def epilogue(answer: Answer) -> str:
     if not answer.answer:
         notes.append(f"no answer: {answer.exit}")
     elif answer.exit != "natural":
-        notes.append(
-            f"the {'thinking budget ended the thought' if answer.exit == 'forced' else 'answer budget ended it'}"
-        )
+        early = "the thought was closed early: at its budget, or where it broke off"
+        notes.append(early if answer.exit == "forced" else "the answer budget ended it")
     if answer.option_probabilities:
         shares = ", ".join(f"{option} {100 * share:.0f} %" for option, share in answer.option_probabilities.items())
         notes.append(f"{shares} (of {100 * (answer.mass or 0):.0f} %)")

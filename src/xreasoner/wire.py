@@ -128,24 +128,41 @@ def read_messages(found: Sequence[Any]) -> tuple[list[Message], list[str]]:
         if not isinstance(message, Mapping) or message.get("role") not in ROLES:
             role = message.get("role") if isinstance(message, Mapping) else message
             raise UserError(f"{where}.role: found {str(role)[:60]!r}, expected one of {', '.join(ROLES)}")
-        content = message.get("content")
-        if not isinstance(content, str | list) or not content:
+        role, content = message["role"], message.get("content")
+        _only(message, where, ("role", "content", *(("reasoning", "reasoning_content") if role == "assistant" else ())))
+        if not isinstance(content, str | list) or not (content or role == "assistant"):
             raise UserError(f"{where}.content: found {str(content)[:60]!r}, expected a text or a list of parts")
         if isinstance(content, list):
             content = [_part(part, f"{where}.content[{j}]", references) for j, part in enumerate(content)]
-        messages.append({"role": message["role"], "content": content})
+        messages.append({"role": role, "content": content})
     if messages[-1]["role"] != "user":
         raise UserError(f"messages: the last one is of {messages[-1]['role']!r}; expected 'user'")
     return messages, references
 
 
+def _only(found: Mapping[str, Any], where: str, known: Sequence[str]) -> None:
+    """Raises `UserError` for a field that is not known; one that says nothing (null, []) is let by."""
+    for name, value in found.items():
+        if value and name not in known:
+            raise UserError(f"{where}.{name[:60]}: this field is not known here; expected {', '.join(known)}")
+
+
 def _part(part: Any, where: str, references: list[str]) -> dict[str, Any]:
     kind = part.get("type") if isinstance(part, Mapping) else None
     if kind == "text" and isinstance(part.get("text"), str):
+        _only(part, where, ("type", "text"))
         return {"type": "text", "text": part["text"]}
     if kind == "image_url":
+        _only(part, where, ("type", "image_url"))
         url = part.get("image_url")
-        url = url.get("url") if isinstance(url, Mapping) else url
+        if isinstance(url, Mapping):
+            _only(url, f"{where}.image_url", ("url", "detail"))
+            if url.get("detail", "auto") not in (None, "auto"):
+                raise UserError(
+                    f"{where}.image_url.detail: found {str(url['detail'])[:60]!r}, expected auto; min_pixels and "
+                    "max_pixels say how large pictures are"
+                )
+            url = url.get("url")
         if isinstance(url, str):
             references.append(url)
             return {"type": "image"}

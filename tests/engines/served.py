@@ -158,6 +158,8 @@ class _Handler(BaseHTTPRequestHandler):
             if fault == "stream-error" and len(said) == 5:
                 self._event({"error": {"message": "the GPU fell over", "code": 500}})
                 return
+            if fault == "ends" and len(said) == 12 and not given:  # the turn, as if in the middle of the thought
+                token = said[-1] = tokenizer.eos_token_id
             if token == tokenizer.eos_token_id:
                 finish = "stop"
             whole = tokenizer.decode(said, skip_special_tokens=True)
@@ -175,7 +177,7 @@ class _Handler(BaseHTTPRequestHandler):
             if body.get("logprobs"):
                 choice["logprobs"] = {"content": [{"token": new, "logprob": logprob}]}
             self._event({"choices": [choice]})
-            if ends:
+            if ends or finish == "stop":
                 finish = "stop"
                 break
         rest = split(told, ended=True) if split else {}

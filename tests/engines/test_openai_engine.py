@@ -367,3 +367,30 @@ def test_a_loop_ends_the_thought_when_asked(served: Served, monkeypatch: pytest.
     engine.close()
     assert completion.exit == "forced"
     assert 32 <= completion.thought_tokens <= 40
+
+
+@pytest.mark.parametrize("owner", ["somebody", "vllm"])
+def test_a_turn_that_ends_inside_the_thought_goes_on_to_an_answer_when_asked(tiny: Loaded, owner: str) -> None:
+    with Served(tiny, "ends", owner=owner) as served:
+        engine = _engine(served)
+        off, on = (_requests(1, Sampling(exit_on_end=asked))[0] for asked in (False, True))
+        ((plain,), (asked,)) = engine.generate([off, on])
+        engine.close()
+    assert (plain.exit, plain.answer) == ("natural", "")
+    assert asked.exit in ("forced", "truncated")
+    assert asked.text.startswith(plain.text + " </think> <answer>")
+    assert asked.answer
+    assert tiny.tokenizer.eos_token_id not in asked.token_ids[:-1]
+    assert asked.thought_tokens == (11 if owner == "vllm" else 12)
+
+
+@pytest.mark.parametrize("fault", ["refuses-continuing", "ignores-continuing"])
+def test_where_a_server_cannot_continue_a_turn_that_ended_there_is_no_answer(tiny: Loaded, fault: str) -> None:
+    (request,) = _requests(1, Sampling(exit_on_end=True))
+    with Served(tiny) as served:
+        served.faults = ["ends", fault]
+        engine = _engine(served)
+        ((found,),) = engine.generate([request])
+        engine.close()
+    assert (found.exit, found.answer) == ("truncated", "")
+    assert found.thought

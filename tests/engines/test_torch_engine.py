@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -387,3 +388,24 @@ def test_a_loop_is_noticed_and_ends_the_thought_when_asked(loaded: Loaded) -> No
     asked = _begun(loaded, "<think>", Sampling(thinking_budget=150, answer_budget=4, exit_on_repeats=True))
     assert asked.repeats
     assert asked.forced.index(True, 8) <= 96
+
+
+def test_a_turn_that_ends_inside_the_thought_goes_on_to_an_answer_when_asked() -> None:
+    engine = TorchEngine(load("tiny"))
+    (request,) = _requests(2, Sampling())[1:]
+    (whole,) = engine.generate([request])[0]
+    end = whole.token_ids[12]
+    at = whole.token_ids.index(end)
+    engine.ends = {end, *engine.ends}  # so the turn ends in the middle of the thought
+    asked = replace(request, sampling=Sampling(exit_on_end=True, logprobs=True))
+    texts: list[str] = []
+    followed = engine.submit(asked, on_text=lambda _, text: texts.append(text))
+    (cut,), (forced,) = engine.generate([request, asked])
+    engine.wait([followed])
+    assert (cut.exit, cut.answer, cut.token_ids) == ("natural", "", whole.token_ids[: at + 1])
+    closing = tuple(engine.loaded.tokenizer.encode(asked.sampling.exit_text))
+    assert forced.token_ids[: at + len(closing)] == whole.token_ids[:at] + closing
+    assert [k for k, one in enumerate(forced.forced) if one] == list(range(at, at + len(closing)))
+    assert (forced.exit, bool(forced.answer)) == ("forced", True)
+    assert set(forced.logprobs[at : at + len(closing)]) == {0.0}
+    assert "".join(texts) == forced.text == followed.completions[0].text

@@ -1,10 +1,10 @@
-"""The engine for vLLM in process, run inside vLLM's environment by test_vllm.py: python vllm_side.py OUT.json."""
+"""The engine for vLLM in process, run inside vLLM's environment by test_vllm.py: python vllm_side.py QUESTIONS OUT."""
 
 import json
 import sys
 from pathlib import Path
 
-from peers.cases import BUDGETS, cases
+from peers.cases import BUDGETS, answered, cases
 
 from xreasoner.decisions import decide
 from xreasoner.engines.vllm_engine import VllmEngine
@@ -21,5 +21,7 @@ if __name__ == "__main__":
     pairs = zip(requests, completions, strict=True)
     decisions = [decide(engine, request, group[0], ["14", "3", "21"]) for request, group in pairs]
     found["decisions"] = [decision.probabilities for decision in decisions]
+    groups = engine.generate([answered(question) for question in json.loads(Path(sys.argv[1]).read_text())])
+    found["answered"] = [(c.text, c.exit, c.token_ids) for group in groups for c in group]
     engine.close()
-    Path(sys.argv[1]).write_text(json.dumps(found))
+    Path(sys.argv[2]).write_text(json.dumps(found))

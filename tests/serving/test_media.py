@@ -10,6 +10,7 @@ import base64
 import contextlib
 import gzip
 import io
+import json
 import os
 import shutil
 import socket
@@ -27,8 +28,10 @@ from random import Random
 import pytest
 from PIL import Image, PngImagePlugin
 
+from xreasoner.batching import run_batch
 from xreasoner.errors import MediaError, UserError
 from xreasoner.media import FORMATS, MAX_SCANS, Guard, Reference, is_public, picture, pictures
+from xreasoner.reasoner import Reasoner
 
 Reply = Callable[[socket.socket, str], None]
 RED, BLUE = (255, 0, 0), (0, 0, 255)
@@ -294,12 +297,23 @@ def test_cve_2026_25960_what_is_fetched_is_what_was_parsed(serve: Serve, spellin
     assert not inside.requests
 
 
-def test_cve_2026_34753_a_batch_passes_the_same_guard(serve: Serve) -> None:
-    """A batch runner fetched by its own way. `pictures`, which batch lines go through, is the guard itself."""
+def test_cve_2026_34753_a_batch_passes_the_same_guard(serve: Serve, reasoner: Reasoner, tmp_path: Path) -> None:
+    """A batch runner fetched by its own way, past the service's checks."""
     inside = serve(answer(BLUE_PNG))
-    guard = guard_for(hosts=["inside.test", f"inside.test:{inside.port}"])
-    with pytest.raises(MediaError, match=r"picture 2 of 2 \(http://inside\.test:\d+/a\).*not on the public internet"):
-        pictures([RED_PNG, f"http://inside.test:{inside.port}/a"], guard)
+    server = serve(redirect(f"http://inside.test:{inside.port}/a"))
+    addresses = [f"http://inside.test:{inside.port}/a", f"http://127.0.0.1:{inside.port}/a", at(server), "/etc/passwd"]
+    lines = []
+    for k, address in enumerate(addresses):
+        parts = [{"type": "image_url", "image_url": {"url": address}}, {"type": "text", "text": "What is it?"}]
+        lines.append(json.dumps({"custom_id": str(k), "body": {"messages": [{"role": "user", "content": parts}]}}))
+    (tmp_path / "in.jsonl").write_text("\n".join(lines))
+    guard = guard_for(server, hosts=["inside.test", f"inside.test:{inside.port}"], root=tmp_path)
+    outcome = run_batch(reasoner, tmp_path / "in.jsonl", tmp_path / "out.jsonl", guard)
+    said = [json.loads(line)["error"]["message"] for line in (tmp_path / "out.jsonl").read_text().splitlines()]
+    assert outcome.refused == [1, 2, 3, 4]
+    for line, words in zip(said, ("not on the public", "not allowed", "not on the public", "outside"), strict=True):
+        assert words in line
+    assert len(server.requests) == 1
     assert not inside.requests
 
 
@@ -423,17 +437,20 @@ def broken() -> list[bytes]:
     return [*found, jpeg2000, b"\x89PNG\r\n\x1a\n", b"RIFF\x10\x00\x00\x00WEBPVP8 ", b"GIF89a", b"BM", b"\xff\xd8\xff"]
 
 
-def test_cve_2026_22778_a_decoder_is_never_quoted() -> None:
+def test_cve_2026_22778_a_decoder_is_never_quoted(serve: Serve) -> None:
     """Pillow's message held the repr of a buffer with its address in memory."""
     for data in broken():
-        line = refused(data, Guard())
+        server = serve(answer(data, "Content-Type: image/png"))
+        line = refused(at(server), guard_for(server))
         for word in ("0x", "BytesIO", "object", "truncated", "bytes not", "cannot identify"):
             assert word not in line
 
 
 @pytest.mark.parametrize("size", [(1, 1), (1, 100), (100, 1), (3, 3), (100, 3), (3, 100), (804, 4), (4, 804)])
-def test_cve_2026_22773_ambiguous_dimensions(size: tuple[int, int]) -> None:
+def test_cve_2026_22773_ambiguous_dimensions(serve: Serve, size: tuple[int, int]) -> None:
     """One and three pixels are taken for channels, and Qwen2.5-VL's resize raises beyond a ratio of 200."""
+    server = serve(answer(saved(plain(size=size))))
+    assert f"{size[0]} × {size[1]} pixels" in refused(at(server), guard_for(server))
     assert f"{size[0]} × {size[1]} pixels" in refused(saved(plain(size=size)), Guard())
     assert f"{size[0]} × {size[1]} pixels" in refused(plain(size=size), Guard())
 
@@ -449,14 +466,15 @@ def fits(size: int) -> bytes:
     return head + gzip.compress(b"\0" * size * size)
 
 
-def test_cve_2026_40192_formats_that_nobody_asked_for() -> None:
+def test_cve_2026_40192_formats_that_nobody_asked_for(serve: Serve) -> None:
     """Pillow opens FITS, TIFF and many more by itself, each with bombs and holes of its own."""
     others = {kind: saved(plain(), kind) for kind in ("TIFF", "PPM", "TGA", "ICO", "PCX", "SGI", "DDS")}
     for data in [fits(500), *others.values()]:
         with Image.open(io.BytesIO(data)) as opened:  # so this is a picture, of another kind
             assert opened.format not in FORMATS
-        line = refused(data, Guard())
-        assert "bytes of another kind" in line or "text" in line
+        server = serve(answer(data, "Content-Type: image/png"))
+        for line in (refused(data, Guard()), refused(at(server), guard_for(server))):
+            assert "bytes of another kind" in line or "text" in line
 
 
 # --- servers that misbehave -----------------------------------------------------------------------------------------
@@ -464,7 +482,7 @@ def test_cve_2026_40192_formats_that_nobody_asked_for() -> None:
 
 @pytest.mark.parametrize("head", [b"\r\n", b"Transfer-Encoding: chunked\r\n\r\n"])
 def test_an_endless_body_is_cut_at_the_cap(serve: Serve, head: bytes) -> None:
-    """PYSEC-2026-4184: the whole body was read before its size was looked at."""
+    """PYSEC-2026-4184, for what is fetched: the whole body was read before its size was looked at."""
     server = serve(endless(head, b"1000\r\n" + b"x" * 4096 + b"\r\n"))
     start = time.monotonic()
     assert "expected at most 100,000 bytes" in refused(at(server), guard_for(server, max_bytes=100_000))
@@ -980,6 +998,11 @@ def test_a_host_that_would_never_match_is_refused(host: str) -> None:
     for lists in ({"hosts": frozenset({host})}, {"private_hosts": frozenset({host})}):
         with pytest.raises(UserError, match=r"expected a name as in example\.org"):
             Guard(**lists)  # type: ignore[arg-type]
+
+
+def test_a_root_that_is_not_there_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="nowhere: no such folder"):
+        Guard(root=tmp_path / "nowhere")
 
 
 def test_private_hosts_are_named_one_by_one() -> None:

@@ -102,6 +102,25 @@ def test_a_picture_is_pasted_and_taken_back(page: Page) -> None:
     expect(page.locator("#pictures img")).to_have_count(1)
 
 
+def test_a_file_that_is_no_picture_is_said(page: Page, tmp_path: Path) -> None:
+    (tmp_path / "report.pdf").write_bytes(b"%PDF-1.7")
+    page.set_input_files("#files", tmp_path / "report.pdf")
+    expect(page.locator("#refused[role=alert]")).to_contain_text("report.pdf")
+    cell("general", "image", 1, 5)[0].images[0].save(tmp_path / "table.png")
+    page.set_input_files("#files", tmp_path / "table.png")
+    expect(page.locator("#refused")).to_be_hidden()
+    expect(page.locator("#pictures img")).to_have_count(1)
+
+
+def test_a_bar_of_100_per_cent_stays_on_one_line(page: Page) -> None:
+    page.evaluate(
+        "add({question: 'Who?', pictures: [], options: [], thought: 'x', answer: 'Ana', tokens: 1, exit: 'natural', "
+        "bars: [{label: 'A', text: 'Ana', probability: 1}, {label: 'B', text: 'Ben', probability: 0}], mass: 1})"
+    )
+    heights = [row.bounding_box()["height"] for row in page.locator("article .bars tr").all()]  # type: ignore[index]
+    assert heights[0] == heights[1]
+
+
 def test_stop(page: Page, reasoner: Reasoner, monkeypatch: pytest.MonkeyPatch) -> None:
     engine: Any = reasoner.engine
     step = engine.step

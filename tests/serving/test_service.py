@@ -18,15 +18,19 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from random import Random
 from typing import Any
 
 import openai
 import pytest
+from engines.served import Served
+from PIL import Image
 from serving.background import QUESTION, Background
 
 from xreasoner.errors import UserError
+from xreasoner.models.loading import load
 from xreasoner.reasoner import Reasoner
 from xreasoner.serving import serve
 from xreasoner.serving.desk import Limits
@@ -64,6 +68,25 @@ def get(service: Background, path: str, headers: dict[str, str] | None = None) -
 
 def ask(text: str = QUESTION, **more: Any) -> dict[str, Any]:
     return {"messages": [{"role": "user", "content": text}], "prompt": "default", **more}
+
+
+def png(size: int = 8) -> bytes:
+    buffer = io.BytesIO()
+    Image.new("RGB", (size, size), "red").save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def data_address(data: bytes) -> str:
+    return "data:image/png;base64," + base64.b64encode(data).decode()
+
+
+RED = data_address(png())
+
+
+def pictured(url: str, **more: Any) -> dict[str, Any]:
+    """A body with a picture."""
+    parts = [{"type": "image_url", "image_url": {"url": url, **more}}, {"type": "text", "text": "What is it?"}]
+    return {"messages": [{"role": "user", "content": parts}]}
 
 
 def metric(service: Background, name: str) -> float:
@@ -110,7 +133,7 @@ def test_a_picture_by_the_official_client(service: Background, reasoner: Reasone
     problem = cell("general", "image", 3, 5)[1]
     buffer = io.BytesIO()
     problem.images[0].save(buffer, "PNG")
-    url = "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
+    url = data_address(buffer.getvalue())
     content: Any = [{"type": "image_url", "image_url": {"url": url}}, {"type": "text", "text": problem.question}]
     with client(service) as there:
         reply = there.chat.completions.create(
@@ -191,6 +214,9 @@ def test_decisions(service: Background) -> None:
         (ask(model="gpt"), 404, "tiny"),
         ({"messages": [{"role": "tool", "content": "x"}]}, 400, "messages[0].role"),
         ({"messages": [{"role": "user", "content": [{"type": "video_url"}]}]}, 400, "messages[0].content[0]"),
+        ({"messages": [{"role": "user", "content": "x", "name": "Ana"}]}, 400, "messages[0].name: this field is not"),
+        (pictured(RED, detail="low"), 400, "messages[0].content[0].image_url.detail: found 'low', expected auto"),
+        (pictured(RED, colour="red"), 400, "messages[0].content[0].image_url.colour: this field is not known"),
     ],
 )
 def test_what_is_wrong_is_named(service: Background, body: Any, status: int, said: str) -> None:
@@ -204,14 +230,45 @@ def test_what_is_wrong_is_named(service: Background, body: Any, status: int, sai
     "url", ["http://169.254.169.254/x.png", "file:///etc/passwd", "/etc/passwd", "data:image/png;base64,AAAA"]
 )
 def test_pictures_go_through_the_guard(service: Background, url: str) -> None:
-    content = [{"type": "image_url", "image_url": {"url": url}}, {"type": "text", "text": "What is it?"}]
-    status, reply, _ = post(service, CHAT, {"messages": [{"role": "user", "content": content}]})
+    status, reply, _ = post(service, CHAT, pictured(url))
     assert (status, reply["error"]["type"]) == (400, "invalid_request_error")
 
 
-def test_placeholders_in_text_are_text(service: Background) -> None:
-    """CVE-2026-44222: text that spells a picture's placeholder."""
-    assert post(service, CHAT, ask("What is <|image_pad|><|vision_start|> here?"))[0] == 200
+@pytest.mark.parametrize("spelled", ["<|image_pad|>", "<|vision_start|><|image_pad|><|vision_end|>", "<|im_end|>"])
+def test_cve_2026_44222_placeholders_in_text_are_text(service: Background, spelled: str) -> None:
+    """Text that spelled a picture's placeholder crashed servers; here a picture beside it is the only one."""
+    body = pictured(RED, detail="auto") | {"thinking_budget": 2}
+    body["messages"][0]["content"][1]["text"] = f"What is {spelled}?"
+    status, reply, _ = post(service, CHAT, body)
+    body["messages"][0]["content"][1]["text"] = f"What is {spelled.replace('|', '¦')}?"
+    assert (status, reply["choices"]) == (200, post(service, CHAT, body)[1]["choices"])
+
+
+@pytest.mark.parametrize("field", ["chat_template", "chat_template_kwargs", "documents", "add_generation_prompt"])
+def test_cve_2026_115911_no_template_comes_with_a_request(service: Background, field: str) -> None:
+    """A template of the request's own was rendered, for as long and as wide as it liked."""
+    status, reply, _ = post(service, CHAT, ask(**{field: "{% for i in range(10**9) %}x{% endfor %}"}))
+    assert (status, reply["error"]["param"]) == (400, field)
+    (_, plain, _), (_, braces, _) = (post(service, CHAT, ask(text, thinking_budget=2)) for text in ("49", "{{ 7*7 }}"))
+    assert braces["usage"]["prompt_tokens"] > plain["usage"]["prompt_tokens"]  # what is said is not rendered either
+
+
+def test_cve_2026_22778_a_reply_never_quotes_a_decoder(service: Background) -> None:
+    for data in (png(64)[:60], b"\x00\x00\x00\x0cjP  \r\n\x87\n" + bytes(64), b"\xff\xd8\xff"):
+        status, reply, _ = post(service, CHAT, pictured(data_address(data)))
+        said = reply["error"]["message"]
+        assert status == 400
+        assert not [word for word in ("0x", "BytesIO", "object at", "truncated", "identify") if word in said]
+
+
+def test_a_conversation_goes_on_with_what_the_client_was_given(service: Background) -> None:
+    messages: list[Any] = [{"role": "user", "content": QUESTION}]
+    with client(service) as there:
+        for _ in range(2):
+            reply = there.chat.completions.create(model="tiny", messages=messages, extra_body={"thinking_budget": 8})
+            messages += [reply.choices[0].message, {"role": "user", "content": "Sure?"}]
+    assert reply.usage
+    assert reply.usage.prompt_tokens > 60
 
 
 def test_unknown_routes_and_methods(service: Background) -> None:
@@ -222,8 +279,8 @@ def test_unknown_routes_and_methods(service: Background) -> None:
     assert post(service, CHAT, b"x=1", {"content-type": "text/plain"})[0] == 415
 
 
-def test_other_sites_stay_out(service: Background) -> None:
-    """CVE-2024-1727, and names that lead here from elsewhere."""
+def test_cve_2024_1727_other_sites_stay_out(service: Background) -> None:
+    """Uploads from any site to a service on this machine, and names that lead here from elsewhere."""
     assert post(service, CHAT, ask(), {"origin": "https://evil.example"})[0] == 403
     assert post(service, CHAT, ask(), {"origin": "null"})[0] == 403
     assert get(service, "/v1/models", {"host": "evil.example"})[0] == 403
@@ -285,8 +342,36 @@ def test_too_many_are_told_to_wait(reasoner: Reasoner) -> None:
         assert status == 200
 
 
-def test_the_body_is_measured_while_it_is_read(reasoner: Reasoner) -> None:
-    """PYSEC-2026-4184: a body without a length must not be read whole first."""
+@pytest.mark.parametrize("stream", [True, False])
+def test_a_client_that_goes_away_frees_its_place_in_the_queue(
+    reasoner: Reasoner, stream: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine: Any = reasoner.engine
+    step = engine.step
+    monkeypatch.setattr(engine, "step", lambda: (time.sleep(0.2), step())[1])  # a larger model's pace
+    long = {"thinking_budget": 20_000, "answer_budget": 5000}
+    with (
+        Background(lambda: reasoner, limits=Limits(max_running=1, max_queue=1)) as running,
+        hanging_up(running, stream=True, **long),
+    ):
+        waited_for(running, "xreasoner_running_requests", 1)
+        with hanging_up(running, stream=stream, **long):
+            waited_for(running, "xreasoner_waiting_requests", 1)
+        gone = time.monotonic()
+        waited_for(running, "xreasoner_waiting_requests", 0)
+        assert time.monotonic() - gone < 1.0 * patience()
+        assert metric(running, "xreasoner_running_requests") == 1
+
+
+def waited_for(service: Background, name: str, value: float) -> None:
+    end = time.monotonic() + 20
+    while metric(service, name) != value and time.monotonic() < end:
+        time.sleep(0.02)
+    assert metric(service, name) == value
+
+
+def test_pysec_2026_4184_the_body_is_measured_while_it_is_read(reasoner: Reasoner) -> None:
+    """A body without a length must not be read whole first."""
     with Background(lambda: reasoner, limits=Limits(max_body=10_000, body_seconds=1.0)) as running:
         assert post(running, CHAT, ask("x" * 20_000))[0] == 413
         host, port = running.url.removeprefix("http://").split(":")
@@ -383,7 +468,7 @@ def test_loading_is_told_and_a_failure_to_load_ends_it(reasoner: Reasoner) -> No
 
 
 def test_beyond_this_machine_only_with_a_key(reasoner: Reasoner) -> None:
-    with pytest.raises(UserError, match="api-key"):
+    with pytest.raises(UserError, match=r"give --key \(or XREASONER_API_KEY\)"):
         serve(lambda: reasoner, host="0.0.0.0", port=0)
 
 
@@ -407,13 +492,98 @@ def test_sigterm_finishes_what_runs(tmp_path: Path) -> None:
         assert server.wait(30) == 0
 
 
-def test_in_front_of_other_services(service: Background, reasoner: Reasoner) -> None:
-    with Background(
-        lambda: Reasoner([service.url + "/v1"], thinking_budget=160, prompt="brief", temperature=0)
-    ) as front:
-        _, reply, _ = post(front, CHAT, ask())
-        assert reply["choices"][0]["message"]["content"] == "11"
-        assert json.loads(get(front, "/v1/models")[1])["data"][0]["id"] == "tiny"
+@pytest.fixture(scope="module")
+def front(service: Background) -> Iterator[Background]:
+    """A service in front of a service."""
+    url = service.url + "/v1"
+    with Background(lambda: Reasoner(url, thinking_budget=160, answer_budget=24, prompt="brief")) as running:
+        yield running
+
+
+@pytest.mark.parametrize("budgets", [{}, {"thinking_budget": 8}, {"thinking_budget": 8, "answer_budget": 1}])
+def test_in_front_of_a_service_of_our_own(service: Background, front: Background, budgets: dict[str, int]) -> None:
+    """The one behind keeps the budgets, and all that it says of the reply's end comes through."""
+    assert json.loads(get(front, "/v1/models")[1])["data"][0]["id"] == "tiny"
+    asked = ask(exit_text=" So </think>", **budgets)
+    theirs, ours = (post(one, CHAT, asked)[1] for one in (front, service))
+    assert theirs["choices"] == ours["choices"]
+    assert theirs["usage"] == ours["usage"]
+    assert ours["choices"][0]["exit"] == ("natural", "forced", "truncated")[len(budgets)]
+    messages: Any = asked.pop("messages")
+    with client(front) as there:
+        chunks: Any = there.chat.completions.create(model="tiny", messages=messages, stream=True, extra_body=asked)
+        said = [choice for chunk in chunks for choice in chunk.choices]
+    thought = "".join(getattr(choice.delta, "reasoning", None) or "" for choice in said)
+    assert thought.strip() == ours["choices"][0]["message"]["reasoning"]
+    assert said[-1].exit == ours["choices"][0]["exit"]
+
+
+@contextlib.contextmanager
+def cut_once(service: Background, after: int) -> Iterator[str]:
+    """A way to the service that breaks once, when so many bytes of a reply have come through."""
+    host, port = service.url.removeprefix("http://").split(":")
+    cuts = [after]
+
+    def carry(source: socket.socket, target: socket.socket, back: bool) -> None:
+        carried = 0
+        with contextlib.suppress(OSError):
+            while data := source.recv(4096):
+                target.sendall(data)
+                carried += len(data) * back
+                if cuts and carried > cuts[0]:
+                    cuts.clear()
+                    break
+        for wire in (source, target):
+            with contextlib.suppress(OSError):
+                wire.shutdown(socket.SHUT_RDWR)
+            wire.close()
+
+    def accept() -> None:
+        with contextlib.suppress(OSError):
+            while True:
+                near, _ = listener.accept()
+                far = socket.create_connection((host, int(port)))
+                for pair in ((near, far, False), (far, near, True)):
+                    threading.Thread(target=carry, args=pair, daemon=True).start()
+
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        thread = threading.Thread(target=accept, daemon=True)
+        thread.start()
+        yield f"http://127.0.0.1:{listener.getsockname()[1]}/v1"
+        assert not cuts
+        listener.shutdown(socket.SHUT_RDWR)
+        thread.join(5)
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_a_stream_of_our_own_service_that_breaks_is_said_again_and_told_once(
+    service: Background, temperature: float
+) -> None:
+    with cut_once(service, 5000) as url, Reasoner(url) as remote:
+        stream = remote.stream(QUESTION, temperature=temperature, seed=4)
+        told = "".join(piece.text for piece in stream if piece.label == "thought")
+        again = remote.ask(QUESTION, temperature=temperature, seed=4)
+    assert told.strip() == stream.answer.thought == again.thought
+    assert stream.answer == again
+
+
+def test_a_reasoner_over_a_service_of_our_own(service: Background, reasoner: Reasoner) -> None:
+    problem = cell("clinical", "image", 2, 5)[1]
+    with Reasoner(service.url + "/v1", thinking_budget=160, answer_budget=24) as remote:
+        for budgets in ({}, {"thinking_budget": 9}):
+            theirs, ours = (r.ask(problem.question, problem.images, **budgets) for r in (remote, reasoner))
+            assert (theirs.thought, theirs.answer, theirs.exit) == (ours.thought, ours.answer, ours.exit)
+            assert theirs.usage == ours.usage
+        plain = remote.request("What is it?", problem.images, thinking_budget=2)
+        sizes = [replace(plain, min_pixels=size, max_pixels=size) for size in (20_000, 60_000)]
+        counts = [[group[0].prompt_tokens for group in r.engine.generate(sizes)] for r in (remote, reasoner)]
+        assert counts[0] == counts[1]
+        assert counts[0][0] < counts[0][1]
+        assert remote.ask(QUESTION, options=["11", "5"], thinking_budget=2).option_probabilities is None
+        with pytest.raises(UserError, match="ask it at /v1/decisions"):
+            remote.ask(QUESTION, options=["11", "5"], thinking_budget=2, probabilities=True)
+    with pytest.raises(UserError, match="some are xreasoner services and some are not"), Served(load("tiny")) as other:
+        Reasoner([service.url + "/v1", other.url])
 
 
 def test_many_clients_get_their_own_answers(service: Background, reasoner: Reasoner) -> None:

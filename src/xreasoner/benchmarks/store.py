@@ -30,8 +30,8 @@ def _short_hash(value: object) -> str:
 
 
 def sampling_key(sampling: Sampling) -> str:
-    """A hash of all that decides the sampled text. Greedy decoding has no seed."""
-    settings = {name: value for name, value in asdict(sampling).items() if name != "logprobs"}
+    """A hash of all that decides the sampled text. Greedy decoding has no seed, and measuring no `exit_on_end`."""
+    settings = {name: value for name, value in asdict(sampling).items() if name not in ("logprobs", "exit_on_end")}
     return _short_hash(settings if sampling.temperature else {**settings, "seed": 0})
 
 

@@ -25,6 +25,8 @@ class Sampling:
         that never opens a thought is counted against thinking_budget + answer_budget and is not forced out.
     exit_text: what the engine appends at the thinking budget.
     exit_on_repeats: also where the thought repeats itself (`trace.repeats`).
+    exit_on_end: also where the model ends its turn inside the thought, in place of that end. Training and measuring
+        leave it off: there such a reply has no answer.
     stop: strings that end the reply; they are left out of its text.
     """
 
@@ -37,6 +39,7 @@ class Sampling:
     seed: int = 0
     logprobs: bool = False
     exit_on_repeats: bool = False
+    exit_on_end: bool = False
     stop: tuple[str, ...] = ()
 
 

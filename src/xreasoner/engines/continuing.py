@@ -15,7 +15,7 @@ import threading
 from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, field, replace
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 from PIL.Image import Image, Resampling
@@ -26,21 +26,24 @@ from xreasoner.errors import UserError
 from xreasoner.trace import CLOSE, OPEN, repeats, split
 
 T = TypeVar("T")
+Finish = Literal["stop", "length"] | Exit
+"""How a pass ended: by itself, at its number of tokens, or as the whole reply did where a server keeps both budgets."""
 
 
 @dataclass(frozen=True, slots=True)
 class Piece:
     """What an engine sends at a time: text and its tokens. ids and logprobs are () where the engine does not say.
 
-    finish: "stop" or "length" with the last piece; total: tokens of the whole pass, where the engine says.
+    finish: with the last piece; total, thought: tokens of the whole pass and of its thought, where the engine says.
     """
 
     text: str
     tokens: int = 0
     ids: tuple[int, ...] = ()
     logprobs: tuple[float, ...] = ()
-    finish: str | None = None
+    finish: Finish | None = None
     total: int | None = None
+    thought: int | None = None
 
 
 @dataclass(slots=True)
@@ -58,6 +61,8 @@ class Draft:
     thought_tokens: int = 0
     prompt_tokens: int = 0
     was_forced: bool = False
+    broke_off: bool = False
+    """The turn ended inside the thought."""
     ids_known: bool = True
     reasoning: bool = False
     """The server tells the thought apart from the answer by itself."""
@@ -79,6 +84,11 @@ class Draft:
     @property
     def must_close(self) -> bool:
         return self.opened and not self.closed
+
+    @property
+    def may_end(self) -> bool:
+        """Whether the end of the turn is that of the reply. (Which of both a stop string was, servers do not say.)"""
+        return not (self.must_close and self.sampling.exit_on_end) or bool(self.sampling.stop)
 
     def copy(self) -> Draft:
         return replace(self, ids=[*self.ids], logprobs=[*self.logprobs], forced=[*self.forced], units=[*self.units])
@@ -114,6 +124,15 @@ class Draft:
         self.logprobs += [0.0] * len(ids or ())
         self.forced += [True] * len(ids or ())
         return text
+
+    def take_back_end(self) -> None:
+        """The end of the turn is no part of a reply that goes on."""
+        self.broke_off = True
+        if self.ids and self.ids_known:
+            for row in (self.ids, self.logprobs, self.forced):
+                del row[-1:]
+            self.sampled -= 1
+            self.thought_tokens -= 1
 
     def loops(self) -> bool:
         wanted = self.sampling.exit_on_repeats and self.must_close and len(self.units) % 32 == 0
@@ -193,8 +212,8 @@ class ContinuingEngine:
     def _exit_ids(self, draft: Draft) -> Sequence[int] | None:
         return None
 
-    async def _pass(self, draft: Draft, tokens: int, tell: Callable[[str], None]) -> str:
-        """One pass, written into the draft. Returns "stop", or "length" where a budget ended."""
+    async def _pass(self, draft: Draft, tokens: int, tell: Callable[[str], None]) -> Finish:
+        """One pass, written into the draft."""
         begin = draft.sampled
         async with aclosing(self._passed(draft, tokens)) as pieces:
             async for piece in pieces:
@@ -209,15 +228,22 @@ class ContinuingEngine:
 
     async def _finish(self, draft: Draft, tell: Callable[[str], None]) -> Exit:
         """All passes of one sample."""
+        ended = False
         while True:
             room = draft.room()
-            if draft.must_close and (room <= 0 or draft.loops()):
+            if draft.must_close and (ended or room <= 0 or draft.loops()):
                 tell(draft.force(self._exit_ids(draft)))
                 continue
             if room <= 0:
                 return "truncated"
-            if await self._pass(draft, room, tell) == "stop":
-                return "forced" if draft.was_forced else "natural"
+            finish = await self._pass(draft, room, tell)
+            ended = finish == "stop"
+            if finish == "stop":
+                if draft.may_end:
+                    return "forced" if draft.was_forced else "natural"
+                draft.take_back_end()
+            elif finish != "length":
+                return finish
 
     async def _sample(self, ticket: RunningTicket, sample: int) -> Completion:
         told = ticket.on_text

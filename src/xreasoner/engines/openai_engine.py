@@ -2,7 +2,8 @@
 
 A request goes to the server with the least in flight. A server that fails is left alone for a while and then tried with
 one request; what it was doing goes elsewhere, from the start where nobody has read any of it, and otherwise from where
-it stopped. The forced exit is a continued request (`continue_final_message`, which vLLM and SGLang know).
+it stopped. The forced exit is a continued request (`continue_final_message`, which vLLM and SGLang know). A service of
+our own (`xreasoner serve`) keeps both budgets itself: it is asked once, and says how the reply ended.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from PIL.Image import Image
 
 from xreasoner.completion import Exit
 from xreasoner.engines.base import Request
-from xreasoner.engines.continuing import ContinuingEngine, Draft, Piece, parts, plain, resized, seed_of
+from xreasoner.engines.continuing import ContinuingEngine, Draft, Finish, Piece, parts, plain, resized, seed_of
 from xreasoner.errors import EngineError, UserError
 from xreasoner.trace import CLOSE, OPEN
 
@@ -51,6 +52,8 @@ class Server:
     model: str = ""
     context: int | None = None
     vllm: bool = False
+    own: bool | None = None
+    """Whether it is `xreasoner serve`; None: not known yet."""
     in_flight: int = 0
     failures: int = 0
     down: bool = False
@@ -133,7 +136,6 @@ class OpenAIEngine(ContinuingEngine):
             try:
                 await self._describe(server, self._model)
             except LostError as error:
-                server.model = self._model or ""
                 server.failed(str(error), dead=True)
 
         await asyncio.gather(*(one(server) for server in self.servers))
@@ -144,7 +146,7 @@ class OpenAIEngine(ContinuingEngine):
         with _losses(server):
             response = await self._client.get(server.url + "/models")
         if response.status_code in (404, 405) and model:
-            server.model = model  # some servers have no list
+            server.model, server.own = model, False  # some servers have no list
             return
         _complain(server, response.status_code, response.headers, response.text)
         with _losses(server):
@@ -156,7 +158,12 @@ class OpenAIEngine(ContinuingEngine):
             )
         entry = entries[names.index(model) if model else 0]
         server.model, server.context = entry["id"], entry.get("max_model_len")
-        server.vllm = entry.get("owned_by") == "vllm"
+        server.vllm, server.own = entry.get("owned_by") == "vllm", entry.get("owned_by") == "xreasoner"
+        if any(other.own not in (None, server.own) for other in self.servers):
+            raise UserError(f"{self._urls()}: some are xreasoner services and some are not; expected one kind")
+
+    def _urls(self) -> str:
+        return ", ".join(server.url for server in self.servers)
 
     def _what_failed(self) -> str:
         return "; ".join(server.error for server in self.servers if server.error)
@@ -165,19 +172,29 @@ class OpenAIEngine(ContinuingEngine):
 
     async def _finish(self, draft: Draft, tell: Callable[[str], None]) -> Exit:
         async with self._turn:  # thousands may wait here; a second pass does not, while its prefix is still cached
-            return await super()._finish(draft, tell)
+            try:
+                return await super()._finish(draft, tell)
+            except NoContinuingError:
+                if not draft.broke_off:
+                    raise
+                return "truncated"  # there is no answer, and no way to one
 
-    async def _pass(self, draft: Draft, tokens: int, tell: Callable[[str], None]) -> str:
-        told: list[str] = []
+    async def _pass(self, draft: Draft, tokens: int, tell: Callable[[str], None]) -> Finish:
+        saved, heard = draft.copy(), draft.text
 
-        def note(text: str) -> None:
-            told.append(text)
-            tell(text)
+        def note(_: str) -> None:
+            nonlocal heard
+            if not draft.followed or heard.startswith(draft.text):
+                return  # said a second time
+            if not draft.text.startswith(heard):
+                raise EngineError("a server failed in the middle of a reply, and the next one says something else")
+            tell(draft.text[len(heard) :])
+            heard = draft.text
 
         failed: list[Server] = []
         busy = 0
         while True:
-            server, saved = await self._take(failed), draft.copy()
+            server = await self._take(failed)
             try:
                 finish = await self._read(server, draft, tokens, note)
                 server.worked()
@@ -195,9 +212,9 @@ class OpenAIEngine(ContinuingEngine):
                     raise EngineError(f"no server could answer, {TRIES} times tried: {error}") from None
             finally:
                 self._give_back(server)
-            if draft.followed and told:
+            if heard != saved.text and not server.own:
                 return "length"  # goes on from what was read
-            _restore(draft, saved)
+            _restore(draft, saved.copy())  # one of our own says the same again, which is not told twice
 
     async def _take(self, failed: Sequence[Server]) -> Server:
         """The server with the least in flight, one that has not failed this request where there is one."""
@@ -220,7 +237,7 @@ class OpenAIEngine(ContinuingEngine):
         self._freed.set()
         self._freed = asyncio.Event()
 
-    async def _read(self, server: Server, draft: Draft, tokens: int, tell: Callable[[str], None]) -> str:
+    async def _read(self, server: Server, draft: Draft, tokens: int, tell: Callable[[str], None]) -> Finish:
         """One pass at one server. Raises `LostError` where it fails on the way."""
         if not server.model:  # it did not answer at the beginning
             await self._describe(server, self._model)
@@ -229,20 +246,21 @@ class OpenAIEngine(ContinuingEngine):
             async for piece in pieces:
                 draft.add(piece)
                 if draft.was_forced and draft.text[begin:].lstrip().startswith(OPEN):
+                    draft.text = draft.text[:begin]
                     raise _no_continuing(server, "it begins a new reply instead")
                 if piece.text:
                     tell(piece.text)
                 if piece.total is not None:
-                    _correct(draft, counted + piece.total)
+                    _correct(draft, counted + piece.total, piece.thought)
                 if piece.finish is not None:
                     return piece.finish
-                if draft.sampled - counted < tokens and (draft.room() <= 0 or draft.loops()):
+                if not server.own and draft.sampled - counted < tokens and (draft.room() <= 0 or draft.loops()):
                     return "length"  # the server would go on
         raise LostError(f"{server.url} ended its reply without a word how")
 
     async def _stream(self, server: Server, draft: Draft, tokens: int) -> AsyncGenerator[Piece, None]:
         body = await asyncio.to_thread(self._body, server, draft, tokens)
-        finish, total, empty = None, None, True
+        finish, total, thought, empty = None, None, None, True
         with _losses(server):
             async with self._client.stream("POST", server.url + "/chat/completions", json=body) as response:
                 if response.status_code != 200:
@@ -253,18 +271,21 @@ class OpenAIEngine(ContinuingEngine):
                 async for event in _events(server, response):
                     usage = event.get("usage") or {}
                     total = usage.get("completion_tokens", total)
+                    if server.own:
+                        thought = (usage.get("completion_tokens_details") or {}).get("reasoning_tokens", thought)
                     draft.prompt_tokens = draft.prompt_tokens or usage.get("prompt_tokens") or 0
                     for choice in event.get("choices") or []:
-                        finish = choice.get("finish_reason") or finish
+                        finish = choice.get("exit" if server.own else "finish_reason") or finish
                         piece = _piece(draft, choice)
                         if piece.text or piece.tokens:
                             empty = False
                             yield piece
-        if finish in (None, "abort", "error"):
+        if finish in (None, "abort", "aborted", "error"):
             raise LostError(f"{server.url} cut the connection in the middle of a reply")
         if empty and not total:
             raise LostError(f"{server.url} answered with nothing at all")
-        yield Piece("", finish="length" if finish == "length" else "stop", total=total)
+        ended: Finish = finish if finish == "length" or server.own else "stop"
+        yield Piece("", finish=ended, total=total, thought=thought)
 
     def _body(self, server: Server, draft: Draft, tokens: int) -> dict[str, Any]:
         sampling = draft.sampling
@@ -283,27 +304,31 @@ class OpenAIEngine(ContinuingEngine):
             body["logprobs"] = True
         if sampling.top_k:
             body["top_k"] = sampling.top_k
+        if server.own:  # it keeps both budgets itself
+            del body["max_tokens"]
+            names = ("thinking_budget", "answer_budget", "exit_text", "exit_on_repeats")
+            body |= {name: getattr(sampling, name) for name in names}
         if server.vllm:  # it would take these from the checkpoint's generation_config.json
             body |= {"top_k": sampling.top_k, "repetition_penalty": 1.0, "return_token_ids": True}
         return body
 
     def _prompt(self, server: Server, request: Request, given: str) -> dict[str, Any]:
-        images = iter(request.images)
+        shown = [resized(image.convert("RGB"), request) for image in request.images]
+        images = iter(shown)
         messages = [
-            {**message, "content": [_part(part, images, request) for part in parts(message)]}
+            {**message, "content": [_part(part, images) for part in parts(message)]}
             if not isinstance(message["content"], str)
             else {**message, "content": plain(message["content"])}
             for message in request.messages
         ]
-        if not given:
-            return {"model": server.model, "messages": messages}
-        messages.append({"role": "assistant", "content": given})
-        return {
-            "model": server.model,
-            "messages": messages,
-            "add_generation_prompt": False,
-            "continue_final_message": True,
-        }
+        body: dict[str, Any] = {"model": server.model, "messages": messages}
+        if server.own and shown and (request.min_pixels or request.max_pixels):  # as they are now, so they stay
+            sizes = [image.width * image.height for image in shown]
+            body |= {"min_pixels": min(sizes), "max_pixels": max(sizes)}
+        if given:
+            messages.append({"role": "assistant", "content": given})
+            body |= {"add_generation_prompt": False, "continue_final_message": True}
+        return body
 
     # --- scores ------------------------------------------------------------------------------------------------------
 
@@ -312,6 +337,10 @@ class OpenAIEngine(ContinuingEngine):
         if not all(continuations):
             raise UserError("a continuation to score is empty; expected some text")
         self._check(request)
+        if any(server.own for server in self.servers):
+            raise UserError(
+                f"{self._urls()}: our own service gives option probabilities itself; ask it at /v1/decisions"
+            )
         found: list[float] = self._now(self._scores(request, given, continuations)) if continuations else []
         return found
 
@@ -364,9 +393,11 @@ def _restore(draft: Draft, saved: Draft) -> None:
         setattr(draft, name, getattr(saved, name))
 
 
-def _correct(draft: Draft, sampled: int) -> None:
+def _correct(draft: Draft, sampled: int, thought: int | None) -> None:
     """The server's own count at the end of a pass is the right one."""
-    if not draft.closed:
+    if thought is not None:
+        draft.thought_tokens = thought
+    elif not draft.closed:
         draft.thought_tokens = sampled
     draft.sampled = max(sampled, draft.thought_tokens)
 
@@ -422,8 +453,12 @@ def _seconds(text: str | None) -> float:
         return 1.0
 
 
-def _no_continuing(server: Server, said: str) -> UserError:
-    return UserError(
+class NoContinuingError(UserError):
+    """A server does not go on with a reply."""
+
+
+def _no_continuing(server: Server, said: str) -> NoContinuingError:
+    return NoContinuingError(
         f"the server {server.url} does not continue a reply ({said}), which the end of a thinking budget needs; "
         "vLLM does (continue_final_message). Or raise the thinking budget"
     )
@@ -463,11 +498,11 @@ def _piece(draft: Draft, choice: dict[str, Any]) -> Piece:
     return Piece(text, len(ids) or len(logprobs) or bool(text), ids, logprobs)
 
 
-def _part(part: dict[str, Any], images: Iterator[Image], request: Request) -> dict[str, Any]:
+def _part(part: dict[str, Any], images: Iterator[Image]) -> dict[str, Any]:
     if part.get("type") != "image":
         return {**part, "text": plain(part["text"])}
     buffer = io.BytesIO()
-    resized(next(images).convert("RGB"), request).save(buffer, "PNG", compress_level=1)
+    next(images).save(buffer, "PNG", compress_level=1)
     encoded = base64.b64encode(buffer.getvalue()).decode()
     return {"type": "image_url", "image_url": {"url": f"data:image/png;base64,{encoded}"}}
 

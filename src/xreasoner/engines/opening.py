@@ -62,6 +62,12 @@ def _torch(model: str, dtype: str | None = None, **options: Any) -> Engine:
         if not isinstance(found, torch.dtype):
             raise UserError(f"dtype {dtype!r}; expected bfloat16, float16 or float32")
         options["dtype"] = found
-    if options.get("device") == "auto":  # over all GPUs
-        options["device_map"] = options.pop("device")
-    return TorchEngine(load(model, **options))
+    where = placed(options.pop("device", None), torch.cuda.is_available())
+    return TorchEngine(load(model, **{**where, **options}))
+
+
+def placed(device: str | None, gpus: bool) -> dict[str, str]:
+    """Where a model goes, as `load` takes it: over all GPUs where there are any, as in the card's snippet."""
+    if device == "auto" or (device is None and gpus):
+        return {"device_map": "auto"}
+    return {} if device is None else {"device": device}

@@ -438,9 +438,12 @@ class TorchEngine:
         logprob_B = [0.0] * len(rows)
         if any(row.sampling.logprobs for row in rows):
             logprob_B = torch.log_softmax(logits_BV, dim=-1).gather(1, token_B[:, None])[:, 0].tolist()
-        for row, token, logprob, was_forced in zip(rows, token_B.tolist(), logprob_B, forced, strict=True):
+        for k, (row, token) in enumerate(zip(rows, token_B.tolist(), strict=True)):
             if row.ended is None:
-                self._append(row, token, 0.0 if was_forced else logprob, was_forced)
+                if token in self.ends and row.sampling.exit_on_end and row.opened and not (row.closed or forced[k]):
+                    row.queue, row.was_forced, forced[k] = self._exit(row.sampling), True, True
+                    token_B[k] = token = row.queue.pop(0)
+                self._append(row, token, 0.0 if forced[k] else logprob_B[k], forced[k])
                 self._tell(row)
         return token_B.cpu()
 

@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from xreasoner.engines.base import Request
-from xreasoner.engines.continuing import ContinuingEngine, Draft, Piece, parts, plain, resized, seed_of
+from xreasoner.engines.continuing import ContinuingEngine, Draft, Finish, Piece, parts, plain, resized, seed_of
 from xreasoner.errors import EngineError, UserError
 from xreasoner.models.loading import find
 
@@ -151,7 +151,9 @@ def _piece(said: Any) -> Piece:
     logprobs = tuple(float(entry[token].logprob) for entry, token in zip(said.logprobs or (), ids, strict=False))
     if said.finish_reason in ("abort", "error"):
         raise EngineError(f"vLLM gave a request up ({said.finish_reason})")
-    finish = None if said.finish_reason is None else "length" if said.finish_reason == "length" else "stop"
+    finish: Finish | None = (
+        None if said.finish_reason is None else "length" if said.finish_reason == "length" else "stop"
+    )
     return Piece(said.text, len(ids), ids, logprobs, finish)
 
 

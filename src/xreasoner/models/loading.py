@@ -145,6 +145,7 @@ def load(
     """
     where = find(name)
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    _check_device(device)
     dtype = dtype or (torch.float32 if device == "cpu" else torch.bfloat16)
     options: dict[str, Any] = {"trust_remote_code": False}
     try:
@@ -162,10 +163,22 @@ def load(
     except ValueError as error:
         if "trust_remote_code" in str(error):
             raise CheckpointError(f"model {name!r} wants to run code that came with it, which is never done") from error
+        if attn_implementation is not None and "attn_implementation" in str(error):
+            raise UserError(f"attn_implementation {attn_implementation!r}: {_line(error)}") from error
         raise CheckpointError(f"model {name!r} cannot be loaded from {where}: {_line(error)}") from error
     model.eval()
     revision = getattr(model.config, "_commit_hash", None)
     return Loaded(model, tokenizer, image_processor, where, name, revision, processor)
+
+
+def _check_device(device: str) -> None:
+    """Raise `UserError` for a device that is none, or is not here."""
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        raise UserError(
+            f"device {device!r} is not to be had here ({_line(error)}); expected cpu, or cuda where there is a GPU"
+        ) from None
 
 
 def _check_kind(name: str, config: Any) -> None:

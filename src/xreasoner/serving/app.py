@@ -8,7 +8,7 @@ import re
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterable
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, TypeVar
 
 from fastapi import FastAPI, Request
 from starlette.exceptions import HTTPException
@@ -27,6 +27,8 @@ from xreasoner.serving.desk import BusyError, Desk, log
 from xreasoner.serving.door import Door, error, page
 from xreasoner.trace import Splitter
 from xreasoner.wire import FIELDS, Fields, chat_body, finish_reason, head, read_chat, read_fields, usage
+
+T = TypeVar("T")
 
 OPTIONS: Fields = {
     "options": (
@@ -92,7 +94,7 @@ def create_app(desk: Desk, guard: Guard, hosts: Iterable[str] | None, key: str |
     @loaded(desk)
     async def chat(request: Request) -> Response:
         asked = await _read(request, desk, guard, CHAT)
-        return await _streamed(desk, asked) if asked.stream else await _whole(request, desk, asked)
+        return await _streamed(request, desk, asked) if asked.stream else await _whole(request, desk, asked)
 
     @app.post("/v1/decisions")
     @loaded(desk)
@@ -268,12 +270,16 @@ async def _whole(
             decision = await _decided(desk, asked, completions, required=shown is not None)
         return (shown or _chat_body)(desk, asked, completions, decision)
 
-    working, gone = asyncio.ensure_future(work()), asyncio.ensure_future(_gone(request))
+    found = await _unless_gone(request, work())
+    return Response(status_code=499) if found is None else JSONResponse(found)  # 499: nobody reads it
+
+
+async def _unless_gone(request: Request, work: Awaitable[T]) -> T | None:
+    """What the work makes; None where the client goes away before, which ends the work."""
+    working, gone = asyncio.ensure_future(work), asyncio.ensure_future(_gone(request))
     try:
         await asyncio.wait({working, gone}, return_when=asyncio.FIRST_COMPLETED)
-        if not working.done():
-            return Response(status_code=499)  # nobody reads it
-        return JSONResponse(working.result())
+        return working.result() if working.done() else None
     finally:
         for task in (working, gone):
             task.cancel()
@@ -334,10 +340,12 @@ def _decision_body(
     return {**body, "usage": usage(completions)}
 
 
-async def _streamed(desk: Desk, asked: Asked) -> Response:
+async def _streamed(request: Request, desk: Desk, asked: Asked) -> Response:
     """Server-sent events. The first one is waited for, so that what is wrong at once has its own status."""
     events = _events(desk, asked)
-    first = await anext(events)
+    first = await _unless_gone(request, anext(events))
+    if first is None:
+        return Response(status_code=499)
 
     async def all_of() -> AsyncIterator[str]:
         try:

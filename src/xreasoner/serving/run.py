@@ -38,7 +38,7 @@ def serve(
     local = is_loopback(host)
     if not local and not key:
         raise UserError(
-            f"--host {host} is reached from other machines, and there is no key; give --api-key (or XREASONER_API_KEY)"
+            f"--host {host} is reached from other machines, and there is no key; give --key (or XREASONER_API_KEY)"
         )
     hosts = None if not local and not names else {*LOOPBACK, *names, host.lower()}
     desk = Desk(opened, limits or Limits(), Metrics())

@@ -139,11 +139,12 @@ function show(turn, view) {
   at(".thought").hidden = !turn.thought && Boolean(over || turn.answer);
   at(".thought p").textContent = turn.thought.trim();
   at(".state").textContent = over || turn.answer ? "Thought" : "Thinking …";
-  at(".count").textContent = turn.budget ? `${turn.tokens} of ${turn.budget} tokens` : `${turn.tokens} tokens`;
+  const thought = turn.budget ? Math.min(turn.tokens, turn.budget) : turn.tokens; // what closes it comes on top
+  at(".count").textContent = turn.budget ? `${thought} of ${turn.budget} tokens` : `${thought} tokens`;
   at("progress").value = turn.budget ? Math.min(1, turn.tokens / turn.budget) : 0;
   at(".answer").textContent = turn.answer.trim();
   const notes = {
-    forced: "The thinking budget ran out, and the thought was closed there.",
+    forced: "The thought was closed early: at its budget, or where it broke off.",
     truncated: "It ran out of tokens before it came to an answer.",
     aborted: "The service ended this reply early.",
     stopped: "Stopped.",
@@ -234,7 +235,7 @@ function submit() {
   turn.budget = turn.thinking ?? state.server.thinking_budget;
   state.turns.push(turn);
   keep();
-  $("question").value = "";
+  $("question").value = $("refused").textContent = "";
   $("options").replaceChildren();
   drawPictures();
   const view = add(turn);
@@ -260,13 +261,18 @@ function option() {
 }
 
 async function take(files) {
+  const others = [];
   for (const file of files) {
-    if (!file.type.startsWith("image/")) continue;
+    if (!$("files").accept.split(",").includes(file.type)) {
+      others.push(file.name);
+      continue;
+    }
     const reader = new FileReader();
     reader.readAsDataURL(file);
     await new Promise((done) => (reader.onloadend = done));
     if (reader.result) state.pictures.push(reader.result);
   }
+  $("refused").textContent = others.length ? `Pictures can be PNG, JPEG, WebP, GIF or BMP; not so: ${others.join(", ")}` : "";
   drawPictures();
 }
 
