@@ -124,7 +124,7 @@ def test_the_official_client_streams(service: Background, reasoner: Reasoner) ->
     expected = reasoner.ask(QUESTION)
     assert "".join(delta.content or "" for delta in deltas).strip() == expected.answer
     assert "".join(getattr(delta, "reasoning", None) or "" for delta in deltas).strip() == expected.thought
-    assert sum(bool(getattr(delta, "reasoning", None)) for delta in deltas) > 10, "it came in one piece"
+    assert sum(bool(getattr(delta, "reasoning", None)) for delta in deltas) > 2, "it came in one piece"
     assert [c.finish_reason for chunk in chunks for c in chunk.choices if c.finish_reason] == ["stop"]
     assert chunks[-1].usage.prompt_tokens > 0
 
@@ -559,7 +559,7 @@ def cut_once(service: Background, after: int) -> Iterator[str]:
 def test_a_stream_of_our_own_service_that_breaks_is_said_again_and_told_once(
     service: Background, temperature: float
 ) -> None:
-    with cut_once(service, 5000) as url, Reasoner(url) as remote:
+    with cut_once(service, 900) as url, Reasoner(url) as remote:
         stream = remote.stream(QUESTION, temperature=temperature, seed=4)
         told = "".join(piece.text for piece in stream if piece.label == "thought")
         again = remote.ask(QUESTION, temperature=temperature, seed=4)

@@ -264,7 +264,7 @@ async def _whole(
     async def work() -> dict[str, Any]:
         async with desk.place():
             completions: list[Completion] = []
-            async for event in desk.run(asked.request):
+            async for event in desk.run(asked.request, streamed=False):
                 if isinstance(event, list):
                     completions = event
             decision = await _decided(desk, asked, completions, required=shown is not None)
@@ -371,7 +371,7 @@ async def _events(desk: Desk, asked: Asked) -> AsyncGenerator[str, None]:
     decision, opened = None, False
     try:
         async with desk.place():
-            running = desk.run(asked.request)
+            running = desk.run(asked.request, streamed=True)
             try:
                 async for event in running:
                     if not opened:

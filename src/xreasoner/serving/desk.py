@@ -6,8 +6,9 @@ import asyncio
 import logging
 import threading
 import time
+from collections import deque
 from collections.abc import AsyncGenerator, AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 
 from xreasoner.completion import Completion
@@ -42,6 +43,9 @@ class Limits:
     max_pixels: int = 1_048_576
     """`min_pixels` and `max_pixels` of one request: what a picture may be enlarged to."""
 
+
+PIECE_SECONDS = 0.04
+"""Between two pieces of a stream. A piece for each token would take the engine's thread more time than its tokens."""
 
 Text = tuple[int, str]
 """(sample, a piece of its text)."""
@@ -118,21 +122,25 @@ class Desk:
             if not seated:
                 self.metrics.waiting.dec()
 
-    async def run(self, request: Request) -> AsyncGenerator[Text | list[Completion], None]:
-        """The texts of a request as they are written, and its completions at the end.
+    async def run(self, request: Request, streamed: bool) -> AsyncGenerator[Text | list[Completion], None]:
+        """The texts of a request as they are written (where streamed), and its completions at the end.
 
         Leaving it cancels the request. Raises what the engine raises.
         """
         loop, begun, first = asyncio.get_running_loop(), time.monotonic(), True
-        events: asyncio.Queue[Text | None] = asyncio.Queue()
+        texts: deque[Text] = deque()
+        woken = asyncio.Event()
 
-        def tell(event: Text | None) -> None:
-            loop.call_soon_threadsafe(events.put_nowait, event)
+        def wake(_: object = None) -> None:
+            loop.call_soon_threadsafe(woken.set)
+
+        def tell(sample: int, text: str) -> None:
+            texts.append((sample, text))
+            if len(texts) == 1:
+                wake()
 
         submit = self.reasoner.engine.submit
-        submitted = asyncio.ensure_future(
-            asyncio.to_thread(submit, request, lambda _: tell(None), lambda sample, text: tell((sample, text)))
-        )
+        submitted = asyncio.ensure_future(asyncio.to_thread(submit, request, wake, tell if streamed else None))
         try:
             ticket = await asyncio.shield(submitted)
         except asyncio.CancelledError:  # the client went away while its pictures were computed
@@ -140,19 +148,17 @@ class Desk:
             raise
         self._wake.set()
         try:
-            while True:
-                try:
-                    event = await asyncio.wait_for(events.get(), 0.5)
-                except TimeoutError:
-                    if ticket.done.is_set() and events.empty():
-                        break  # it failed
-                    continue
-                if event is None:
-                    break
-                if first:
-                    self.metrics.first.observe(time.monotonic() - begun)
-                    first = False
-                yield event
+            while texts or not ticket.done.is_set():
+                with suppress(TimeoutError):  # a ticket that failed wakes nobody
+                    await asyncio.wait_for(woken.wait(), 0.5)
+                woken.clear()
+                for event in _joined(texts):
+                    if first:
+                        self.metrics.first.observe(time.monotonic() - begun)
+                        first = False
+                    yield event
+                if streamed and not ticket.done.is_set():
+                    await asyncio.sleep(PIECE_SECONDS)
             completions = ticket.completions
             self.metrics.count(completions, time.monotonic() - begun)
             yield completions
@@ -164,6 +170,15 @@ class Desk:
 
     async def decide(self, request: Request, completion: Completion, options: tuple[str, ...]) -> Decision:
         return await asyncio.to_thread(decide, self.reasoner.engine, request, completion, options)
+
+
+def _joined(texts: deque[Text]) -> list[Text]:
+    """What has come, taken away, in one piece for each sample."""
+    found: dict[int, str] = {}
+    while texts:
+        sample, text = texts.popleft()
+        found[sample] = found.get(sample, "") + text
+    return list(found.items())
 
 
 def _cancelled(submitted: asyncio.Future[Ticket]) -> None:

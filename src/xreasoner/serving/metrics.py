@@ -25,7 +25,7 @@ class Metrics:
         self.exits = Counter("xreasoner_exits", "How replies ended", ["exit"], registry=registry)
         self.first = Histogram(
             "xreasoner_time_to_first_token_seconds",
-            "From the request to its first text",
+            "From a streamed request to its first text",
             buckets=SECONDS,
             registry=registry,
         )
