@@ -39,13 +39,13 @@ _ADVERB = (
 )
 _CUE = re.compile(
     r"(?:\b(?:answers?|ans|solution|result|antwort|lösung|réponse|respuesta|risposta|resposta|jawaban|cevap|odpowiedź"
-    r"|antwoord|svar|ответ|đáp\s+án|(?:correct|best|right|final|chosen|my)\s+(?:option|choice|letter|one)|conclusion)\b"
-    r"(?:\s+(?:choice|option|letter|correct[ae]?|corretta|final[e]?))?"
+    r"|antwoord|svar|ответ|đáp\s+án|(?:correct|best|right|final|chosen|my)\s+(?:option|choice|letter|one|pick|selection)|conclusion)\b"
+    r"(?:\s+(?:choice|option|letter|correct[ae]?|correta|corretta|final[e]?))?"
     r"(?:\s+(?:that\s+)?(?:I|we)\s+(?:get|got|find|found|obtain|chose|give))?(?:\s+(?:to|for|of)\s[^.:\n]{0,60}?)?[\"']?\s*"
     rf"(?:[:=]|\s[-–—]\s|->|→|⇒|\b(?:is|was|turns\s+out\s+to\s+be|(?:must|should|would|could|might|may|will|can\s+only|has\s+to)\s+{_ADVERB}be"
     rf"|seems(?:\s+to\s+be)?|appears\s+to\s+be|ist|est|es|é|è)\b)"
     r"|(?:答案|答え|正解|정답|الإجابة|الجواب|उत्तर)(?:应该|應該)?(?:是|为|為|は|:|=|ist)?"
-    rf"|\b(?:option|choice|final|correct|total)\s*:)\s*{_ADVERB}[\s:]*",
+    rf"|\b(?:option|choice|pick|selection|final|correct|total)\s*:)\s*{_ADVERB}[\s:]*",
     re.IGNORECASE,
 )
 _CHINESE_CHOICE = re.compile(r"(?:故|应|應|所以|因此|我)?(?:选择|選擇|选项|選項|选|選)(?:是|为|為|:)?\s*")
@@ -56,10 +56,10 @@ _WEAK_CUE = re.compile(
     r"|say|vote\s+for|think|believe|guess)\b(?:\s+(?:that|it\s+is|it's))?\s*:?\s*"
     rf"|\b(?:it|this|that)(?:'s|\s+(?:is|was|(?:must|should|could|might|may|can\s+only|has\s+to)\s+be|seems\s+to\s+be))"
     rf"\s+{_ADVERB}"
-    r"|\bgoing\s+with\s+|\b(?:corresponds?\s+to|match(?:es)?|points?\s+to)\s+(?=(?:the\s+)?(?:option|choice|answer)\b|[(\[]?[A-Z][)\]]?\W*(?:$|\n))"
+    r"|\bgoing\s+with\s+|\b(?:settled|decided)\s+(?:on|for)\s+|而是\s*|\b(?:corresponds?\s+to|match(?:es)?|points?\s+to)\s+(?=(?:the\s+)?(?:option|choice|answer)\b|[(\[]?[A-Z][)\]]?\W*(?:$|\n))"
     r"|(?:^|\n)\s*(?:∴|=>|->|→|⇒)\s*|\bno,\s+(?=\S{1,12}\s*(?:$|\n))"
     r"|(?:^|[.,:;!?\n])\s*(?:so|thus|hence|therefore|finally|consequently|in\s+conclusion)\b[,:]?\s*"
-    r"|\b(?:no,?\s+)?(?:wait|actually|correction|rather|sorry|i\s+mean)\b[,:.!]?\s*(?:no,?\s*)?"
+    r"|\b(?:no,?\s+)?(?:wait|actually|correction|rather|sorry|i\s+mean)\b[,:.!]?\s*(?:no,?\s+(?=\w))?"
     r"|\bnot\s+\S{1,40}?,?\s+but\s+(?:rather\s+)?|\b(?:leaving|leaves)\s+(?:us\s+with\s+|only\s+|just\s+)?",
     re.IGNORECASE,
 )
@@ -68,7 +68,8 @@ _ANSWER_AT_END = re.compile(r"<answer>((?:(?!<answer>).)*)</answer>\s*$", re.DOT
 _CERTAINLY = re.compile(r"\b(?:no|without(?:\s+any)?|not?\s+in)\s+(?:doubt|question)\b|\bnot\s+only\b", re.IGNORECASE)
 _DENIAL = re.compile(
     r"\b(?:not|never|cannot|neither|nor|no|without|incorrect|wrong(?:ly)?|false(?:ly)?|instead\s+of|rather\s+than|unlike"
-    r"|unlikely|absence\s+of|initial(?:ly)?|originally|previous(?:ly)?|earlier|at\s+first|naive(?:ly)?|tempting"
+    r"|unlikely|doubt(?:s|ful)?|absence\s+of|initial(?:ly)?|originally|previous(?:ly)?|earlier|at\s+first|naive(?:ly)?|tempting"
+    r"|(?:all|any\w*|every\w*)\s+(?:but|except)|except\s+for"
     r"|exclud\w+|eliminat\w+|rul(?:e|es|ed|ing)\s+out|common\s+(?:mistake|error)|kein|nicht)\b|n't\b|[不非]",
     re.IGNORECASE,
 )
@@ -82,14 +83,15 @@ _SUPPOSED = re.compile(
 )
 _DENIED_AFTER = re.compile(
     r"\W{0,3}(?:,\s*)?(?:(?:is|was|are|were|be|seems?)\s+(?:clearly\s+|therefore\s+|also\s+|definitely\s+)?"
-    r"(?:not|never|incorrect|wrong|false|excluded|ruled\s+out|eliminated|impossible|a\s+(?:common\s+)?distractor"
+    r"(?:not|never|(?:un|less\s+)likely|incorrect|wrong|false|excluded|ruled\s+out|eliminated|impossible|a\s+(?:common\s+)?distractor"
     r"|a\s+common\s+(?:mistake|error)|out)\b"
     r"|(?:is|was|does|do|did|can|could)n't\b|(?:does|do|did|cannot|can)\s*not\b|(?:is|are|was)?\s*(?:only\s+)?(?:if|unless)\b"
     r"|不|错|錯)",
     re.IGNORECASE,
 )
 _CLAUSE = re.compile(
-    r"[.;!?,\n]|\bbut\b|\bso\b|\btherefore\b|\bthus\b|\bhence\b|\bleaving\b|\bleaves\b|而是|所以", re.IGNORECASE
+    r"[.;!?,\n]|(?<!thing )(?<!\ball )\bbut\b|\bso\b|\btherefore\b|\bthus\b|\bhence\b|\bleaving\b|\bleaves\b|而是|所以",
+    re.IGNORECASE,
 )
 _SENTENCE = re.compile(r"[.;!?\n。](?:\s|$)|\bbut\b|\bso\b|\btherefore\b|\bthus\b|\bhence\b|所以", re.IGNORECASE)
 _NEGATIVE_START = re.compile(

@@ -12,17 +12,22 @@ from xreasoner.grading.extraction import Reply
 CONFLICT = "conflict"
 """Returned in place of a numeral where a reply gives two."""
 
-_PLAIN = r"(?:\d{1,3}(?:,\d{3})+(?!\d)|\d{1,3}(?: \d{3})+(?!\d)|\d+)(?:\.\d+)?|\.\d+"
+_PLAIN = r"(?:\d{1,3}(?:,\d{3})+(?!\d)|\d{1,3}(?:'\d{3})+(?!\d)|\d{1,3}(?: \d{3})+(?!\d)|\d+)(?:\.\d+)?|\.\d+"
 _POWER = (
     r"(?:\s*(?:\\times|\\cdot|×|·|x|\*)\s*10\s*(?:\^|\*\*)?\s*\{?\s*([-+]?\d{1,3})\s*\}?|[eE]([-+]?\d{1,3})(?![\d.]))"
 )
 _SIGN = r"([-+]?)\s*[€£¥₹]?\s*"
 _NUMBER = re.compile(rf"{_SIGN}({_PLAIN})(?:{_POWER}|\s*/\s*(\d+)|\s+(\d+)\s*/\s*(\d+))?")
-_TEN = re.compile(r"([-+]?)\s*10\s*\^\s*\{?\s*([-+]?\d{1,3})\s*\}?")
+_INTEGER_POWER = re.compile(r"([-+]?)\s*(\d{1,4})\s*\^\s*(?:\{\s*([-+]?\d{1,3})\s*\}|([-+]?\d{1,3}))")
 _FRACTION = re.compile(r"([-+]?)\s*(\d*)\s*\\[dt]?frac\s*(?:\{\s*([-+]?\d+)\s*\}|(\d))\s*(?:\{\s*([-+]?\d+)\s*\}|(\d))")
+_COMPUTED = re.compile(r"[-\d(][-+*/×÷·\d\s.,()]*=\s*([-+]?[\d.,]*\d.*)", re.DOTALL)
 _NAMED = re.compile(r"(?:\\?[A-Za-zθπαβγλµ]\w{0,11}(?:_\{?\w+\}?)?(?:\([^()]{1,12}\))?\s*)?(?:=|≈|\\approx)\s*")
 _JOINED = re.compile(
     r"\s*(?:,|;|/|-|–|—|±|\\pm|\bor\b|\band\b|\bto\b|\+/-)\s*(?:[A-Za-z]\w{0,8}\s*=\s*)?[-+]?\s*[\d.]", re.I
+)
+_TAKEN_BACK = re.compile(
+    r"[\s,.;:–—(-]*\b(?:no|wait|actually|sorry|correction|or\s+rather|i\s+mean|make\s+that)\b[\s,:.]*(?:it'?s\s+)?[-+]?[\d.\\]",
+    re.I,
 )
 _UNIT = re.compile(r"[^\W\d_°][^\W\d_]*|[^\W\d_°][^\d_=<>+,;:\"]{0,39}|°[A-Za-z]?|[€£¥₹]")
 _CUT = re.compile(
@@ -72,14 +77,15 @@ def read_number(text: str) -> tuple[Fraction, str] | None:
     found = _fraction(text)
     if found is not None:
         return found
-    ten = _TEN.match(text)
-    if ten is not None:
-        return _signed(ten[1], Fraction(10) ** int(ten[2])), text[ten.end() :]
+    power_of = _INTEGER_POWER.match(text)
+    if power_of is not None:
+        base, raised = int(power_of[2]), int(power_of[3] or power_of[4])
+        return (_signed(power_of[1], Fraction(base) ** raised), text[power_of.end() :]) if base else None
     match = _NUMBER.match(text)
     if match is None or match.end() > _LIMIT:
         return None
     sign, digits, power, exponent, below, mixed_above, mixed_below = match.groups()
-    value = Fraction(Decimal(digits.replace(",", "").replace(" ", "")))
+    value = Fraction(Decimal(re.sub("[, ']", "", digits)))
     if power or exponent:
         value *= Fraction(10) ** int(power or exponent)
     for divisor in (below, mixed_below):
@@ -103,13 +109,18 @@ def is_unit(text: str) -> bool:
     plain = re.sub(r"(?<=[A-Za-z])(?:\^\s*\{?-?[1-4]\}?|-?[1-4](?!\d))", "", text).strip().strip(".")
     if len(plain) == 1:
         return plain in _LETTER_UNITS
+    if plain in ("st", "nd", "rd", "th"):
+        return False
     return not plain or (
         _UNIT.fullmatch(plain) is not None and _SCALE.search(plain) is None and len(plain.split()) <= 4
     )
 
 
 def _after_equals(text: str) -> str | None:
-    """What stands behind the last equals sign; None where the text gives several equations."""
+    """What stands behind the last equals sign, where only figures stand before it or there are several; None where the
+    text gives several equations."""
+    if text.count("=") == 1 and (computed := _COMPUTED.fullmatch(text.strip())):
+        return computed[1]
     if text.count("=") < 2:
         return text
     return None if re.search(r"\bor\b|\band\b|[,;]", text) else text.rpartition("=")[2]
@@ -129,7 +140,7 @@ def numeral(text: str, exclaims: bool = False) -> str | None:
     if found is None:
         return None
     rest = found[1]
-    if _JOINED.match(rest):
+    if _JOINED.match(rest) or _TAKEN_BACK.match(rest):
         return CONFLICT
     if exclaims:
         rest = re.sub(r"^!", ".", rest)

@@ -24,8 +24,10 @@ _RIGHT = (
     r"\s*,?\s*(?:option|选项|選項)?\s*(?:(?:is|must\s+be|should\s+be|seems|looks|appears(?:\s+to\s+be)?)\s+"
     r"(?:clearly\s+|therefore\s+|thus\s+|indeed\s+|definitely\s+)?(?:the\s+|my\s+)?(?:only\s+|single\s+|final\s+)?"
     r"(?:correct|right|best|true|proper|answer|most\s+(?:likely|appropriate|plausible|accurate|suitable|consistent))\b"
+    r"|(?<=only [A-Z])\s+(?:fits|works|applies|remains|matches|holds|is\s+(?:possible|left|consistent))\b"
     r"|fits\s+best\b|makes\s+the\s+most\s+sense\b|(?:是)?正确)"
 )
+_DISMISSED = re.compile(r"[\s:.)\]–—-]*(?:false|wrong|incorrect|not\b|✗|✘|❌|×)", re.IGNORECASE)
 _ARTICLE = re.compile(r"(?:(?:it|this|that)\s+(?:is|was)\s+|it's\s+)?(?:(?:an?|the)\s+)?", re.IGNORECASE)
 _ENDING = re.compile(r"(?:\b(?:is|are|equals|be)\b|=)\s*([^=\n]{1,80}?)[\s.]*$")
 _BEFORE, _AFTER = r"(?<![A-Za-z0-9_À-ɏ'])", r"(?![A-Za-z0-9_À-ɏ'])"
@@ -69,18 +71,18 @@ def _patterns(labels: tuple[str, ...]) -> Patterns:
     closed = rf"[(\[{{<\"']{{1,3}}\s*({any_case})\s*[)\]}}>\"']+"
     open_ = rf"({upper}){_AFTER}(?!\.[a-z](?:\.|\s))|({lower})(?=\s*[.:)\]}},]\s|\s*[.:)\]]?\s*$|\s+(?:is|because)\b)"
     prefix = (
-        r"[\s\"'>*•-]*(?:(?:the|la|le|el|die|der|das)\s+)?"
+        r"[\s\"'>*•-]*(?:(?:the|la|le|el|die|der|das|a(?=\s+op)|o)\s+)?"
         r"(?:(?:option|choice|letter|answer|statement|opción|opção|opzione|lettre|letra)\s+|选项)?"
     )
     rest = (
         r"(?P<rest>\s*$|\s*[:.)\]},;!/&+?–—](?!\d).*|\s*-\s.*|\s*\n.*|\s*\(.*"
-        r"|(?<=[)\]}>])\s+\S.*|\s+(?:and|or|is|was|because|since|as|for|with|not|but\s+not|rather|instead|by|over)\b.*|\s+(?=[A-Z]).*|\s*(?:是|正确|选项).*)"
+        r"|(?<=[)\]}>])\s+\S.*|\s+(?:and|or|is|was|because|since|as|for|with|not|but\s+not|rather|instead|by|over)\b.*|\s+(?=[A-Z]).*|\s*(?:是|正确|选项|です|だ|입니다|이다).*)"
     )
     joint = (
         r"\s*(?:,?\s*(?:but|or|and|though|although)\s+(?:it\s+)?(?:could|might|may|possibly|perhaps|maybe)\b"
-        r"(?:\s+also)?(?:\s+be)?|,\s*(?:and\s+|or\s+)?|/|&|\+|;|\.|\band\b|\bor\b|\s)\s*(?:option\s+|choice\s+)?"
+        r"(?:\s+also)?(?:\s+be)?|,\s*(?:and\s+|or\s+)?|/|&|\+|;|\.|\band\b|\bor\b|\bas\s+well\s+as\b|\s)\s*(?:option\s+|choice\s+)?"
     )
-    ordinals = "|".join(_ORDINALS[: len(labels)])
+    ordinals = "|".join([*_ORDINALS[: len(labels)], "last"])
     return Patterns(
         start=re.compile(rf"(?i:{prefix})(?:{closed}|{open_}){rest}", re.DOTALL),
         another=re.compile(
@@ -189,10 +191,11 @@ def read(text: str, options: Options) -> tuple[str | None, str]:
     if match is None or label is None:
         return None, ""
     rest = match["rest"]
-    if extraction.denied(text, match.start(), match.start("rest")):
-        return None, ""
     own = options.own[label]
     said = extraction.collapse(_SEPARATOR.sub("", rest)).casefold()
+    dismissed = _DISMISSED.match(rest) and not _starts_with(said, own)
+    if dismissed or extraction.denied(text, match.start(), match.start("rest")):
+        return None, ""
     behind = said[len(own) :] if _starts_with(said, own) else rest
     second = options.patterns.another.match(behind)
     if second and second[1] != label:
@@ -207,6 +210,8 @@ def read(text: str, options: Options) -> tuple[str | None, str]:
 def _ordinal(text: str, options: Options) -> str | None:
     match = re.match(r"\s*(?:the\s+)?(\w+)\s+(?:option|choice|answer|one)\b", text, re.IGNORECASE)
     word = match[1].lower() if match else ""
+    if word == "last":
+        return options.labels[-1]
     return options.labels[_ORDINALS.index(word)] if word in _ORDINALS[: len(options.labels)] else None
 
 
@@ -226,7 +231,7 @@ def _declared(text: str, options: Options) -> tuple[int, str | None, str]:
     for match in list(options.patterns.right.finditer(text))[-extraction.LAST :]:
         if match.start() > last[0] and not extraction.denied(text, match.start(), match.end()):
             word = next(group for group in match.groups() if group)
-            label = _ordinal(f"{word} option", options) if word.lower() in _ORDINALS else word.upper()
+            label = _ordinal(f"{word} option", options) if word.lower() in (*_ORDINALS, "last") else word.upper()
             last = (match.start(), label, "")
     return last
 

@@ -15,6 +15,7 @@ _LEAD = re.compile(r"(?!not\b|never\b)[A-Za-z][A-Za-z ]{0,19}:\s+", re.IGNORECAS
 _ARTICLE = re.compile(r"^(?:an?|the)\s+")
 _HYPHEN = re.compile(r"(?<=[^\W\d])-(?=[^\W\d])")
 _APPOSITION = re.compile(r"(?<=\w\w)[.;]\s|,\s+(?:the|an?|which|because|since|as)\s|\s+because\s")
+_ABBREVIATED = re.compile(r"\s*\([A-Z][A-Za-z]{0,2}[A-Z]\w{0,3}\)\W*$")
 _IT_IS = re.compile(r"(?:it|this|that)(?:'s|\s+(?:is|was))\s+", re.IGNORECASE)
 
 
@@ -101,4 +102,5 @@ def free_text(reply: Reply) -> list[str]:
     match = None if reply.tagged else _LEAD.match(text)
     said = extraction.bare(text[match.end() :] if match else text)
     is_it = _IT_IS.match(said)
-    return [said, said[is_it.end() :]] if is_it else [said]
+    found = [said, said[is_it.end() :]] if is_it else [said]
+    return [*found, *(_ABBREVIATED.sub("", text) for text in found)]
