@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from xreasoner.errors import RecipeError
+from xreasoner.demo import known_benches
+from xreasoner.errors import RecipeError, UserError
 from xreasoner.recipe import load_recipe, shipped
 
 
@@ -12,6 +13,14 @@ from xreasoner.recipe import load_recipe, shipped
 def test_shipped_recipes_load(name: str) -> None:
     recipe = load_recipe(name)
     assert recipe.name == name
+    known_benches(recipe.evaluation)
+
+
+def test_an_unknown_benchmark_is_named_before_anything_is_trained() -> None:
+    for kind in ("benches", "reading", "others"):
+        recipe = load_recipe("demo", [f"evaluation.{kind}=[tiny-text-generall]"])
+        with pytest.raises(UserError, match="did you mean 'tiny-text-general'"):
+            known_benches(recipe.evaluation)
 
 
 def test_there_are_recipes() -> None:
