@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 from xreasoner.demo import known_benches
@@ -46,6 +48,14 @@ def test_there_are_recipes() -> None:
 def test_mistakes_are_named(override: str, message: str) -> None:
     with pytest.raises(RecipeError, match=message):
         load_recipe("demo", [override])
+
+
+def test_what_is_no_yaml_is_one_line_with_its_place(tmp_path: Path) -> None:
+    path = tmp_path / "mine.yaml"
+    path.write_text("name: mine\nstages: [a\n")
+    with pytest.raises(RecipeError, match=r"mine\.yaml: line 3: not YAML") as caught:
+        load_recipe(str(path))
+    assert "\n" not in str(caught.value)
 
 
 def test_an_unknown_recipe_names_the_nearest() -> None:
