@@ -188,8 +188,18 @@ def test_a_folder_in_use_needs_resume(run: Run, tmp_path: Path) -> None:
 def test_a_file_where_a_folder_should_be(run: Run, random_folder: Path, tmp_path: Path) -> None:
     path = tmp_path / "taken"
     path.touch()
-    line = complaint(run("demo", "--set", f"model={random_folder}", "--out", str(path)), 1)
-    assert "taken" in line
+    line = complaint(run("demo", "--set", f"model={random_folder}", "--out", str(path)), 2)
+    assert "taken is in the way; expected a folder" in line
+    assert "taken is in the way" in complaint(run("train", "demo", "--out", str(path)), 2)
+    assert path.is_file()
+
+
+def test_a_damaged_manifest_is_named_and_stays(run: Run, random_folder: Path, tmp_path: Path) -> None:
+    damaged = tmp_path / "manifest.json"
+    damaged.write_text('{"recipe": {"na')
+    line = complaint(run("demo", "--set", f"model={random_folder}", "--out", str(tmp_path)), 1)
+    assert "manifest.json is damaged" in line
+    assert damaged.read_text() == '{"recipe": {"na'
 
 
 def test_ask_with_a_picture_gives_json(run: Run, random_folder: Path, tmp_path: Path) -> None:
@@ -302,7 +312,7 @@ def test_a_disk_that_takes_no_more_is_one_line_and_what_was_saved_stays(random_f
     line = complaint(result, 1)
     assert "large" in line.lower() or "space" in line.lower(), line
     assert json.loads((out / "base-direct" / "manifest.json").read_text())["stage"] == "base-direct"
-    assert not list(out.rglob("step-*.pt"))
+    assert not list(out.rglob("step-*"))
 
 
 def test_a_killed_demo_resumes_and_another_seed_is_refused(run: Run, random_folder: Path, tmp_path: Path) -> None:

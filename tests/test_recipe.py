@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
-from xreasoner.errors import RecipeError
+from xreasoner.demo import known_benches
+from xreasoner.errors import RecipeError, UserError
 from xreasoner.recipe import load_recipe, shipped
 
 
@@ -12,6 +15,14 @@ from xreasoner.recipe import load_recipe, shipped
 def test_shipped_recipes_load(name: str) -> None:
     recipe = load_recipe(name)
     assert recipe.name == name
+    known_benches(recipe.evaluation)
+
+
+def test_an_unknown_benchmark_is_named_before_anything_is_trained() -> None:
+    for kind in ("benches", "reading", "others"):
+        recipe = load_recipe("demo", [f"evaluation.{kind}=[tiny-text-generall]"])
+        with pytest.raises(UserError, match="did you mean 'tiny-text-general'"):
+            known_benches(recipe.evaluation)
 
 
 def test_there_are_recipes() -> None:
@@ -37,6 +48,14 @@ def test_there_are_recipes() -> None:
 def test_mistakes_are_named(override: str, message: str) -> None:
     with pytest.raises(RecipeError, match=message):
         load_recipe("demo", [override])
+
+
+def test_what_is_no_yaml_is_one_line_with_its_place(tmp_path: Path) -> None:
+    path = tmp_path / "mine.yaml"
+    path.write_text("name: mine\nstages: [a\n")
+    with pytest.raises(RecipeError, match=r"mine\.yaml: line 3: not YAML") as caught:
+        load_recipe(str(path))
+    assert "\n" not in str(caught.value)
 
 
 def test_an_unknown_recipe_names_the_nearest() -> None:

@@ -608,6 +608,8 @@ def complaint(error: Exception) -> tuple[str, int] | None:
     """What to tell a person about an error, and the exit code; None for a defect of ours."""
     if isinstance(error, XReasonerError):
         return f"error: {error}", error.exit_code
+    if isinstance(error, FileExistsError | NotADirectoryError):
+        return f"error: {error.filename} is in the way; expected a folder, or a path where nothing is yet", 2
     refused = error if isinstance(error, OSError) else full_disk(error)
     if refused is not None:
         where = f" ({refused.filename})" if refused.filename else ""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -26,6 +26,7 @@ from xreasoner.problem import Problem
 from xreasoner.prompts import PROMPTS, default_prompt, trained_prompt
 from xreasoner.reasoner import EXIT_TEXT, PIXELS, context, most_pixels, served_name
 from xreasoner.registry import MODELS, nearest
+from xreasoner.training.run import read_json
 
 PAPER_BUDGET = 4096
 """Thinking tokens until the forced exit."""
@@ -199,7 +200,7 @@ def _note(
     entry = TABLE.get(bench)
     names = ("hub", "revision", "config", "split", "where", "count", "licence", "note")
     source = {name: getattr(entry, name) for name in names} if entry else {}
-    noted: Mapping[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    noted = read_json(path)
     protocol = {
         **source,
         "items": len(problems),

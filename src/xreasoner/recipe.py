@@ -310,8 +310,11 @@ def load_recipe(name: str, overrides: Sequence[str] = ()) -> Recipe:
         raise RecipeError(f"recipe {name!r}: no such file, nor a shipped recipe; {_nearest(name, list(recipes))}")
     try:
         raw = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except yaml.MarkedYAMLError as error:
+        line = error.problem_mark.line + 1 if error.problem_mark else 1
+        raise RecipeError(f"recipe {path}: line {line}: not YAML: {error.problem}") from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise RecipeError(f"recipe {path}: not YAML: {error}") from error
+        raise RecipeError(f"recipe {path}: not YAML: {str(error).splitlines()[0]}") from error
     if not isinstance(raw, dict):
         raise RecipeError(f"recipe {path}: found {type(raw).__name__}, expected a mapping of fields")
     raw = _unshared(raw)

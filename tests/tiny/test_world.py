@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from itertools import pairwise
 from random import Random
+from typing import Any
 
 import numpy as np
 import pytest
@@ -119,6 +120,26 @@ def test_post_training_text_has_no_picture_and_no_clinical_word() -> None:
         sources.world({"domain": "clinical"})
     with pytest.raises(RecipeError, match="clinical"):
         sources.reading({"domain": "clinical"})
+    for seed in range(200):  # and the words are those that every clinical text has
+        scene = world.make_scene(Random(seed), "clinical")
+        assert set(re.findall(r"\w+", world.write_scene(Random(seed), scene))) & clinical
+
+
+@pytest.mark.parametrize(
+    ("source", "options", "message"),
+    [
+        (sources.world, {"domian": "clinical"}, r"options\.domian: unknown option; did you mean 'domain'"),
+        (sources.reading, {"n": 3}, r"options\.n: unknown option"),
+        (sources.gym, {"familys": ["products"]}, "did you mean 'families'"),
+        (sources.gym, {"families": []}, r"found \[\], expected a list of names"),
+        (sources.gym, {"families": "products"}, "found 'products', expected a list"),
+        (sources.gym, {"families": [3]}, "no teacher for 3"),
+        (sources.gym, {"families": ["gcd"]}, "no teacher for 'gcd'"),  # held out
+    ],
+)
+def test_a_mistaken_option_of_the_data_is_named(source: Any, options: dict[str, Any], message: str) -> None:
+    with pytest.raises(RecipeError, match=message):
+        source(options)
 
 
 def test_evaluation_items_are_not_training_items() -> None:

@@ -64,9 +64,8 @@ class Gym:
     def __init__(self, families: Sequence[str]) -> None:
         for family in families:
             if family not in outside.TRAIN_FAMILIES:
-                raise RecipeError(
-                    f"data.options.families: no teacher for {family!r}; {nearest(family, outside.TRAIN_FAMILIES)}"
-                )
+                near = nearest(str(family), outside.TRAIN_FAMILIES)
+                raise RecipeError(f"data.options.families: no teacher for {family!r}; {near}")
         self.families = tuple(families)
 
     def problems(self, n: int, seed: int) -> list[Problem]:
@@ -98,6 +97,7 @@ def reading(options: dict[str, Any]) -> Reading:
 
 
 def _general_only(options: dict[str, Any]) -> None:
+    _known(options, "domain")
     if options.get("domain", "general") != "general":
         raise RecipeError(
             f"data.options.domain: found {options['domain']!r}, expected 'general'; "
@@ -107,4 +107,15 @@ def _general_only(options: dict[str, Any]) -> None:
 
 def gym(options: dict[str, Any]) -> Gym:
     """The source `gym`. options: {"families": [names]}; all training families when left out."""
-    return Gym(options.get("families", list(outside.TRAIN_FAMILIES)))
+    _known(options, "families")
+    families = options.get("families", list(outside.TRAIN_FAMILIES))
+    if not isinstance(families, list) or not families:
+        raise RecipeError(f"data.options.families: found {families!r}, expected a list of names")
+    return Gym(families)
+
+
+def _known(options: dict[str, Any], taken: str) -> None:
+    """A misspelt option must not pass for its default: what is trained on would not be what the recipe says."""
+    for name in options:
+        if name != taken:
+            raise RecipeError(f"data.options.{name}: unknown option; {nearest(str(name), [taken])}")

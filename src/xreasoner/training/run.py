@@ -18,7 +18,7 @@ import torch
 from xreasoner.data import packing
 from xreasoner.data.sources import Example, Source
 from xreasoner.engines.torch_engine import TorchEngine
-from xreasoner.errors import RecipeError, TrainingError, UserError
+from xreasoner.errors import CheckpointError, RecipeError, TrainingError, UserError
 from xreasoner.models.export import export
 from xreasoner.models.freezing import fingerprint, freeze
 from xreasoner.models.loading import Loaded, load
@@ -200,8 +200,11 @@ def versions() -> dict[str, str]:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """A JSON file's mapping, or {} when there is none."""
-    found: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
+    """A JSON file's mapping, or {} when there is none. Raises `CheckpointError` for one that is damaged."""
+    try:
+        found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    except ValueError as error:
+        raise CheckpointError(f"{path} is damaged ({error}); restore it, or choose another --out") from None
     return found
 
 
