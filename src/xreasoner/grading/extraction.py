@@ -24,10 +24,12 @@ _WRAPPER = re.compile(
 )
 _POWER = re.compile(r"(?<=[\d)])\*\*(?=[\d(])")
 _MARKUP = re.compile(
-    r"\*\*|__|~~|`{1,3}(?:\w+\n)?|\\?\$|(?<!\\)\\[()\[\]]|(?<!\\)\\[,;:! ]|\\(?:left|right|displaystyle)\b"
-    r"|</?(?:b|i|strong|em|u|mark|code|p|span|br|answer)\s*/?>",
+    r"\*\*|__|`{1,3}(?:\w+\n)?|\\?\$|(?<!\\)\\[()\[\]]|(?<!\\)\\[,;:! ]|\\(?:left|right|displaystyle)\b"
+    r"|</?(?:strong|em|u|mark|code|p|span|br|answer)\s*/?>",
     re.IGNORECASE,
 )
+_PAIRED = re.compile(r"<([bi])>([^<]*)</\1>", re.IGNORECASE)  # in pairs only: "<B>" alone is a label in brackets
+_STRUCK = re.compile(r"~~[^~\n]*~~")
 _STARRED = re.compile(r"(?<![\w*])\*([^*\n]+)\*(?![\w*])|(?<!\w)_([^_\n]+)_(?!\w)")
 _GSM_MARK = re.compile(r"^####[ \t]*(?=[-+$\d.])", re.MULTILINE)
 _HEADING = re.compile(r"^#{1,6}[ \t]+", re.MULTILINE)
@@ -39,13 +41,13 @@ _ADVERB = (
 )
 _CUE = re.compile(
     r"(?:\b(?:answers?|ans|solution|result|antwort|lösung|réponse|respuesta|risposta|resposta|jawaban|cevap|odpowiedź"
-    r"|antwoord|svar|ответ|đáp\s+án|(?:correct|best|right|final|chosen|my)\s+(?:option|choice|letter|one|pick|selection)|conclusion)\b"
-    r"(?:\s+(?:choice|option|letter|correct[ae]?|correta|corretta|final[e]?))?"
+    r"|antwoord|svar|ответ|đáp\s+án|(?:correct|best|right|final|chosen|selected|remaining|my)\s+(?:option|choice|letter|one|pick|selection)|conclusion)\b"
+    r"(?:\s+(?:choice|option|letter|correct[ae]?|corr?etta|correta|final[e]?))?"
     r"(?:\s+(?:that\s+)?(?:I|we)\s+(?:get|got|find|found|obtain|chose|give))?(?:\s+(?:to|for|of)\s[^.:\n]{0,60}?)?[\"']?\s*"
     rf"(?:[:=]|\s[-–—]\s|->|→|⇒|\b(?:is|was|turns\s+out\s+to\s+be|(?:must|should|would|could|might|may|will|can\s+only|has\s+to)\s+{_ADVERB}be"
     rf"|seems(?:\s+to\s+be)?|appears\s+to\s+be|ist|est|es|é|è)\b)"
-    r"|(?:答案|答え|正解|정답|الإجابة|الجواب|उत्तर)(?:应该|應該)?(?:是|为|為|は|:|=|ist)?"
-    rf"|\b(?:option|choice|pick|selection|final|correct|total)\s*:)\s*{_ADVERB}[\s:]*",
+    r"|(?:答案|答え|正解|정답|답|الإجابة(?:\s+الصحيحة)?|الجواب(?:\s+الصحيح)?|उत्तर)\s?(?:应该|應該)?(?:是|为|為|は|은|는|هي|هو|है|:|=|ist)?"
+    rf"|\b(?:option|choice|pick|selection|final|correct|total)[\"']?\s*:)\s*{_ADVERB}[\s:]*",
     re.IGNORECASE,
 )
 _CHINESE_CHOICE = re.compile(r"(?:故|应|應|所以|因此|我)?(?:选择|選擇|选项|選項|选|選)(?:是|为|為|:)?\s*")
@@ -53,12 +55,13 @@ _TITLE = re.compile(r"(?:^|\n)\W{0,6}(?:the\s+)?(?:final\s+|correct\s+)?(?:answe
 _WEAK_CUE = re.compile(
     r"\b(?:I|we)(?:'d|'ll|\s+would|\s+will|\s+shall)?\s+(?:therefore\s+|thus\s+|will\s+)?"
     r"(?:choose|pick|select|chose|picked|selected|answer|conclude|go\s+with|went\s+with|opt\s+for|settle\s+on|go\s+for"
+    r"|lean\s+towards?"
     r"|say|vote\s+for|think|believe|guess)\b(?:\s+(?:that|it\s+is|it's))?\s*:?\s*"
     rf"|\b(?:it|this|that)(?:'s|\s+(?:is|was|(?:must|should|could|might|may|can\s+only|has\s+to)\s+be|seems\s+to\s+be))"
     rf"\s+{_ADVERB}"
-    r"|\bgoing\s+with\s+|\b(?:settled|decided)\s+(?:on|for)\s+|而是\s*|\b(?:corresponds?\s+to|match(?:es)?|points?\s+to)\s+(?=(?:the\s+)?(?:option|choice|answer)\b|[(\[]?[A-Z][)\]]?\W*(?:$|\n))"
+    r"|\b(?:going\s+with|leaning\s+towards?|(?:settled|decided)\s+(?:on|for))\s+|而是\s*|\b(?:corresponds?\s+to|match(?:es)?|points?\s+to|(?:I|we)\s+(?:find|found|get|got))\s+(?=(?:the\s+)?(?:option|choice|answer)\b|[(\[]?[A-Z][)\]]?\W*(?:$|\n))"
     r"|(?:^|\n)\s*(?:∴|=>|->|→|⇒)\s*|\bno,\s+(?=\S{1,12}\s*(?:$|\n))"
-    r"|(?:^|[.,:;!?\n])\s*(?:so|thus|hence|therefore|finally|consequently|in\s+conclusion)\b[,:]?\s*"
+    r"|(?:^|[.,:;!?\n])\s*(?:so|thus|hence|therefore|finally|ultimately|consequently|in\s+conclusion)\b[,:]?\s*"
     r"|\b(?:no,?\s+)?(?:wait|actually|correction|rather|sorry|i\s+mean)\b[,:.!]?\s*(?:no,?\s+(?=\w))?"
     r"|\bnot\s+\S{1,40}?,?\s+but\s+(?:rather\s+)?|\b(?:leaving|leaves)\s+(?:us\s+with\s+|only\s+|just\s+)?",
     re.IGNORECASE,
@@ -67,9 +70,8 @@ _TAG = re.compile(r"<\s*(/?)\s*(think(?:ing)?|thought|reasoning|answer)\s*>", re
 _ANSWER_AT_END = re.compile(r"<answer>((?:(?!<answer>).)*)</answer>\s*$", re.DOTALL)
 _CERTAINLY = re.compile(r"\b(?:no|without(?:\s+any)?|not?\s+in)\s+(?:doubt|question)\b|\bnot\s+only\b", re.IGNORECASE)
 _DENIAL = re.compile(
-    r"\b(?:not|never|cannot|neither|nor|no|without|incorrect|wrong(?:ly)?|false(?:ly)?|instead\s+of|rather\s+than|unlike"
-    r"|unlikely|doubt(?:s|ful)?|absence\s+of|initial(?:ly)?|originally|previous(?:ly)?|earlier|at\s+first|naive(?:ly)?|tempting"
-    r"|(?:all|any\w*|every\w*)\s+(?:but|except)|except\s+for"
+    r"\b(?:not|never|cannot|neither|nor|no|without|incorrect|wrong(?:ly)?|false(?:ly)?|instead\s+of|rather\s+than|(?:more\s+\w+|better)\s+than|unlike"
+    r"|unlikely|doubt(?:s|ful)?|(?:all|any\w*|every\w*)\s+(?:but|except)|except\s+for|absence\s+of|initial(?:ly)?|originally|previous(?:ly)?|earlier|at\s+first|naive(?:ly)?|tempting"
     r"|exclud\w+|eliminat\w+|rul(?:e|es|ed|ing)\s+out|common\s+(?:mistake|error)|kein|nicht)\b|n't\b|[不非]",
     re.IGNORECASE,
 )
@@ -82,11 +84,11 @@ _SUPPOSED = re.compile(
     r"\b(?:if|unless|whether|suppose|assume|imagine|were\s+it|had\s+it|in\s+case)\b|如果|若", re.IGNORECASE
 )
 _DENIED_AFTER = re.compile(
-    r"\W{0,3}(?:,\s*)?(?:(?:is|was|are|were|be|seems?)\s+(?:clearly\s+|therefore\s+|also\s+|definitely\s+)?"
-    r"(?:not|never|(?:un|less\s+)likely|incorrect|wrong|false|excluded|ruled\s+out|eliminated|impossible|a\s+(?:common\s+)?distractor"
+    r"\W{0,3}(?:,\s*)?(?:(?:is|was|are|were|be|seems?)\s+(?:clearly\s+|therefore\s+|also\s+|definitely\s+|very\s+)?"
+    r"(?:not|never|incorrect|wrong|false|excluded|ruled\s+out|eliminated|impossible|unlikely|less\s+likely|a\s+(?:common\s+)?distractor"
     r"|a\s+common\s+(?:mistake|error)|out)\b"
     r"|(?:is|was|does|do|did|can|could)n't\b|(?:does|do|did|cannot|can)\s*not\b|(?:is|are|was)?\s*(?:only\s+)?(?:if|unless)\b"
-    r"|不|错|錯)",
+    r"|would\s+be\s+(?:wrong|incorrect|false)\b|不|错|錯|ではな|ではあり|[이가]?\s?아니|아닙)",
     re.IGNORECASE,
 )
 _CLAUSE = re.compile(
@@ -176,6 +178,7 @@ def clean(text: str) -> str:
     for _ in range(3 if "\\" in text else 0):  # wrappers nest
         text = _WRAPPER.sub(r"\1", text)
     text = text.replace("{,}", ",").replace("\\%", "%").replace("\\quad", " ")
+    text = _STRUCK.sub(" ", _PAIRED.sub(r"\2", text))
     text = _HEADING.sub("", _GSM_MARK.sub("Answer: ", _MARKUP.sub("", _POWER.sub("^", text))))
     return _STARRED.sub(lambda match: match[1] or match[2], text).strip()
 

@@ -16,9 +16,11 @@ from typing import Any
 from xreasoner.grading import extraction, mathematics, numbers, options, quantities, words
 from xreasoner.grading.extraction import Reply
 from xreasoner.problem import Problem
-from xreasoner.verdict import Verdict
+from xreasoner.verdict import Outcome, Verdict
 
 _FULL_MARKS = 1 - 1e-9
+_TWICE = re.compile(r"\s*(?:,?\s*\bi\.e\.,?|,?\s*\bthat\s+is,?|,?\s*\bor\s+equivalently\b,?|=|\s\()\s*")
+_ROUNDED = re.compile(r"\s*(?:≈|\\approx).*$")
 _LIST_JOINT = re.compile(r"\s*(?:[,;]|\band\b)\s*")
 
 
@@ -144,10 +146,16 @@ def _candidates(reply: Reply) -> list[str]:
         return []
     weak = extraction.declarations(text)
     ending = re.search(r"\b(?:is|equals|are)\s+(\S[^=]*?)[\s.]*$", text)
-    found = [text, *([weak[0].content] if weak else [])]
+    found = [text, extraction.bare(text), *([weak[0].content] if weak else [])]
     if ending and not extraction.denied(text, ending.start(), ending.end()):
         found.append(ending[1])
     return found
+
+
+def _said_twice(text: str) -> list[str]:
+    """The forms of an answer that is given in several ("5 kg (5000 g)", "5/8, i.e. 0.625", "1/2 = 0.5"); a rounded
+    value behind ≈ is left out. All of them must be right."""
+    return [part.rstrip(") ") if "(" not in part else part for part in _TWICE.split(_ROUNDED.sub("", text)) if part]
 
 
 def _quantity(problem: Problem, reply: Reply) -> Verdict:
@@ -157,19 +165,27 @@ def _quantity(problem: Problem, reply: Reply) -> Verdict:
         return Verdict("error", reply.content, "", f"gold: found {problem.gold!r}, expected a number with a unit")
     if not gold[1]:
         return _number(problem, reply)
-    for text in _candidates(reply):
+    places = problem.meta.get("precision")
+
+    def converted(text: str) -> Fraction | None:
         found = quantities.read_quantity(text)
-        if found is None:
+        return None if found is None else quantities.in_units_of(*found, gold[1])
+
+    def right(value: Fraction) -> bool:
+        if places is None:
+            return value == gold[0]
+        return numbers.rounded(value, int(places)) == numbers.rounded(gold[0], int(places))
+
+    for text in _candidates(reply):
+        if quantities.read_quantity(text) is None:
             continue
         if numbers.numeral(text) == options.CONFLICT:
             return Verdict("conflict", reply.content)
-        value = quantities.in_units_of(*found, gold[1])
-        if value is not None:
-            right = value == gold[0]
-            places = problem.meta.get("precision")
-            if places is not None:
-                right = numbers.rounded(value, int(places)) == numbers.rounded(gold[0], int(places))
-            return Verdict("correct" if right else "wrong", text, f"{numbers.shown(value)} {gold[1]}")
+        value = converted(text)
+        values = [value] if value is not None else [converted(part) for part in _said_twice(text)]
+        if values and values[0] is not None and None not in values:
+            outcome: Outcome = "correct" if all(right(each) for each in values if each is not None) else "wrong"
+            return Verdict(outcome, text, f"{numbers.shown(values[0])} {gold[1]}")
     said = next((text for text in _candidates(reply) if quantities.read_quantity(text)), None)
     return Verdict("wrong", said, said) if said else Verdict("unparsed", reply.content)
 
@@ -180,6 +196,9 @@ def _latex(problem: Problem, reply: Reply) -> Verdict:
     outcome, given = "unparsed", ""
     for given in _candidates(reply):
         outcome = mathematics.same(gold, given)
+        parts = _said_twice(given)
+        if outcome in ("unparsed", "different") and parts and parts != [given]:
+            outcome = "equal" if all(mathematics.same(gold, part) == "equal" for part in parts) else outcome
         if outcome not in ("unparsed", "different"):
             break
     if outcome == "equal":

@@ -26,8 +26,17 @@ MEMORY = 3 * 1024**3
 _DIGITS = 30
 _LONGEST = 2000
 """Characters; a longer expression is not parsed."""
-_BRACKETS = {"(": ")", "[": "]", "{": "}"}
-_COMMON = (
+_DEGREE = r"\s*(?:\^\s*\{?\s*\\circ\s*\}?|\\degree|°)"
+
+
+def _recurring(match: re.Match[str]) -> str:
+    """`0.1\\overline{6}` as the fraction that it is."""
+    whole, fixed, again = match.groups()
+    value = int(whole + fixed + again) - int(whole + fixed)
+    return rf"\frac{{{value}}}{{{10 ** len(fixed + again) - 10 ** len(fixed)}}}"
+
+
+_COMMON: tuple[tuple[re.Pattern[str], str | Callable[[re.Match[str]], str]], ...] = (
     (re.compile(r"\\(?:text|mbox|mathrm|textbf|mathbf)\s*\{([^{}]*)\}"), r"\1"),
     (re.compile(r"\x0c(?=rac)"), r"\\f"),
     (re.compile(r"\\[dtc]frac"), r"\\frac"),
@@ -37,6 +46,12 @@ _COMMON = (
     (re.compile(r"(\\frac\s*\{[^{}]*\})\s*(\d)"), r"\1{\2}"),
     (re.compile(r"(?<![\d^_{}.])(\d+)\s*(\\frac\s*\{\d+\}\s*\{\d+\})"), r"(\1+\2)"),  # a mixed number
     (re.compile(r"\\sqrt\s*(\d|[a-zA-Z](?![a-zA-Z]))"), r"\\sqrt{\1}"),
+    (
+        re.compile(rf"(\\(?:sin|cos|tan|cot|sec|csc))\s*\(?\s*(\d{{1,9}}){_DEGREE}\s*\)?"),
+        r"\1(\\frac{\2\\pi}{180})",
+    ),
+    (re.compile(r"(\d{1,20})\.(\d{0,20})\\(?:overline|bar|dot)\s*\{(\d{1,20})\}"), _recurring),
+    (re.compile(r"\\varnothing|∅|\\\{\s*\\\}"), r"\\emptyset"),
     (re.compile(r"\^?\s*\{?\s*(?:\\circ|\\degree|°|掳)\s*\}?"), ""),
     (re.compile(r"\\(?:leqslant|leq)(?![a-z])|≤"), r"\\le"),
     (re.compile(r"\\(?:geqslant|geq)(?![a-z])|≥"), r"\\ge"),

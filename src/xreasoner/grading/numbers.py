@@ -154,7 +154,7 @@ def numeral(text: str, exclaims: bool = False) -> str | None:
 def stated_number(reply: Reply) -> str | None:
     """The numeral that the reply gives, `CONFLICT` for two, None for none."""
     text = extraction.unboxed(reply.content)
-    one_piece = re.search(r"[.;!?]\s|\n", text.strip()) is None
+    one_piece = re.search(r"[.;!?]\s|\n|,\s+(?:so|thus|hence|therefore)\b", text.strip()) is None
     found = numeral(extraction.bare(text)) if one_piece else None
     if found is not None:
         return found

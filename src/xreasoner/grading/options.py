@@ -25,6 +25,7 @@ _RIGHT = (
     r"(?:clearly\s+|therefore\s+|thus\s+|indeed\s+|definitely\s+)?(?:the\s+|my\s+)?(?:only\s+|single\s+|final\s+)?"
     r"(?:correct|right|best|true|proper|answer|most\s+(?:likely|appropriate|plausible|accurate|suitable|consistent))\b"
     r"|(?<=only [A-Z])\s+(?:fits|works|applies|remains|matches|holds|is\s+(?:possible|left|consistent))\b"
+    r"|is\s+the\s+(?:only\s+)?(?:option|choice|one)\s+(?:that|which)\s+(?:best\s+)?(?:fits|works|matches|is\s+(?:correct|right|consistent))\b"
     r"|fits\s+best\b|makes\s+the\s+most\s+sense\b|(?:是)?正确)"
 )
 _DISMISSED = re.compile(r"[\s:.)\]–—-]*(?:false|wrong|incorrect|not\b|✗|✘|❌|×)", re.IGNORECASE)
@@ -71,16 +72,16 @@ def _patterns(labels: tuple[str, ...]) -> Patterns:
     closed = rf"[(\[{{<\"']{{1,3}}\s*({any_case})\s*[)\]}}>\"']+"
     open_ = rf"({upper}){_AFTER}(?!\.[a-z](?:\.|\s))|({lower})(?=\s*[.:)\]}},]\s|\s*[.:)\]]?\s*$|\s+(?:is|because)\b)"
     prefix = (
-        r"[\s\"'>*•-]*(?:(?:the|la|le|el|die|der|das|a(?=\s+op)|o)\s+)?"
-        r"(?:(?:option|choice|letter|answer|statement|opción|opção|opzione|lettre|letra)\s+|选项)?"
+        r"[\s\"'>*•-]*(?:(?:the|la|le|el|die|der|das|[ao](?=\s+(?:opção|letra|alternativa)))\s+)?"
+        r"(?:(?:option|choice|letter|answer|statement|opción|opção|opzione|lettre|letra|alternativa)\s+|选项)?"
     )
     rest = (
         r"(?P<rest>\s*$|\s*[:.)\]},;!/&+?–—](?!\d).*|\s*-\s.*|\s*\n.*|\s*\(.*"
-        r"|(?<=[)\]}>])\s+\S.*|\s+(?:and|or|is|was|because|since|as|for|with|not|but\s+not|rather|instead|by|over)\b.*|\s+(?=[A-Z]).*|\s*(?:是|正确|选项|です|だ|입니다|이다).*)"
+        r"|(?<=[)\]}>])\s+\S.*|\s+(?:and|or|is|was|because|since|as|for|with|not|but\s+not|rather|instead|by|over)\b.*|\s+(?=[A-Z]).*|\s*[\u3040-\u30ff\u4e00-\u9fff\uac00-\ud7af].*)"
     )
     joint = (
         r"\s*(?:,?\s*(?:but|or|and|though|although)\s+(?:it\s+)?(?:could|might|may|possibly|perhaps|maybe)\b"
-        r"(?:\s+also)?(?:\s+be)?|,\s*(?:and\s+|or\s+)?|/|&|\+|;|\.|\band\b|\bor\b|\bas\s+well\s+as\b|\s)\s*(?:option\s+|choice\s+)?"
+        r"(?:\s+also)?(?:\s+be)?|\s*\(\s*(?:or|and|maybe|perhaps|possibly)\s+|\s*[和与或및과와かと]\s*|,\s*(?:and\s+|or\s+)?|/|&|\+|;|\.|\band\b|\bor\b|\bas\s+well\s+as\b|\s)\s*(?:option\s+|choice\s+)?"
     )
     ordinals = "|".join([*_ORDINALS[: len(labels)], "last"])
     return Patterns(

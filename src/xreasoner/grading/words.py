@@ -11,6 +11,8 @@ from xreasoner.grading.options import CONFLICT
 
 _SYNONYMS = {"true": "yes", "false": "no", "yeah": "yes", "nope": "no", "是": "yes", "是的": "yes", "否": "no"}
 _WORD = re.compile(r"(?<![\w'-])(yes|no|maybe|true|false|yeah|nope|是的|是|否)(?![\w'-])", re.IGNORECASE)
+_QUESTION = re.compile(r"^(?:[^.!?\n]{1,200}\?\s+)+")
+_NOT_BUT = re.compile(r"\bnot\s[^.,;:]{1,60}?,?\sbut\s+(?:rather\s+)?([^.,;:]+)")
 _LEAD = re.compile(r"(?!not\b|never\b)[A-Za-z][A-Za-z ]{0,19}:\s+", re.IGNORECASE)
 _ARTICLE = re.compile(r"^(?:an?|the)\s+")
 _HYPHEN = re.compile(r"(?<=[^\W\d])-(?=[^\W\d])")
@@ -42,7 +44,7 @@ def _leading(text: str) -> str | None:
 
 def yes_or_no(reply: Reply) -> str | None:
     """What the reply states: "yes", "no" or "maybe"; `CONFLICT` for two of them, None for none."""
-    text = extraction.unboxed(reply.content)
+    text = _QUESTION.sub("", extraction.unboxed(reply.content))
     for declaration in extraction.declarations(text):
         content = declaration.content
         found = _leading(content) or (_leading(extraction.bare(content)) if declaration.strong else None)
@@ -66,7 +68,10 @@ def yes_or_no(reply: Reply) -> str | None:
 def _others(text: str, found: str) -> bool:
     first = re.split(r"[.;\n]", text, maxsplit=1)[0]
     joined = re.search(r"\b(?:or|and|/)\s*|/", first) is not None or len(first.split()) <= 6
-    return joined and any(plain_word(word) != found for word in _WORD.findall(first))
+    return joined and any(
+        plain_word(match[1]) != found and not extraction.denied(first, match.start(), match.end())
+        for match in _WORD.finditer(first)
+    )
 
 
 def comparable(text: str) -> str:
@@ -102,5 +107,6 @@ def free_text(reply: Reply) -> list[str]:
     match = None if reply.tagged else _LEAD.match(text)
     said = extraction.bare(text[match.end() :] if match else text)
     is_it = _IT_IS.match(said)
-    found = [said, said[is_it.end() :]] if is_it else [said]
+    but = _NOT_BUT.search(said)
+    found = [said, *([said[is_it.end() :]] if is_it else []), *([but[1]] if but else [])]
     return [*found, *(_ABBREVIATED.sub("", text) for text in found)]
