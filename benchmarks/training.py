@@ -307,7 +307,8 @@ def sizes_ours(sizes: dict[str, int], folder: str) -> dict[str, Any]:
             if name != "3M" and length != 1024 and not quick:
                 continue  # a row and a column of the table
             heads = width // 64 if width % 64 == 0 else width // 32
-            model = shaped(width, layers, heads, max(1, heads // 2), width * 8 // 3, True, 1168, "cpu")
+            keys = heads // 2 if heads % 2 == 0 else 1
+            model = shaped(width, layers, heads, keys, width * 8 // 3, True, 1168, "cpu")
             cost = step_cost(model, length, max(1, min(8192, 8 * length) // length), "float32", False, 2**25)
             found.append({"size": name, "length": length, **cost, "share": cost["flops_per_s"] / rate})
     return {"matrix_flops_per_s": rate, "table": found}
