@@ -14,7 +14,7 @@ Gain = Mapping[str, Any]
 
 SPLITS = {
     "easy-vqa": "easy-vqa's own test split",
-    "gym-train": "families that post-training learns from; fresh items",
+    "gym-train": "families that post-training learns from; small numbers, so it has seen many of the items",
     "gym-held-out": "families that post-training never sees",
 }
 """Where a benchmark's items come from, for those that are no cell."""

@@ -156,7 +156,7 @@ def read_image_clinical(n: int, seed: int) -> list[Problem]:
 
 
 def gym_train(n: int, seed: int) -> list[Problem]:
-    """The families that post-training uses, fresh items."""
+    """The families that post-training uses. Their numbers are small, so many of its items were trained on too."""
     return _gym(outside.TRAIN_FAMILIES, n, seed)
 
 
