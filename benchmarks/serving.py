@@ -4,7 +4,9 @@
 
 Each client asks questions whose greedy answers were computed before in this process, one after another, with no pause;
 a 429 is waited for as its Retry-After says. The overhead is the service's tokens a second against the same questions
-handed to the engine directly, as many at a time, in this process.
+handed to the engine directly, as many at a time, in this process. Clients take their share of the same processors; what
+the service itself costs is its CPU time a token beside the engine's (with OMP_NUM_THREADS=1, as threads that wait for
+each other use CPU time too).
 """
 
 from __future__ import annotations
@@ -41,18 +43,19 @@ def questions(n: int) -> list[str]:
     return found
 
 
-def expected(asked: list[str], clients: int) -> tuple[dict[str, str], float]:
-    """The whole reply to each question, and the engine's own tokens a second with so many at a time."""
+def expected(asked: list[str], clients: int) -> tuple[dict[str, str], float, float]:
+    """The whole reply to each question; the engine's own tokens a second, and milliseconds of CPU time a token, with so
+    many at a time."""
     reasoner = Reasoner("tiny", thinking_budget=160, answer_budget=24)
     requests = [(question, reasoner.request(question)) for question in asked]
     list(finished(reasoner.engine, iter(requests[:20]), clients))
-    begun, tokens, found = time.monotonic(), 0, {}
+    begun, used, tokens, found = time.monotonic(), time.process_time(), 0, {}
     for question, outcome in finished(reasoner.engine, iter(requests), clients):
         if isinstance(outcome, Exception):
             raise outcome
         found[question] = outcome[0].answer + "\n" + outcome[0].thought
         tokens += len(outcome[0].token_ids)
-    return found, tokens / (time.monotonic() - begun)
+    return found, tokens / (time.monotonic() - begun), 1000 * (time.process_time() - used) / tokens
 
 
 async def load(url: str, answers: dict[str, str], clients: int, seconds: float) -> dict[str, Any]:
@@ -101,6 +104,7 @@ async def load(url: str, answers: dict[str, str], clients: int, seconds: float) 
         "wrong_count": len(wrong),
         "latency_median": round(statistics.median(latencies), 2) if latencies else None,
         "latency_p99": round(sorted(latencies)[int(0.99 * len(latencies))], 2) if latencies else None,
+        "tokens": tokens,
         "tokens_per_s": round(tokens / spent, 1),
     }
 
@@ -111,13 +115,20 @@ def memory(pid: int) -> float:
         return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 2**20
 
 
+def cpu_seconds(pid: int) -> float:
+    """What a process has used of the processors."""
+    with open(f"/proc/{pid}/stat") as file:
+        fields = file.read().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--clients", type=int, default=200)
     parser.add_argument("--seconds", type=float, default=60)
     parser.add_argument("--questions", type=int, default=400)
     given = parser.parse_args()
-    answers, alone = expected(questions(given.questions), given.clients)
+    answers, alone, alone_ms = expected(questions(given.questions), given.clients)
     command = [sys.executable, "-m", "xreasoner.cli", "serve", "tiny", "--port", "0", "--budget", "160"]
     with subprocess.Popen([*command, "--answer-budget", "24"], stdout=subprocess.PIPE, text=True) as server:
         assert server.stdout
@@ -125,11 +136,15 @@ def main() -> None:
         while "serving" not in server.stdout.readline():
             pass
         asyncio.run(load(url, answers, given.clients, given.seconds / 6))
-        first = memory(server.pid)
+        first, used = memory(server.pid), cpu_seconds(server.pid)
         found = asyncio.run(load(url, answers, given.clients, given.seconds))
-        last = memory(server.pid)
+        last, used = memory(server.pid), cpu_seconds(server.pid) - used
         server.terminate()
     found |= {"memory_mb": [round(first), round(last)], "engine_tokens_per_s": round(alone, 1)}
+    found |= {
+        "cpu_ms_per_token": round(1000 * used / found["tokens"], 4),
+        "engine_cpu_ms_per_token": round(alone_ms, 4),
+    }
     found["share_of_engine"] = round(found["tokens_per_s"] / alone, 3)
     print(json.dumps(found, indent=1, ensure_ascii=False))
     failed = set(found["statuses"]) - {"200", "429"}
