@@ -381,9 +381,10 @@ async def _events(desk: Desk, asked: Asked) -> AsyncGenerator[str, None]:
                     if isinstance(event, list):
                         completions = event
                         continue
-                    sample, text = event
+                    sample, text, tokens = event
                     for delta in _deltas(splitters[sample].feed(text)):
-                        yield chunk(sample, delta)
+                        yield chunk(sample, delta, tokens=tokens)
+                        tokens = 0
             finally:
                 await running.aclose()
             decision = await _decided(desk, asked, completions, required=False)

@@ -47,8 +47,8 @@ class Limits:
 PIECE_SECONDS = 0.04
 """Between two pieces of a stream. A piece for each token would take the engine's thread more time than its tokens."""
 
-Text = tuple[int, str]
-"""(sample, a piece of its text)."""
+Text = tuple[int, str, int]
+"""(sample, a piece of its text, from so many tokens)."""
 
 
 class Desk:
@@ -135,7 +135,7 @@ class Desk:
             loop.call_soon_threadsafe(woken.set)
 
         def tell(sample: int, text: str) -> None:
-            texts.append((sample, text))
+            texts.append((sample, text, 1))
             if len(texts) == 1:
                 wake()
 
@@ -174,11 +174,12 @@ class Desk:
 
 def _joined(texts: deque[Text]) -> list[Text]:
     """What has come, taken away, in one piece for each sample."""
-    found: dict[int, str] = {}
+    found: dict[int, tuple[str, int]] = {}
     while texts:
-        sample, text = texts.popleft()
-        found[sample] = found.get(sample, "") + text
-    return list(found.items())
+        sample, text, tokens = texts.popleft()
+        before, count = found.get(sample, ("", 0))
+        found[sample] = (before + text, count + tokens)
+    return [(sample, text, tokens) for sample, (text, tokens) in found.items()]
 
 
 def _cancelled(submitted: asyncio.Future[Ticket]) -> None:

@@ -104,7 +104,7 @@ async function ask(turn, view) {
     const choice = event.choices[0];
     if (choice?.delta.reasoning) {
       turn.thought += choice.delta.reasoning;
-      turn.tokens += 1;
+      turn.tokens += choice.tokens ?? 1;
     }
     if (choice?.delta.content) turn.answer += choice.delta.content;
     if (choice?.exit) turn.exit = choice.exit;
@@ -197,6 +197,8 @@ function keep() {
     }
   }
 }
+
+addEventListener("pagehide", keep); // what has come of a reply stays
 
 function recall() {
   try {
