@@ -15,6 +15,7 @@ import pytest
 from PIL import Image
 
 from xreasoner import registry, trace
+from xreasoner.benchmarks import parsers
 from xreasoner.benchmarks.running import evaluate, swaps
 from xreasoner.benchmarks.samples import ensemble, pass_at
 from xreasoner.benchmarks.store import ResultStore, latest, read_rows, sampling_key, save_picture
@@ -22,6 +23,7 @@ from xreasoner.benchmarks.summary import gains, group_of, summarise
 from xreasoner.completion import Completion
 from xreasoner.engines.base import Request, Sampling
 from xreasoner.errors import DataError, EngineError, UserError, XReasonerError
+from xreasoner.grading.rescoring import grade_file
 from xreasoner.problem import Problem
 from xreasoner.prompts import PROMPTS
 
@@ -225,6 +227,30 @@ def test_several_samples_are_rows_of_their_own(tmp_path: Path) -> None:
     cell = summarise(rows)["cells"]["text/general"]
     assert (cell["n"], cell["accuracy"]) == (60, 0.5)
     assert cell["high"] - cell["low"] > 0.35  # as sure as 20 items, not as 60
+
+
+def measured(n: int, seed: int) -> list[Problem]:
+    return [Problem("m", "What is 0 + 1?", "1.2", "number", meta={"precision": 1})]
+
+
+def test_a_row_carries_the_places_that_its_data_set_rounds_to(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """So the live verdict, `xreasoner grade` and MathVista's own rule round alike."""
+
+    class Measuring(Adder):
+        def complete(self, request: Request) -> Completion:
+            return replace(super().complete(request), text="<answer>1.24</answer>")
+
+    monkeypatch.setitem(registry.BENCHMARKS, "measured", f"{__name__}:measured")
+    settings: dict[str, Any] = {"model_hash": "m", "prompt": "brief", "n": 1, "seed": 0, "sampling": Sampling()}
+    (found,) = evaluate(Measuring(10), ["measured"], tmp_path, stage="sft", **settings)
+    assert found["outcome"] == "correct"
+    stored = tmp_path / "eval" / "sft" / "results.jsonl"
+    assert grade_file(stored, tmp_path / "again.jsonl", print).correct == 1
+    without = tmp_path / "without.jsonl"
+    without.write_text(json.dumps({**read_rows(stored)[0], "meta": {}}))
+    assert grade_file(without, tmp_path / "exact.jsonl", print).correct == 0
+    rule = next(rule for rule in parsers.RULES if rule.name == "MathVista")
+    assert rule.read(parsers.case_of(found)).value == 1
 
 
 def test_groups_and_unknown_names(tmp_path: Path) -> None:

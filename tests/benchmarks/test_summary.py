@@ -11,6 +11,7 @@ from xreasoner.benchmarks.summary import (
     exits,
     gains,
     main_rows,
+    sampled,
     sight,
     solvable,
     summary_of,
@@ -83,6 +84,19 @@ def test_without_the_forced_exit_closed_thoughts_count_as_cut() -> None:
     assert entry["thought_tokens"] == {"mean": 25, "median": 30, "p90": 40}
 
 
+def test_several_samples_are_averaged_voted_and_passed() -> None:
+    drawn = {"temperature": 1.0, "sampling": "t", "normalised": "7"}
+    marks = {0: "11", 1: "10", 2: "00"}
+    several = [row(i, mark == "1", sample=s, **drawn) for i, two in marks.items() for s, mark in enumerate(two)]
+    cut = row(3, True, **drawn)  # its other sample is missing
+    (entry,) = sampled({"sft": [*rows("0000"), *several, cut], "base": rows("1111")})
+    assert (entry["name"], entry["stage"], entry["samples"], entry["n"]) == ("image/general", "sft", 2, 3)
+    assert entry["average"]["value"] == pytest.approx(0.5)
+    assert entry["average"]["low"] < 0.5 < entry["average"]["high"]
+    assert entry["majority"] == pytest.approx(0.5)
+    assert entry["pass"] == {"1": pytest.approx(0.5), "2": pytest.approx(2 / 3)}
+
+
 def test_the_budget_curve_is_over_shared_items() -> None:
     short = [row(i, i < 1, thinking_budget=8, sampling="8", exit="forced") for i in range(4)]
     long = [row(i, i < 3, thinking_budget=64, sampling="64") for i in range(3)]
@@ -147,6 +161,7 @@ def test_the_summary_holds_all_of_it() -> None:
         "sight",
         "solvable",
         "exits",
+        "samples",
         "budgets",
         "parsers",
     }

@@ -345,6 +345,26 @@ def test_several_budgets_of_one_folder_are_a_curve(small: Path) -> None:
     assert "| text/general | sft | 8 |" in (small / "report.md").read_text()
 
 
+def test_several_samples_of_an_item_are_averaged_voted_and_passed(small: Path) -> None:
+    path = small / "eval" / "sft" / "results.jsonl"
+    rows = [row for row in read_rows(path) if row["bench"] == "tiny-text-general"]
+    drawn = [
+        {**row, "key": f"{row['key']}/{k}", "sampling": "t", "temperature": 1.0, "sample": k, "correct": k < 1,
+         "outcome": "correct" if k < 1 else "wrong", "extracted": f"{k}"}
+        for row in rows for k in range(4)
+    ]  # fmt: skip
+    with path.open("a") as file:
+        file.write("".join(json.dumps(row) + "\n" for row in drawn))
+    html = write_report(small).read_text(encoding="utf-8")
+    assert "Several samples an item" in html
+    assert "1: <b>25.0</b>, 2: <b>50.0</b>, 4: <b>100.0</b>" in html
+    told = next(line for line in (small / "report.md").read_text().splitlines() if line.endswith("4: 100.0 |"))
+    assert told.startswith(f"| text/general | sft | {len(rows)} | 4 | 25.0 (")
+    with (small / "report.csv").open(newline="") as file:
+        lines = {line["quantity"]: float(line["value"]) for line in csv.DictReader(file) if line["table"] == "samples"}
+    assert lines == {"average": 0.25, "majority": 0.25, "pass: 1": 0.25, "pass: 2": 0.5, "pass: 4": 1.0}
+
+
 def test_several_runs_make_one_report(tmp_path: Path) -> None:
     first, second = fabricate(tmp_path / "one", n=12), fabricate(tmp_path / "two", n=12)
     for stage in ("sft", "sft+rl"):

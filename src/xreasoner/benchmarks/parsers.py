@@ -243,7 +243,9 @@ RULES = (
 
 
 def case_of(row: Row) -> Case:
-    return Case(row["response"], row["gold"], tuple(row["options"]), row["answer_type"], row.get("precision"))
+    """What the rules see of a stored row."""
+    places = (row.get("meta") or {}).get("precision")
+    return Case(row["response"], row["gold"], tuple(row["options"]), row["answer_type"], places)
 
 
 def spread(rows: Sequence[Row]) -> list[dict[str, Any]]:

@@ -37,16 +37,22 @@ def _vote(row: Row) -> tuple[str, ...]:
     return ("correct",) if row["correct"] else ("wrong", str(row.get("normalised") or row["extracted"]).casefold())
 
 
+def by_item(rows: Sequence[Row]) -> list[list[Row]]:
+    """The samples of each item."""
+    items: dict[tuple[str, str], dict[int, Row]] = {}
+    for row in rows:
+        items.setdefault((row["bench"], row["id"]), {})[row["sample"]] = row
+    return [list(found.values()) for found in items.values()]
+
+
 def ensemble(rows: Sequence[Row]) -> dict[str, Any]:
     """{"samples": K, "average", "majority", "pass": {k: pass@k}} over items that have K samples, K the most of any.
 
     average is avg@K. Items of which a part is missing are left out, and counted in "incomplete".
     """
-    items: dict[tuple[str, str], dict[int, Row]] = {}
-    for row in rows:
-        items.setdefault((row["bench"], row["id"]), {})[row["sample"]] = row
-    most = max((len(found) for found in items.values()), default=0)
-    whole = [list(found.values()) for found in items.values() if len(found) == most]
+    items = by_item(rows)
+    most = max(map(len, items), default=0)
+    whole = [found for found in items if len(found) == most]
     if not whole:
         return {"samples": 0, "average": 0.0, "majority": 0.0, "pass": {}, "incomplete": 0}
     right = [sum(bool(row["correct"]) for row in found) for found in whole]

@@ -14,6 +14,7 @@ from functools import lru_cache
 from typing import Any
 
 from xreasoner.benchmarks import parsers, statistics
+from xreasoner.benchmarks.samples import by_item, ensemble
 from xreasoner.benchmarks.store import Condition, Row, condition_of
 
 BASES = ("base", "base-direct")
@@ -215,10 +216,10 @@ def gains(results_by_stage: Mapping[str, Sequence[Row]]) -> list[dict[str, Any]]
 
 def summary_of(results_by_stage: Mapping[str, Sequence[Row]]) -> dict[str, Any]:
     """What summary.json says of results: {"cells" | "perception" | "benchmarks": {stage: {name: {}}}, "gains": [],
-    "sight": [], "solvable": [], "exits": [], "budgets": [], "parsers": []}; see `summarise`, `gains`, `sight`,
-    `solvable`, `exits`, `budgets` and `spread`.
+    "sight": [], "solvable": [], "exits": [], "samples": [], "budgets": [], "parsers": []}; see `summarise`, `gains`,
+    `sight`, `solvable`, `exits`, `sampled`, `budgets` and `spread`.
 
-    Where a stage was measured under several protocols, all but `budgets` and `solvable` speak of `main_rows`.
+    Where a stage was measured under several protocols, all but `samples`, `budgets` and `solvable` speak of `main_rows`.
     """
     main = {stage: main_rows(rows) for stage, rows in results_by_stage.items()}
     found: dict[str, Any] = {group: {} for group in GROUPS}
@@ -226,7 +227,8 @@ def summary_of(results_by_stage: Mapping[str, Sequence[Row]]) -> dict[str, Any]:
         for group, entries in summarise(rows).items():
             found[group][stage] = entries
     found |= {"gains": gains(main), "sight": sight(main), "solvable": solvable(results_by_stage)}
-    return {**found, "exits": exits(main), "budgets": budgets(results_by_stage), "parsers": spread(main)}
+    found |= {"exits": exits(main), "samples": sampled(results_by_stage), "budgets": budgets(results_by_stage)}
+    return {**found, "parsers": spread(main)}
 
 
 def main_rows(rows: Sequence[Row]) -> list[Row]:
@@ -357,6 +359,25 @@ def _exits(rows: Sequence[Row]) -> dict[str, Any]:
             "p90": lengths[min(len(lengths) - 1, int(0.9 * len(lengths)))],
         },
     }
+
+
+def sampled(results_by_stage: Mapping[str, Sequence[Row]]) -> list[dict[str, Any]]:
+    """Several samples an item, for each place and stage that has them; greedy replies stand aside: {"group", "name",
+    "stage", "samples" (K, the most of any item), "n" (items that have them all), "average" (avg@K as {"value", "low",
+    "high", "n"}), "majority" (majority@K), "pass" ({"k": pass@k})}; see `samples.ensemble`.
+    """
+    found = []
+    for stage, rows in results_by_stage.items():
+        drawn = main_rows([row for row in under(rows, "seen") if row.get("temperature")])
+        for (group, name), members in by_place(drawn).items():
+            together = ensemble(members)
+            if (k := together["samples"]) > 1:
+                whole = [row for samples in by_item(members) if len(samples) == k for row in samples]
+                average = _share(_by_item(whole))
+                entry = {"group": group, "name": name, "stage": stage, "samples": k, "n": len(whole) // k}
+                passes = {str(few): value for few, value in together["pass"].items()}
+                found.append({**entry, "average": average, "majority": together["majority"], "pass": passes})
+    return found
 
 
 def spread(results_by_stage: Mapping[str, Sequence[Row]]) -> list[dict[str, Any]]:

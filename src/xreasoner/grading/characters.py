@@ -14,6 +14,9 @@ _SAME = {
 }  # fmt: skip
 _NOTHING = dict.fromkeys(map(ord, "\u200b\u200c\u200d\u200e\u200f\u2060\ufeff\u00ad\ufe0f"))
 _RAISED = {ord(sign): plain for sign, plain in zip("⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻", "0123456789+-", strict=True)}
+_LOWERED = {ord(sign): plain for sign, plain in zip("₀₁₂₃₄₅₆₇₈₉", "0123456789", strict=True)}
+_INDEX = re.compile("[₀₁₂₃₄₅₆₇₈₉]+")
+_MINUS = re.compile(r"(?:^|(?<=[\s(=:$]))[–—](?=\d)")
 _EXPONENT = re.compile("[⁺⁻]?[⁰¹²³⁴⁵⁶⁷⁸⁹]+")
 _VULGAR = re.compile("(\\d?)([¼½¾⅐⅑⅒⅓⅔⅕⅖⅗⅘⅙⅚⅛⅜⅝⅞])")
 _TABLE: dict[int, str | None] = {**{ord(sign): plain for sign, plain in _SAME.items()}, **_NOTHING}
@@ -33,10 +36,12 @@ def _one(sign: str) -> str:
 
 
 def plain(text: str) -> str:
-    """The text in plain characters. A raised number becomes a power (`10²³` → `10^{23}`), ½ becomes 1/2."""
+    """The text in plain characters. A raised number becomes a power (`10²³` → `10^{23}`), a lowered
+    one an index, ½ becomes 1/2, and a dash in front of a number its sign."""
     if text.isascii():
         return text
     text = _EXPONENT.sub(lambda match: f"^{{{match[0].translate(_RAISED)}}}", text.translate(_TABLE))
+    text = _MINUS.sub("-", _INDEX.sub(lambda match: f"_{{{match[0].translate(_LOWERED)}}}", text))
     if _VULGAR.search(text):
         text = _VULGAR.sub(lambda m: m[1] + (" " if m[1] else "") + unicodedata.normalize("NFKC", m[2]), text)
         text = text.translate(_TABLE)  # NFKC writes a fraction with its own slash

@@ -28,6 +28,8 @@ _MARKUP = re.compile(
     r"|</?(?:strong|em|u|mark|code|p|span|br|answer)\s*/?>",
     re.IGNORECASE,
 )
+_ODD_BOX = re.compile(r"(?:\x08|(?<![\\\w])b)oxed\s*(?=\{)")
+_BARE_BOX = re.compile(r"\\boxed\s+([A-Za-z\d]+)(?![\w{])")
 _PAIRED = re.compile(r"<([bi])>([^<]*)</\1>", re.IGNORECASE)  # in pairs only: "<B>" alone is a label in brackets
 _STRUCK = re.compile(r"~~[^~\n]*~~")
 _STARRED = re.compile(r"(?<![\w*])\*([^*\n]+)\*(?![\w*])|(?<!\w)_([^_\n]+)_(?!\w)")
@@ -41,12 +43,14 @@ _ADVERB = (
 )
 _CUE = re.compile(
     r"(?:\b(?:answers?|ans|solution|result|antwort|lösung|réponse|respuesta|risposta|resposta|jawaban|cevap|odpowiedź"
-    r"|antwoord|svar|ответ|đáp\s+án|(?:correct|best|right|final|chosen|selected|remaining|my)\s+(?:option|choice|letter|one|pick|selection)|conclusion)\b"
-    r"(?:\s+(?:choice|option|letter|correct[ae]?|corr?etta|correta|final[e]?))?"
+    r"|antwoord|svar|ответ|đáp\s+án|(?:correct|best|right|final|chosen|selected|remaining|my)\s+(?:option|choice|letter|one|pick|selection)"
+    r"|the\s+(?:option|choice|letter)|conclusion|(?:best\s+)?guess)\b"
+    r"(?:\s+(?:choice|option|letter|correct[ae]?|corr?etta|correta|final[e]?|yang\s+benar|here|then))?"
+    r"(?:,\s(?!(?:if|unless|when|whether|says?|some|many)\b)[^.:,;\n]{1,60},)?"
     r"(?:\s+(?:that\s+)?(?:I|we)\s+(?:get|got|find|found|obtain|chose|give))?(?:\s+(?:to|for|of)\s[^.:\n]{0,60}?)?[\"']?\s*"
     rf"(?:[:=]|\s[-–—]\s|->|→|⇒|\b(?:is|was|turns\s+out\s+to\s+be|(?:must|should|would|could|might|may|will|can\s+only|has\s+to)\s+{_ADVERB}be"
-    rf"|seems(?:\s+to\s+be)?|appears\s+to\s+be|ist|est|es|é|è)\b)"
-    r"|(?:答案|答え|正解|정답|답|الإجابة(?:\s+الصحيحة)?|الجواب(?:\s+الصحيح)?|उत्तर)\s?(?:应该|應該)?(?:是|为|為|は|은|는|هي|هو|है|:|=|ist)?"
+    rf"|seems(?:\s+to\s+be)?|appears\s+to\s+be|adalah|lautet|ist|est|es|é|è)\b)"
+    r"|(?:正确的|答案|答え|正解|정답|답|الإجابة(?:\s+الصحيحة)?|الجواب(?:\s+الصحيح)?|उत्तर)\s?(?:应该|應該)?(?:是|为|為|は|은|는|هي|هو|है|:|=|ist)?"
     rf"|\b(?:option|choice|pick|selection|final|correct|total)[\"']?\s*:)\s*{_ADVERB}[\s:]*",
     re.IGNORECASE,
 )
@@ -59,11 +63,13 @@ _WEAK_CUE = re.compile(
     r"|say|vote\s+for|think|believe|guess)\b(?:\s+(?:that|it\s+is|it's))?\s*:?\s*"
     rf"|\b(?:it|this|that)(?:'s|\s+(?:is|was|(?:must|should|could|might|may|can\s+only|has\s+to)\s+be|seems\s+to\s+be))"
     rf"\s+{_ADVERB}"
+    r"|\bif\s+(?:I|we)\s+(?:had|have)\s+to\s+(?:guess|choose|pick|answer|say),?\s+"
+    r"|\bwill\s+(?:go\s+with|choose|pick|select|answer)\s+|\b(?:looks|seems)\s+like\s+"
     r"|\b(?:going\s+with|leaning\s+towards?|(?:settled|decided)\s+(?:on|for))\s+|而是\s*|\b(?:corresponds?\s+to|match(?:es)?|points?\s+to|(?:I|we)\s+(?:find|found|get|got))\s+(?=(?:the\s+)?(?:option|choice|answer)\b|[(\[]?[A-Z][)\]]?\W*(?:$|\n))"
-    r"|(?:^|\n)\s*(?:∴|=>|->|→|⇒)\s*|\bno,\s+(?=\S{1,12}\s*(?:$|\n))"
-    r"|(?:^|[.,:;!?\n])\s*(?:so|thus|hence|therefore|finally|ultimately|consequently|in\s+conclusion)\b[,:]?\s*"
+    r"|(?:^|\n)\s*(?:∴|=>|->|→|⇒)\s*|\b(?:no|yes),\s+(?=\S{1,12}\s*(?:$|\n))"
+    r"|(?:^|[.,:;!?\n])\s*(?:so|thus|hence|therefore|finally|ultimately|consequently|in\s+conclusion|answer)\b[,:]?\s*"
     r"|\b(?:no,?\s+)?(?:wait|actually|correction|rather|sorry|i\s+mean)\b[,:.!]?\s*(?:no,?\s+(?=\w))?"
-    r"|\bnot\s+\S{1,40}?,?\s+but\s+(?:rather\s+)?|\b(?:leaving|leaves)\s+(?:us\s+with\s+|only\s+|just\s+)?",
+    r"|\b(?:not|nicht|no\s+es|pas)\s+\S{1,40}?,?\s+(?:but|sondern|sino|mais)\s+(?:rather\s+)?|\b(?:leaving|leaves)\s+(?:us\s+with\s+|only\s+|just\s+)?",
     re.IGNORECASE,
 )
 _TAG = re.compile(r"<\s*(/?)\s*(think(?:ing)?|thought|reasoning|answer)\s*>", re.IGNORECASE)
@@ -88,7 +94,7 @@ _DENIED_AFTER = re.compile(
     r"(?:not|never|incorrect|wrong|false|excluded|ruled\s+out|eliminated|impossible|unlikely|less\s+likely|a\s+(?:common\s+)?distractor"
     r"|a\s+common\s+(?:mistake|error)|out)\b"
     r"|(?:is|was|does|do|did|can|could)n't\b|(?:does|do|did|cannot|can)\s*not\b|(?:is|are|was)?\s*(?:only\s+)?(?:if|unless)\b"
-    r"|would\s+be\s+(?:wrong|incorrect|false)\b|不|错|錯|ではな|ではあり|[이가]?\s?아니|아닙)",
+    r"|(?:was|is)\s+considered,?\s+but\b|would\s+be\s+(?:wrong|incorrect|false)\b|不|错|錯|ではな|ではあり|[이가]?\s?아니|아닙)",
     re.IGNORECASE,
 )
 _CLAUSE = re.compile(
@@ -111,7 +117,7 @@ _FILLER = re.compile(
 )
 _RETRACTED = re.compile(
     r"\b(?:that|this|it)(?:'s|\s+is|\s+was)\s+(?:wrong|incorrect|not\s+(?:right|correct)|a\s+mistake|an\s+error|mistaken)\b"
-    r"|\bscratch\s+that\b|\bi\s+(?:made\s+(?:a\s+mistake|an\s+error)|was\s+(?:wrong|mistaken)\b(?!\s+to)|take\s+(?:that|it)\s+back)"
+    r"|\bscratch\s+that\b|\bi\s+(?:made\s+(?:a\s+mistake|an\s+error)|was\s+(?:wrong|mistaken)\b(?!\s+to)|take\s+(?:that|it)\s+back)|\b(?:actually|wait|hmm),?\s+no\W*$"
     r"|\blet\s+me\s+(?:reconsider|start\s+over|redo)\b|\bon\s+second\s+thought\b",
     re.IGNORECASE,
 )
@@ -121,6 +127,9 @@ _REFUSAL = re.compile(
     r"(?:answer|determine|tell|say|help|assist)|cannot\s+be\s+(?:determined|answered))\b",
     re.IGNORECASE,
 )
+_SCRIPT = re.compile(r"(\^)\{(\w+)\}|_\{?(\w+)\}?")
+_DEGREE = re.compile(r"\s*\^\s*(?:\{\s*\\circ\s*\}|\\circ(?![a-z]))")
+_ROLE = re.compile(r"^\s*(?:assistant|ai|model)\s*:\s*", re.IGNORECASE)
 _BLANKS = re.compile(r"\s{3,}")
 LAST, _LONGEST, _READ = 60, 4000, 20_000
 """Bounds on time, for replies that go round in circles: how many declarations of a kind are read (the last ones), how
@@ -154,7 +163,9 @@ def collapse(text: str) -> str:
 
 
 def normalise(text: str) -> str:
-    """How texts are compared: casefolded, whitespace collapsed, quotes and trailing punctuation stripped."""
+    """How texts are compared: casefolded, whitespace collapsed, quotes and trailing punctuation stripped, an index
+    written plainly (H_{2}O is H2O, m^{2} is m^2)."""
+    text = _SCRIPT.sub(lambda match: match[1] + match[2] if match[1] else match[3], text)
     return collapse(text).casefold().strip("\"' ").rstrip(".,;:!? \"'")
 
 
@@ -177,7 +188,9 @@ def clean(text: str) -> str:
     text = _BLANKS.sub(_blank, plain(text[-_READ:]))
     for _ in range(3 if "\\" in text else 0):  # wrappers nest
         text = _WRAPPER.sub(r"\1", text)
-    text = text.replace("{,}", ",").replace("\\%", "%").replace("\\quad", " ")
+    text = _DEGREE.sub("°", _ROLE.sub("", text)).replace("{,}", ",").replace("\\%", "%").replace("\\quad", " ")
+    if "oxed" in text:  # its backslash lost, or its braces
+        text = _BARE_BOX.sub(r"\\boxed{\1}", _ODD_BOX.sub(r"\\boxed", text))
     text = _STRUCK.sub(" ", _PAIRED.sub(r"\2", text))
     text = _HEADING.sub("", _GSM_MARK.sub("Answer: ", _MARKUP.sub("", _POWER.sub("^", text))))
     return _STARRED.sub(lambda match: match[1] or match[2], text).strip()

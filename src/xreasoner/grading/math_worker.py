@@ -56,6 +56,8 @@ _COMMON: tuple[tuple[re.Pattern[str], str | Callable[[re.Match[str]], str]], ...
     (re.compile(r"\\(?:leqslant|leq)(?![a-z])|≤"), r"\\le"),
     (re.compile(r"\\(?:geqslant|geq)(?![a-z])|≥"), r"\\ge"),
     (re.compile(r"\\neq|≠"), r"\\ne"),
+    (re.compile(r"_\{(\w)\}"), r"_\1"),
+    (re.compile(r"^\s*(?:\\approx|≈)"), ""),
     (re.compile(r"(?<=\d)\{,\}(?=\d)"), ""),
     (re.compile(r"(?<![\w.])(\d+(?:\.\d+)?)\s*\\?%"), r"\\frac{\1}{100}"),
     (re.compile("π"), r"\\pi "),
@@ -69,10 +71,10 @@ _THOUSANDS = re.compile(r"(?<![\d,.])\d{1,3}(?:,\d{3})+(?!\d|,\d)")
 _BOX = re.compile(r"\s*\\(?:boxed|fbox)\s*\{(.*)\}\s*", re.DOTALL)
 _SEPARATOR = re.compile(r"\s*(?:,|;|(?<![a-zA-Z\\])(?:and|or)(?![a-zA-Z]))\s*")
 _NAME = re.compile(
-    r"\s*(?:\\[a-zA-Z]+|[a-zA-Z])(?:_\{?\w+\}?)?\s*(?:\(\s*[a-zA-Z](?:\s*,\s*[a-zA-Z])*\s*\))?\s*(?:=|\\in(?![a-z])|\\approx)"
+    r"\s*(?:\\[a-zA-Z]+|[a-zA-Z])(?:_\{?\w+\}?)?(?:\^\{?-1\}?)?\s*(?:\(\s*[a-zA-Z](?:\s*,\s*[a-zA-Z])*\s*\))?\s*(?:=|\\in(?![a-z])|\\approx)"
 )
 _UNIT = re.compile(
-    r"(.*[\d)}])\s*(?<![\\a-zA-Z])((?:[a-zA-Z]{2,}|[a-zA-Z](?=/))[a-zA-Z ./]*(?:\^\s*\{?\d\}?)?)\s*", re.DOTALL
+    r"(.*(?:[\d)}]|\\pi(?=\s)))\s*(?<![\\a-zA-Z])((?:[a-zA-Z]{2,}|[a-zA-Z](?=/))[a-zA-Z ./]*(?:\^\s*\{?\d\}?)?)\s*", re.DOTALL
 )
 _WORD = re.compile(r"(?<![\\a-zA-Z])[a-zA-Z]{3,}")
 _MATRIX = re.compile(r"\s*\\begin\{([bpvBV]?matrix|array)\}(?:\{[^}]*\})?(.*)\\end\{\1\}\s*", re.DOTALL)
@@ -151,7 +153,7 @@ Shape = tuple[str, list[str]]
 
 
 def shape(text: str) -> Shape:
-    """What an answer is: (("one" | "set" | "union" | brackets such as "(]"), its parts)."""
+    """What an answer is: (("one" | "set" | "named" | "union" | brackets such as "(]"), its parts)."""
     whole = _unnamed(text)
     if whole.startswith("\\{") and whole.endswith("\\}"):
         return "set", _split(whole[2:-2], _SEPARATOR)
@@ -161,6 +163,10 @@ def shape(text: str) -> Shape:
     if _enclosed(whole):
         parts = _split(whole[1:-1], re.compile(r"\s*,\s*"))
         return (whole[0] + whole[-1], parts) if len(parts) > 1 else ("one", [whole])
+    raw = _split(text, _SEPARATOR)
+    names = [match[0] for match in map(_NAME.match, raw) if match]
+    if 1 < len(raw) == len(set(names)):  # "a = 1, b = 2": which is which matters
+        return "named", raw
     parts = [_unnamed(part) for part in _split(whole, _SEPARATOR)]
     expanded = [each for part in parts for each in _both_signs(part)]
     return ("set", expanded) if len(expanded) > 1 else ("one", expanded or [whole])
@@ -195,17 +201,22 @@ def compare(gold: str, given: str) -> Sameness:
     ):
         return _equations(gold, given)
     names = [_squeezed(match[0]).rstrip("=") for match in named if match and match[0].endswith("=")]
-    if len(names) == 2 and names[0] != names[1]:
+    shapes = shape(gold), shape(given)
+    if len(names) == 2 and names[0] != names[1] and not shapes[0][0] == shapes[1][0] == "named":
         return "different"
-    return _parts(shape(gold), shape(given))
+    return _parts(*shapes)
 
 
 def _parts(gold: Shape, given: Shape) -> Sameness:
-    if gold[0] != given[0] or len(gold[1]) != len(given[1]):
+    if len(gold[1]) != len(given[1]):
+        return "different"
+    if {gold[0], given[0]} == {"named", "set"}:  # "1, 2" for "a = 1, b = 2": in the same order
+        return _all([compare(a, b) for a, b in zip(gold[1], given[1], strict=True)])
+    if gold[0] != given[0]:
         return "different"
     if gold[0] == "one":
         return _one(gold[1][0], given[1][0])
-    if gold[0] in ("set", "union"):
+    if gold[0] in ("set", "union", "named"):
         return _unordered(gold[1], given[1])
     return _all([compare(a, b) for a, b in zip(gold[1], given[1], strict=True)])
 

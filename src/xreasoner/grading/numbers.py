@@ -16,11 +16,10 @@ _PLAIN = r"(?:\d{1,3}(?:,\d{3})+(?!\d)|\d{1,3}(?:'\d{3})+(?!\d)|\d{1,3}(?: \d{3}
 _POWER = (
     r"(?:\s*(?:\\times|\\cdot|×|·|x|\*)\s*10\s*(?:\^|\*\*)?\s*\{?\s*([-+]?\d{1,3})\s*\}?|[eE]([-+]?\d{1,3})(?![\d.]))"
 )
-_SIGN = r"([-+]?)\s*[€£¥₹]?\s*"
+_SIGN = r"(?:(?:USD|EUR|GBP|US\$)\s*)?([-+]?)\s*[€£¥₹]?\s*"
 _NUMBER = re.compile(rf"{_SIGN}({_PLAIN})(?:{_POWER}|\s*/\s*(\d+)|\s+(\d+)\s*/\s*(\d+))?")
 _INTEGER_POWER = re.compile(r"([-+]?)\s*(\d{1,4})\s*\^\s*(?:\{\s*([-+]?\d{1,3})\s*\}|([-+]?\d{1,3}))")
 _FRACTION = re.compile(r"([-+]?)\s*(\d*)\s*\\[dt]?frac\s*(?:\{\s*([-+]?\d+)\s*\}|(\d))\s*(?:\{\s*([-+]?\d+)\s*\}|(\d))")
-_COMPUTED = re.compile(r"[-\d(][-+*/×÷·\d\s.,()]*=\s*([-+]?[\d.,]*\d.*)", re.DOTALL)
 _NAMED = re.compile(r"(?:\\?[A-Za-zθπαβγλµ]\w{0,11}(?:_\{?\w+\}?)?(?:\([^()]{1,12}\))?\s*)?(?:=|≈|\\approx)\s*")
 _JOINED = re.compile(
     r"\s*(?:,|;|/|-|–|—|±|\\pm|\bor\b|\band\b|\bto\b|\+/-)\s*(?:[A-Za-z]\w{0,8}\s*=\s*)?[-+]?\s*[\d.]", re.I
@@ -39,13 +38,14 @@ _SCALE = re.compile(
     re.IGNORECASE,
 )
 _ENDING = re.compile(
-    r".*(?:\b(?:is|are|be|equals|makes|leaves|gives|get|got|was|were|total(?:s|ing)?|has|have|cost|costs|pay|pays|earns?)\b|=)"
+    r".*(?:\b(?:is|are|be|equals|makes|leaves|gives|get|got|was|were|total(?:s|ing)?|has|have|cost|costs|pay|pays|earns?|earned|spent|spends|needs?|takes?|took|saved?|saves|sold|made|bought|paid|weighs?)\b|=)"
     r"\s*(?:only\s+|exactly\s+|about\s+)?((?:[-+]\s*)?[€£¥]?[\d.\\][^=\n]*)$",
     re.DOTALL,
 )
 _LETTER_UNITS = "mgsLlVANJWKCFhTH°€£¥"
 """Units of one letter; any other letter behind a number is a variable."""
 _FIRST_SENTENCE = re.compile(r"[.!;]\s+(?=[A-Z(])")
+_SUM = re.compile(r"[\d.\s]+[-+*/×·][-+*/×·().\d\s]*")
 _LIMIT = 200
 """Characters; a longer run of digits is no answer, and costs time."""
 
@@ -106,7 +106,7 @@ def parse_number(text: str) -> Fraction | None:
 
 def is_unit(text: str) -> bool:
     """May this stand behind a number without changing it ("km", "apples", "m/s^2"), unlike "dozen" or "percent"?"""
-    plain = re.sub(r"(?<=[A-Za-z])(?:\^\s*\{?-?[1-4]\}?|-?[1-4](?!\d))", "", text).strip().strip(".")
+    plain = re.sub(r"(?<=[A-Za-z])(?:\^\s*\{?-?[1-4]\}?|-?[1-4](?!\w))", "", text).strip().strip(".")
     if len(plain) == 1:
         return plain in _LETTER_UNITS
     if plain in ("st", "nd", "rd", "th"):
@@ -119,10 +119,9 @@ def is_unit(text: str) -> bool:
 def _after_equals(text: str) -> str | None:
     """What stands behind the last equals sign, where only figures stand before it or there are several; None where the
     text gives several equations."""
-    if text.count("=") == 1 and (computed := _COMPUTED.fullmatch(text.strip())):
-        return computed[1]
+    left, _, right = text.partition("=")
     if text.count("=") < 2:
-        return text
+        return right if right and _SUM.fullmatch(left) else text
     return None if re.search(r"\bor\b|\band\b|[,;]", text) else text.rpartition("=")[2]
 
 
@@ -134,7 +133,7 @@ def numeral(text: str, exclaims: bool = False) -> str | None:
     if after is None:
         return CONFLICT
     text = after.strip()
-    while text and text[0] in "([" and text[-1:] in ")].":
+    while text and text[0] in "([{" and text[-1:] in ")]}.":
         text = text[1:].rstrip(".")[:-1].strip()
     found = read_number(text)
     if found is None:

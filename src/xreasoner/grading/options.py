@@ -22,14 +22,16 @@ _ORDINALS = "first,second,third,fourth,fifth,sixth,seventh,eighth,ninth,tenth,el
 _SEPARATOR = re.compile(r"^[\s:.)\]},;–—\"'>]*(?:-\s+)?")
 _RIGHT = (
     r"\s*,?\s*(?:option|选项|選項)?\s*(?:(?:is|must\s+be|should\s+be|seems|looks|appears(?:\s+to\s+be)?)\s+"
-    r"(?:clearly\s+|therefore\s+|thus\s+|indeed\s+|definitely\s+)?(?:the\s+|my\s+)?(?:only\s+|single\s+|final\s+)?"
+    r"(?:also\s+|clearly\s+|therefore\s+|thus\s+|indeed\s+|definitely\s+)?(?:the\s+|my\s+)?(?:only\s+|single\s+|final\s+)?"
     r"(?:correct|right|best|true|proper|answer|most\s+(?:likely|appropriate|plausible|accurate|suitable|consistent))\b"
     r"|(?<=only [A-Z])\s+(?:fits|works|applies|remains|matches|holds|is\s+(?:possible|left|consistent))\b"
     r"|is\s+the\s+(?:only\s+)?(?:option|choice|one)\s+(?:that|which)\s+(?:best\s+)?(?:fits|works|matches|is\s+(?:correct|right|consistent))\b"
-    r"|fits\s+best\b|makes\s+the\s+most\s+sense\b|(?:是)?正确)"
+    r"|it\s+is(?=\W*(?:$|\n))|fits\s+best\b|makes\s+the\s+most\s+sense\b|(?:是)?正确)"
 )
 _DISMISSED = re.compile(r"[\s:.)\]–—-]*(?:false|wrong|incorrect|not\b|✗|✘|❌|×)", re.IGNORECASE)
 _ARTICLE = re.compile(r"(?:(?:it|this|that)\s+(?:is|was)\s+|it's\s+)?(?:(?:an?|the)\s+)?", re.IGNORECASE)
+_TOO = re.compile(r",?\s*(?:too|also|as\s+well|and\s+so\s+is)\b")
+_REJECTED = re.compile(r"\W*(?:false|incorrect|wrong)\b", re.IGNORECASE)
 _ENDING = re.compile(r"(?:\b(?:is|are|equals|be)\b|=)\s*([^=\n]{1,80}?)[\s.]*$")
 _BEFORE, _AFTER = r"(?<![A-Za-z0-9_À-ɏ'])", r"(?![A-Za-z0-9_À-ɏ'])"
 """Where a label may stand; other scripts write no spaces around it."""
@@ -52,7 +54,7 @@ class Options:
 class Patterns:
     """start: a label at the start and what follows. another: a second label joined to the first. marker: a label that
     begins a line, or is set off in it. named: a label in brackets, or after "option". right: a label that is said to be
-    right. whole: nothing but a label."""
+    right. whole: nothing but a label. marked: a line that calls a label true or false."""
 
     start: re.Pattern[str]
     another: re.Pattern[str]
@@ -60,6 +62,7 @@ class Patterns:
     named: re.Pattern[str]
     right: re.Pattern[str]
     whole: re.Pattern[str]
+    marked: re.Pattern[str]
 
 
 @lru_cache(maxsize=256)
@@ -76,18 +79,18 @@ def _patterns(labels: tuple[str, ...]) -> Patterns:
         r"(?:(?:option|choice|letter|answer|statement|opción|opção|opzione|lettre|letra|alternativa)\s+|选项)?"
     )
     rest = (
-        r"(?P<rest>\s*$|\s*[:.)\]},;!/&+?–—](?!\d).*|\s*-\s.*|\s*\n.*|\s*\(.*"
-        r"|(?<=[)\]}>])\s+\S.*|\s+(?:and|or|is|was|because|since|as|for|with|not|but\s+not|rather|instead|by|over)\b.*|\s+(?=[A-Z]).*|\s*[\u3040-\u30ff\u4e00-\u9fff\uac00-\ud7af].*)"
+        r"(?P<rest>\s*$|\s*[:.)\]},;!/&+?–—](?!\d).*|\s*-\s.*|\s*\n.*|\s*[(\[].*"
+        r"|(?<=[)\]}>])\s+\S.*|\s+(?:and|or|is|was|because|since|as|for|with|not|but\s+not|rather|instead|by|over|to\s+me)\b.*|\s+(?=[A-Z]).*|\s*[\u3040-\u30ff\u4e00-\u9fff\uac00-\ud7af].*)"
     )
     joint = (
         r"\s*(?:,?\s*(?:but|or|and|though|although)\s+(?:it\s+)?(?:could|might|may|possibly|perhaps|maybe)\b"
-        r"(?:\s+also)?(?:\s+be)?|\s*\(\s*(?:or|and|maybe|perhaps|possibly)\s+|\s*[和与或및과와かと]\s*|,\s*(?:and\s+|or\s+)?|/|&|\+|;|\.|\band\b|\bor\b|\bas\s+well\s+as\b|\s)\s*(?:option\s+|choice\s+)?"
+        r"(?:\s+also)?(?:\s+be)?|\s*\(\s*(?:or|and|maybe|perhaps|possibly)\s+|\s*[.;,]\s*(?:[Oo]r|[Aa]nd)\s+(?:maybe\s+|perhaps\s+)?|\s*[和与或및과와かと]\s*|,\s*(?:and\s+|or\s+)?|/|&|\+|;|\.|\band\b|\bor\b|\bas\s+well\s+as\b|\s)\s*(?:option\s+|choice\s+)?"
     )
     ordinals = "|".join([*_ORDINALS[: len(labels)], "last"])
     return Patterns(
         start=re.compile(rf"(?i:{prefix})(?:{closed}|{open_}){rest}", re.DOTALL),
         another=re.compile(
-            rf"{joint}[(\[{{]?({upper})[)\]}}]?{_AFTER}(?=\s*(?:$|[.,;:!)\]}}/&?\n]|and\b|or\b|(?:{upper}){_AFTER}))"
+            rf"{joint}[(\[{{]?({upper})[)\]}}]?{_AFTER}(?=\s*(?:$|[.,;:!)\]}}/&?\n\u3040-\u30ff\u4e00-\u9fff\uac00-\ud7af]|and\b|or\b|(?:{upper}){_AFTER}))"
         ),
         named=re.compile(rf"[(\[]\s*({any_case})\s*[)\]]|\b(?i:option|choice)\s+({any_case}){_AFTER}"),
         marker=re.compile(
@@ -97,6 +100,9 @@ def _patterns(labels: tuple[str, ...]) -> Patterns:
         right=re.compile(
             rf"(?:{closed}|{_BEFORE}({upper}){_AFTER}|\b((?i:{ordinals}))\s+(?:option|choice|answer|one)\b)"
             rf"(?:\s*[:.)]?\s*\([^()]{{1,80}}\))?(?:{_RIGHT})"
+        ),
+        marked=re.compile(
+            rf"(?:^|\n)[\s*•-]*[(\[]?({any_case})[)\].:]+\s*(?:[-–—]\s*)?((?i:true|correct|false|incorrect|wrong))\b"
         ),
         whole=re.compile(rf"(?i:{prefix})[(\[{{\"']?({any_case})[)\]}}\"']?[.:)]?"),
     )
@@ -168,6 +174,9 @@ def exact(text: str, options: Options) -> str | None:
     if not found:
         without = wanted[_ARTICLE.match(wanted).end() :]  # type: ignore[union-attr]
         found = [label for option, label in options.texts if without and option == without]
+    value = None if found else parse_number(wanted)
+    if value is not None:  # "1,000" and "1000"
+        found = [label for option, label in options.texts if parse_number(option) == value]
     return None if not found else found[0] if len(found) == 1 else CONFLICT
 
 
@@ -233,7 +242,8 @@ def _declared(text: str, options: Options) -> tuple[int, str | None, str]:
         if match.start() > last[0] and not extraction.denied(text, match.start(), match.end()):
             word = next(group for group in match.groups() if group)
             label = _ordinal(f"{word} option", options) if word.lower() in (*_ORDINALS, "last") else word.upper()
-            last = (match.start(), label, "")
+            too = "also" in match[0] or _TOO.match(text, match.end())
+            last = (match.start(), CONFLICT if too else label, "")
     return last
 
 
@@ -243,8 +253,11 @@ def _lone(lines: list[str], text: str, options: Options) -> str | None:
     for line, beside in ((lines[0], lines[1]), (lines[-1], lines[-2])):
         label, rest = read(line, options)
         own = label in options.own and extraction.normalise(_SEPARATOR.sub("", rest)) in ("", options.own[label or ""])
-        if label is not None and (own or line is lines[0]) and not options.patterns.whole.fullmatch(beside):
+        if label is not None and (own or line is lines[0]) and not _REJECTED.match(rest) and not options.patterns.whole.fullmatch(beside):
             found[line] = label
+    right = {label for label, word in options.patterns.marked.findall(text) if word.lower() in ("true", "correct")}
+    if not found and right:
+        return next(iter(right)).upper() if len(right) == 1 else CONFLICT
     others = _listed(text, options)
     if len(set(found.values())) != 1:
         return CONFLICT if found else None

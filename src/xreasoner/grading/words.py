@@ -9,16 +9,22 @@ from xreasoner.grading import extraction
 from xreasoner.grading.extraction import Reply
 from xreasoner.grading.options import CONFLICT
 
-_SYNONYMS = {"true": "yes", "false": "no", "yeah": "yes", "nope": "no", "是": "yes", "是的": "yes", "否": "no"}
-_WORD = re.compile(r"(?<![\w'-])(yes|no|maybe|true|false|yeah|nope|是的|是|否)(?![\w'-])", re.IGNORECASE)
+_YES, _NO = "true yeah oui sí ja да はい 是的 是".split(), "false nope nein нет いいえ 不是 否".split()  # noqa: SIM905
+_SYNONYMS = dict.fromkeys(_YES, "yes") | dict.fromkeys(_NO, "no")
+_WORD = re.compile(rf"(?<![\w'-])(yes|no|maybe|{'|'.join(_SYNONYMS)})(?![\w-]|'\w)", re.IGNORECASE)
 _QUESTION = re.compile(r"^(?:[^.!?\n]{1,200}\?\s+)+")
-_NOT_BUT = re.compile(r"\bnot\s[^.,;:]{1,60}?,?\sbut\s+(?:rather\s+)?([^.,;:]+)")
+_NOT_BUT = re.compile(r"\bnot\s[^.,;:]{1,60}?,?\sbut\s+(?:rather\s+)?([^.,;:]+)", re.IGNORECASE)
 _LEAD = re.compile(r"(?!not\b|never\b)[A-Za-z][A-Za-z ]{0,19}:\s+", re.IGNORECASE)
 _ARTICLE = re.compile(r"^(?:an?|the)\s+")
-_HYPHEN = re.compile(r"(?<=[^\W\d])-(?=[^\W\d])")
+_HYPHEN = re.compile(r"(?<=\w)-(?=[^\W\d])")
+_ASIDE = re.compile(r"\s\(|,\s+(?:the|an?)\s")
+_SUBJECT = re.compile(r"(?:the|this|that)\s[\w ]{1,40}?\s(?:is|was|shows|appears\s+to\s+be)\s+(.+)", re.IGNORECASE)
+_AT_END = re.compile(
+    r"(?:(?!(?:if|unless|when|whether|suppose|yes|no)\b)[^.!?\n]{1,80},\s*|(?:absolutely|definitely|certainly|clearly|probably|most\s+likely)\s+)(yes|no|maybe)[\s.!]*",
+    re.IGNORECASE,
+)
 _APPOSITION = re.compile(r"(?<=\w\w)[.;]\s|,\s+(?:the|an?|which|because|since|as)\s|\s+because\s")
-_ABBREVIATED = re.compile(r"\s*\([A-Z][A-Za-z]{0,2}[A-Z]\w{0,3}\)\W*$")
-_IT_IS = re.compile(r"(?:it|this|that)(?:'s|\s+(?:is|was))\s+", re.IGNORECASE)
+_IT_IS = re.compile(r"(?:it|this|that)(?:'s|\s+(?:is|was|(?:appears|seems)\s+to\s+be))\s+", re.IGNORECASE)
 
 
 def plain_word(word: str) -> str:
@@ -51,10 +57,13 @@ def yes_or_no(reply: Reply) -> str | None:
         if found is not None:
             if extraction.retracted(text, declaration.start):
                 return None
-            return CONFLICT if _others(content, found) else found
+            both = len(text.split()) == 2 and _others(text, found)  # "yes, no"
+            return CONFLICT if both or _others(content, found) else found
     found = _leading(text)
     lines = [line.strip() for line in text.split("\n") if line.strip()]
     last = _leading(lines[-1]) if len(lines) > 1 and len(lines[-1].split()) == 1 else None
+    if found is None and (ending := _AT_END.fullmatch(text)) and not extraction.denied(text, ending.start(1), len(text)):
+        return plain_word(ending[1])
     if found is None or extraction.asked(text, 0):
         return last
     said_again = {
@@ -107,6 +116,9 @@ def free_text(reply: Reply) -> list[str]:
     match = None if reply.tagged else _LEAD.match(text)
     said = extraction.bare(text[match.end() :] if match else text)
     is_it = _IT_IS.match(said)
-    but = _NOT_BUT.search(said)
-    found = [said, *([said[is_it.end() :]] if is_it else []), *([but[1]] if but else [])]
-    return [*found, *(_ABBREVIATED.sub("", text) for text in found)]
+    found = [said, *([said[is_it.end() :]] if is_it else [])]
+    if re.search(r"[.;!?]\s|\n|\bor\b", said) is None:  # of one sentence also its end, and what an aside explains
+        found.append(_ASIDE.split(said, maxsplit=1)[0])
+        subject, but = _SUBJECT.fullmatch(said.strip()), _NOT_BUT.search(said)
+        found += [match[1] for match in (subject, but) if match and not extraction.denied(said, *match.span(1))]
+    return found

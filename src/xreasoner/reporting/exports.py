@@ -23,7 +23,8 @@ def markdown(run: Run) -> str:
     compared = [gain for gain in gains if gain["kind"] != "ratio"]
     parts = ["# Transfer report", findings.can_show(compared), findings.headline(gains)]
     parts += [_matrix(run, group) for group in GROUPS if any((run.summary.get(group) or {}).values())]
-    parts += [_gains(gains), _ratios(gains), _sight(run), _solvable(run), _exits(run), _budgets(run), _parsers(run)]
+    parts += [_gains(gains), _ratios(gains), _sight(run), _solvable(run), _exits(run)]
+    parts += [_samples(run), _budgets(run), _parsers(run)]
     parts += [_frozen(run), _protocol(run)]
     return "\n\n".join(part for part in parts if part) + "\n"
 
@@ -147,6 +148,24 @@ def _exits(run: Run) -> str:
     return _section("How replies ended", words, _table(head, lines))
 
 
+def _samples(run: Run) -> str:
+    lines = [
+        [
+            e["name"] if e["group"] != "perception" else f"reading {e['name']}",
+            e["stage"],
+            e["n"],
+            e["samples"],
+            _share(e["average"]),
+            percent(e["majority"]),
+            ", ".join(f"{k}: {percent(value)}" for k, value in e["pass"].items()),
+        ]
+        for e in run.summary.get("samples") or []
+    ]
+    words = "avg@K, majority@K and pass@k (unbiased) of K sampled replies an item, in per cent."
+    table = _table(("where", "stage", "items", "K", "avg@K", "majority@K", "pass@k"), lines)
+    return _section("Several samples an item", words, table)
+
+
 def _budgets(run: Run) -> str:
     lines = [
         [
@@ -223,7 +242,7 @@ def _lines(run: Run) -> Iterable[dict[str, Any]]:
         place = {"table": "gains", "place": gain["cell"], "stage": gain["after"], "against": gain["before"]}
         quantity = "ratio" if ratio else f"difference ({gain['kind']})"
         yield {**gain, **place, "quantity": quantity, "value": gain["ratio" if ratio else "difference"]}
-    for table in ("sight", "solvable", "exits"):
+    for table in ("sight", "solvable", "exits", "samples"):
         for entry in summary.get(table) or []:
             yield from _quantities(table, entry)
     for entry in summary.get("budgets") or []:
@@ -238,7 +257,7 @@ def _lines(run: Run) -> Iterable[dict[str, Any]]:
 
 
 def _quantities(table: str, entry: Mapping[str, Any]) -> Iterable[dict[str, Any]]:
-    """The estimates and plain shares of one entry of sight, solvable or exits."""
+    """The estimates and plain shares of one entry of sight, solvable, exits or samples."""
     place = {"table": table, "place": entry["name"], "stage": entry["stage"]}
     for key, value in entry.items():
         if isinstance(value, Mapping) and "value" in value:

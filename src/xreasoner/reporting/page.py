@@ -134,6 +134,7 @@ def _context(run: Run) -> dict[str, Any]:
         "sight": _placed(run, "sight"),
         "solvable": _placed(run, "solvable"),
         "exits": _placed(run, "exits"),
+        "samples": _placed(run, "samples"),
         "budget_curves": budget_curves(run, tone),
         "parsers": parser_tables(run),
         "parser_panels": parser_panels(run),
