@@ -219,7 +219,8 @@ def summary_of(results_by_stage: Mapping[str, Sequence[Row]]) -> dict[str, Any]:
     "sight": [], "solvable": [], "exits": [], "samples": [], "budgets": [], "parsers": []}; see `summarise`, `gains`,
     `sight`, `solvable`, `exits`, `sampled`, `budgets` and `spread`.
 
-    Where a stage was measured under several protocols, all but `samples`, `budgets` and `solvable` speak of `main_rows`.
+    Where a stage was measured under several protocols, all but `samples`, `budgets` and `solvable` speak of
+    `main_rows`.
     """
     main = {stage: main_rows(rows) for stage, rows in results_by_stage.items()}
     found: dict[str, Any] = {group: {} for group in GROUPS}

@@ -74,7 +74,8 @@ _NAME = re.compile(
     r"\s*(?:\\[a-zA-Z]+|[a-zA-Z])(?:_\{?\w+\}?)?(?:\^\{?-1\}?)?\s*(?:\(\s*[a-zA-Z](?:\s*,\s*[a-zA-Z])*\s*\))?\s*(?:=|\\in(?![a-z])|\\approx)"
 )
 _UNIT = re.compile(
-    r"(.*(?:[\d)}]|\\pi(?=\s)))\s*(?<![\\a-zA-Z])((?:[a-zA-Z]{2,}|[a-zA-Z](?=/))[a-zA-Z ./]*(?:\^\s*\{?\d\}?)?)\s*", re.DOTALL
+    r"(.*(?:[\d)}]|\\pi(?=\s)))\s*(?<![\\a-zA-Z])((?:[a-zA-Z]{2,}|[a-zA-Z](?=/))[a-zA-Z ./]*(?:\^\s*\{?\d\}?)?)\s*",
+    re.DOTALL,
 )
 _WORD = re.compile(r"(?<![\\a-zA-Z])[a-zA-Z]{3,}")
 _MATRIX = re.compile(r"\s*\\begin\{([bpvBV]?matrix|array)\}(?:\{[^}]*\})?(.*)\\end\{\1\}\s*", re.DOTALL)

@@ -32,6 +32,7 @@ _DISMISSED = re.compile(r"[\s:.)\]–—-]*(?:false|wrong|incorrect|not\b|✗|�
 _ARTICLE = re.compile(r"(?:(?:it|this|that)\s+(?:is|was)\s+|it's\s+)?(?:(?:an?|the)\s+)?", re.IGNORECASE)
 _TOO = re.compile(r",?\s*(?:too|also|as\s+well|and\s+so\s+is)\b")
 _REJECTED = re.compile(r"\W*(?:false|incorrect|wrong)\b", re.IGNORECASE)
+_GROUP = re.compile(r"(?<=\d),(?=\d{3}(?!\d))")
 _ENDING = re.compile(r"(?:\b(?:is|are|equals|be)\b|=)\s*([^=\n]{1,80}?)[\s.]*$")
 _BEFORE, _AFTER = r"(?<![A-Za-z0-9_À-ɏ'])", r"(?![A-Za-z0-9_À-ɏ'])"
 """Where a label may stand; other scripts write no spaces around it."""
@@ -174,9 +175,8 @@ def exact(text: str, options: Options) -> str | None:
     if not found:
         without = wanted[_ARTICLE.match(wanted).end() :]  # type: ignore[union-attr]
         found = [label for option, label in options.texts if without and option == without]
-    value = None if found else parse_number(wanted)
-    if value is not None:  # "1,000" and "1000"
-        found = [label for option, label in options.texts if parse_number(option) == value]
+    if not found and wanted[:1].isdigit():  # "1,000" and "1000"; "10.0" and "10" are two texts
+        found = [label for option, label in options.texts if _ungrouped(option) == _ungrouped(wanted)]
     return None if not found else found[0] if len(found) == 1 else CONFLICT
 
 
@@ -225,6 +225,10 @@ def _ordinal(text: str, options: Options) -> str | None:
     return options.labels[_ORDINALS.index(word)] if word in _ORDINALS[: len(options.labels)] else None
 
 
+def _ungrouped(text: str) -> str:
+    return _GROUP.sub("", text)
+
+
 def _declared(text: str, options: Options) -> tuple[int, str | None, str]:
     """(where, label, what stands behind it) of the last option that the text declares or says to be right."""
     last: tuple[int, str | None, str] = (-1, None, "")
@@ -253,7 +257,12 @@ def _lone(lines: list[str], text: str, options: Options) -> str | None:
     for line, beside in ((lines[0], lines[1]), (lines[-1], lines[-2])):
         label, rest = read(line, options)
         own = label in options.own and extraction.normalise(_SEPARATOR.sub("", rest)) in ("", options.own[label or ""])
-        if label is not None and (own or line is lines[0]) and not _REJECTED.match(rest) and not options.patterns.whole.fullmatch(beside):
+        if (
+            label is not None
+            and (own or line is lines[0])
+            and not _REJECTED.match(rest)
+            and not options.patterns.whole.fullmatch(beside)
+        ):
             found[line] = label
     right = {label for label, word in options.patterns.marked.findall(text) if word.lower() in ("true", "correct")}
     if not found and right:

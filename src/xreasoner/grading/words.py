@@ -62,7 +62,11 @@ def yes_or_no(reply: Reply) -> str | None:
     found = _leading(text)
     lines = [line.strip() for line in text.split("\n") if line.strip()]
     last = _leading(lines[-1]) if len(lines) > 1 and len(lines[-1].split()) == 1 else None
-    if found is None and (ending := _AT_END.fullmatch(text)) and not extraction.denied(text, ending.start(1), len(text)):
+    if (
+        found is None
+        and (ending := _AT_END.fullmatch(text))
+        and not extraction.denied(text, ending.start(1), len(text))
+    ):
         return plain_word(ending[1])
     if found is None or extraction.asked(text, 0):
         return last
