@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import subprocess
 import sys
 from dataclasses import replace
@@ -163,6 +164,20 @@ def test_a_7b_does_not_fit_and_the_advice_makes_it_fit() -> None:
     assert again.peak < 0.92 * machine.memory
     assert planning.trainable(found, stage(lora={"rank": 16})) == 40_370_176
     assert planning.trainable(found, heavy) == found.text
+
+
+def test_rl_that_does_not_fit_is_told_to_sample_elsewhere() -> None:
+    """A whole copy is on the card only where the engine in this process samples from it."""
+    recipe, machine = load_recipe("x-reasoner-7b"), Machine.of(8, "80GB")
+    sft, rl = plan(recipe, machine)
+    assert "whole copy" not in sft.memory
+    assert rl.memory["whole copy"] > 32e9
+    assert rl.mends is not None
+    (mend,) = rl.mends
+    mended = load_recipe("x-reasoner-7b", shlex.split(mend)[1:])
+    again = plan(mended, machine)[1]
+    assert again.mends == ()
+    assert "whole copy" not in again.memory
 
 
 def test_a_stage_that_nothing_mends_says_what_is_too_large() -> None:

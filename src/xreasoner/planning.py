@@ -14,7 +14,7 @@ from functools import lru_cache
 from typing import Any
 
 from xreasoner.errors import CheckpointError, UserError
-from xreasoner.recipe import Recipe, RLStage, SFTStage
+from xreasoner.recipe import Recipe, RLStage, Servers, SFTStage
 
 GB = 1e9
 PROMPT_TOKENS = 300
@@ -266,7 +266,8 @@ def parts(found: Shape, stage: Stage, machine: Machine) -> dict[str, float]:
     }
     if sharded > 1:  # gathered: the embeddings and output weights, and two layers
         memory["gathered weights"] = (2 if half else 4) * (found.embeddings + found.head + found.norm + 2 * found.layer)
-        memory["whole copy"] = 4.0 * (found.text + found.vision)
+        if isinstance(stage, RLStage) and stage.rollouts is None:  # which the engine in the process samples from
+            memory["whole copy"] = 4.0 * (found.text + found.vision)
     elif half:
         alone = stage.lora is not None and stage.activation_checkpointing  # frozen weights' copies go with the layer
         memory["bfloat16 copies"] = 2.0 * (found.layer + found.vocab * found.hidden if alone else found.computed)
@@ -378,6 +379,13 @@ def _changes(stage: Stage, machine: Machine) -> Iterator[tuple[str, dict[str, An
     least = pass_tokens(stage.model_copy(update={"chunk_tokens": 1}))
     if stage.chunk_tokens > least:
         yield f"{where}.chunk_tokens={least}", {"chunk_tokens": least}, None
+    if isinstance(stage, RLStage) and stage.rollouts is None:
+        address = "http://HOST:8000/v1"  # of `vllm serve` on another card
+        yield (
+            f"{where}.rollouts='{{urls: [\"{address}\"]}}'",
+            {"rollouts": Servers.model_validate({"urls": [address]})},
+            None,
+        )
     for gpus in (machine.gpus * 2**k for k in range(1, 6)):
         yield f"--gpus {gpus}", {}, replace(machine, gpus=gpus)
 

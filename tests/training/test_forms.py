@@ -155,7 +155,7 @@ def test_rl_learns_the_same_from_packed_replies(random_folder: Path, tmp_path: P
         few = changes.pop("most", None)
         learner = ready(stage.model_copy(update=changes), loaded)
         if few:
-            learner = FewLogits(learner.loaded, learner.replica, learner.packed, learner.precision)
+            learner = FewLogits(learner.loaded, learner.replica, None, learner.packed, learner.precision)
         loaded.model.train()
         scored = rl.Scorer(learner, engine.banned, 1.0, stage.group_size, stage.chunk_tokens)(rollouts)
         (scored.logprob * weight_B1).sum().backward()
@@ -240,7 +240,7 @@ def test_half_precision_keeps_masters_and_moments_whole(random_folder: Path, tmp
         freeze(loaded.model)
         learner = ready(stage, loaded)
         optimiser = make_optimiser(loaded.model, stage.optimiser)
-        found.append(_accumulate(stage, learner, None, ROWS, tmp_path)["loss"])
+        found.append(_accumulate(stage, learner, ROWS, tmp_path)["loss"])
         update(optimiser, 1e-4, 1.0, tmp_path, None)
         kinds = {parameter.dtype for parameter in loaded.model.parameters()}
         kinds |= {state["exp_avg"].dtype for state in optimiser.state.values()}
@@ -250,6 +250,7 @@ def test_half_precision_keeps_masters_and_moments_whole(random_folder: Path, tmp
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")  # of torch's own compiler
 def test_compiled_layers_learn_the_same(random_folder: Path, tmp_path: Path) -> None:
     settings = {"epochs": 5, "batch_examples": 8, "optimiser": {"lr": 1e-4}}
     plain = _curve(_stage(tmp_path, **settings), random_folder, tmp_path / "plain")

@@ -28,14 +28,27 @@ from test_stages import coin
 
 from xreasoner.models.loading import load
 from xreasoner.recipe import Recipe
+from xreasoner.training import rl
 from xreasoner.training.run import run_recipe
 
 SETTINGS: dict[str, dict[str, Any]] = {"sft": {"epochs": 8}, "rl": {"steps": 4, "refills": 1}}
+SHORT: dict[str, dict[str, Any]] = {"sft": {"epochs": 4}, "rl": {"steps": 2, "refills": 1}}
 
 
 def go(recipe: Recipe, out: Path) -> None:
-    """What the process that is killed does: begin, or go on."""
+    """What the process that is killed does: begin, or go on. A file tells whether RL learns or rolls out."""
     torch.set_num_threads(1)
+    improve, learning = rl.improve, out.parent / "learning"
+
+    def told(*arguments: Any) -> dict[str, float]:
+        learning.touch()
+        try:
+            return improve(*arguments)
+        finally:
+            learning.unlink()
+
+    rl.improve = told
+    learning.unlink(missing_ok=True)
     run_recipe(recipe, out)
 
 
@@ -60,7 +73,11 @@ def moment(out: Path) -> str:
             return f"{stage}, while exporting"
         saved = max((int(path.name[5:]) for path in (folder / "checkpoints").glob("step-*")), default=0)
         lines = (folder / "metrics.jsonl").read_text().count("\n") if (folder / "metrics.jsonl").exists() else 0
-        return f"{stage}, before saving" if lines > saved else f"{stage}, in a step"
+        if lines > saved:
+            return f"{stage}, before saving"
+        if stage == "sft":
+            return "sft, in a step"
+        return "rl, in an update" if (out.parent / "learning").exists() else "rl, in a rollout"
     return "before the first stage"
 
 
@@ -76,10 +93,10 @@ def facts(out: Path) -> dict[str, Any]:
     return found
 
 
-def killed(model: Path, folder: Path, kills: int, seed: int) -> Counter[str]:
+def killed(model: Path, folder: Path, kills: int, seed: int, settings: dict[str, dict[str, Any]]) -> Counter[str]:
     """Run and kill until so many kills are done, and every run begun has ended as the unbroken one."""
     rng, moments = Random(seed), Counter[str]()
-    recipe = coin(model, folder, sft=SETTINGS["sft"], rl=SETTINGS["rl"])
+    recipe = coin(model, folder, **settings)
     begin = time.monotonic()
     whole = start(recipe, folder / "whole")
     whole.join()
@@ -105,47 +122,59 @@ def killed(model: Path, folder: Path, kills: int, seed: int) -> Counter[str]:
 
 
 def test_three_kills_change_nothing(random_folder: Path, tmp_path: Path) -> None:
-    assert sum(killed(random_folder, tmp_path, 3, seed=1).values()) == 3
+    assert sum(killed(random_folder, tmp_path, 3, 1, SHORT).values()) == 3
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(3000)
 def test_fifty_kills_change_nothing(random_folder: Path, tmp_path: Path) -> None:
-    moments = killed(random_folder, tmp_path, 50, seed=2)
+    moments = killed(random_folder, tmp_path, 50, 2, SETTINGS)
     print(dict(moments))
-    assert {"sft, while saving", "rl, in a step"} <= set(moments)
+    assert {"sft, while saving", "rl, in a rollout", "rl, in an update"} <= set(moments)
 
 
-def command(recipe: Recipe, folder: Path, before: Callable[[], None]) -> subprocess.CompletedProcess[str]:
+def begin(recipe: Recipe, folder: Path, before: Callable[[], None]) -> subprocess.Popen[str]:
     path = folder / "recipe.yaml"
     path.write_text(yaml.safe_dump(recipe.model_dump(mode="json", by_alias=True)))
-    return subprocess.run(
+    return subprocess.Popen(
         [sys.executable, "-m", "xreasoner.cli", "train", str(path), "--out", str(folder / "out"), "--resume"],
         env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[2] / "src")},
         preexec_fn=before,
-        capture_output=True,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
         text=True,
     )
 
 
-def full() -> None:
-    """No file may grow beyond 1 MB: what a full disk is to one who writes a checkpoint."""
+def deaf() -> None:
+    """A file that may not grow is an error of the call, as on a full disk, and not a signal that kills."""
     signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (1_000_000, 1_000_000))
 
 
 def test_a_full_disk_is_said_and_nothing_is_lost(random_folder: Path, tmp_path: Path) -> None:
-    recipe = coin(random_folder, tmp_path, sft=SETTINGS["sft"], rl=SETTINGS["rl"])
+    """The disk fills up (no file may grow beyond 1 MB) when some checkpoints have been saved."""
+    recipe = coin(random_folder, tmp_path, sft={"epochs": 30})
     short = recipe.model_copy(update={"stages": recipe.stages[:1]})
-    refused = command(short, tmp_path, full)
-    assert refused.returncode == 1, refused.stderr
-    last = refused.stderr.strip().splitlines()[-1]
-    assert last.startswith("error: File too large"), refused.stderr
+    sft, running = tmp_path / "out" / "sft", begin(short, tmp_path, deaf)
+    while not list((sft / "checkpoints").glob("step-*")):
+        assert running.poll() is None, running.stderr
+        time.sleep(0.01)
+    resource.prlimit(running.pid, resource.RLIMIT_FSIZE, (1_000_000, 1_000_000))
+    _, said = running.communicate(timeout=100)
+    assert running.returncode == 1, said
+    last = said.strip().splitlines()[-1]
+    assert last.startswith("error: File too large"), said
     assert "what was saved before stays as it was" in last
-    assert not list((tmp_path / "out" / "sft" / "checkpoints").glob("step-*"))
-    assert command(short, tmp_path, lambda: None).returncode == 0
-    lines = (tmp_path / "out" / "sft" / "metrics.jsonl").read_text().splitlines()
+    saved = [path.name for path in (sft / "checkpoints").glob("step-*")]
+    assert saved
+    again = begin(short, tmp_path, deaf)
+    _, said = again.communicate(timeout=100)
+    assert again.returncode == 0, said
+    assert "damaged" not in said
+    lines = (sft / "metrics.jsonl").read_text().splitlines()
     assert [json.loads(line)["step"] for line in lines] == list(range(1, len(lines) + 1))
+    first = min(int(name[5:]) for name in saved)
+    assert first < len(lines), "it was over before the disk was full"
 
 
 def bound() -> None:
@@ -157,8 +186,9 @@ def bound() -> None:
 
 def test_missing_permission_is_said(random_folder: Path, tmp_path: Path) -> None:
     (tmp_path / "out").mkdir(mode=0o555)
-    refused = command(coin(random_folder, tmp_path), tmp_path, bound if os.getuid() == 0 else lambda: None)
-    assert refused.returncode == 1, refused.stderr
-    last = refused.stderr.strip().splitlines()[-1]
-    assert last.startswith("error: Permission denied"), refused.stderr
+    refused = begin(coin(random_folder, tmp_path), tmp_path, bound if os.getuid() == 0 else lambda: None)
+    _, said = refused.communicate(timeout=100)
+    assert refused.returncode == 1, said
+    last = said.strip().splitlines()[-1]
+    assert last.startswith("error: Permission denied"), said
     assert str(tmp_path / "out") in last

@@ -22,10 +22,15 @@ from xreasoner.training.run import run_recipe, run_stage
 
 SIZES = {"epochs": 50, "batch_examples": 8, "chunk_tokens": 128, "checkpoint_seconds": 1000, "optimiser": {"lr": 5e-5}}
 
+REINFORCED = {
+    **{"from": "base", "steps": 2, "checkpoint_seconds": 1000},
+    **{"kl": 0.01, "correction": "token", "lora": {"rank": 4, "alpha": 8}},
+}
 
-def write(model: Path, folder: Path) -> Path:
+
+def write(model: Path, folder: Path, **changes: Any) -> Path:
     """The coin's first stage as a file, with eight examples a step."""
-    whole = coin(model, folder, sft=SIZES)
+    whole = coin(model, folder, sft={**SIZES, **changes})
     recipe = whole.model_copy(update={"stages": whole.stages[:1]})
     path = folder / "coin.yaml"
     path.write_text(yaml.safe_dump(recipe.model_dump(mode="json", by_alias=True)))
@@ -79,10 +84,24 @@ def test_two_ranks_learn_as_one(one_and_two: dict[int, Path]) -> None:
     assert manifest["frozen"] == whole["frozen"]
 
 
+@pytest.mark.slow
+def test_two_ranks_are_held_to_the_base_as_one(random_folder: Path, tmp_path: Path) -> None:
+    recipe = write(random_folder, tmp_path, epochs=6, kl_to_base=0.5)
+    run_recipe(load_recipe(str(recipe)), tmp_path / "1")
+    train(2, str(recipe), "--out", str(tmp_path / "2"))
+    one, two = (metrics(tmp_path / ranks / "sft") for ranks in "12")
+    assert len(one) == 6
+    assert one[-1]["kl_to_base"] > 1e-3
+    for a, b in zip(one, two, strict=True):
+        assert b["loss"] == pytest.approx(a["loss"], rel=1e-5)
+        assert b["kl_to_base"] == pytest.approx(a["kl_to_base"], rel=1e-3, abs=1e-6)
+
+
 def test_two_ranks_reinforce_as_one(random_folder: Path, tmp_path: Path) -> None:
+    """With adapters, a KL to where the stage began, and a correction, which reads the replies once more."""
     taught = coin(random_folder, tmp_path, sft={"checkpoint_seconds": 1000})
     start = run_stage(taught, taught.stages[0], tmp_path)
-    whole = coin(start, tmp_path, rl={"from": "base", "steps": 2, "checkpoint_seconds": 1000})
+    whole = coin(start, tmp_path, rl=REINFORCED)
     recipe = whole.model_copy(update={"stages": whole.stages[1:]})
     path = tmp_path / "rl.yaml"
     path.write_text(yaml.safe_dump(recipe.model_dump(mode="json", by_alias=True)))
@@ -92,6 +111,7 @@ def test_two_ranks_reinforce_as_one(random_folder: Path, tmp_path: Path) -> None
     for a, b in zip(one, two, strict=True):
         assert a["outcomes"] == b["outcomes"]  # the same rollouts, whoever made them
         assert b["loss"] == pytest.approx(a["loss"], abs=1e-4)
+        assert b["kl"] == pytest.approx(a["kl"], rel=1e-3, abs=1e-6)
         assert b["entropy"] == pytest.approx(a["entropy"], rel=1e-3)
     base = weights(start)
     ours, theirs = (weights(tmp_path / ranks / "rl" / "export") for ranks in "12")

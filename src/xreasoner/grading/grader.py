@@ -18,6 +18,8 @@ from xreasoner.grading.extraction import Reply
 from xreasoner.problem import Problem
 from xreasoner.verdict import Outcome, Verdict
 
+TIMED_OUT = f"mathematics: more than {mathematics.LIMIT:g} s of CPU time"
+"""The note of a verdict that took too long."""
 _FULL_MARKS = 1 - 1e-9
 _TWICE = re.compile(r"\s*(?:,?\s*\bi\.e\.,?|,?\s*\bthat\s+is,?|,?\s*\bor\s+equivalently\b,?|=|\s\()\s*")
 _ROUNDED = re.compile(r"\s*(?:≈|\\approx).*$")
@@ -206,8 +208,7 @@ def _latex(problem: Problem, reply: Reply) -> Verdict:
     if outcome in ("different", "unparsed"):
         given = next(iter(_candidates(reply)), reply.content)
         return Verdict("wrong" if outcome == "different" else "unparsed", given, given)
-    limit = f"more than {mathematics.LIMIT:g} s of CPU time" if outcome == mathematics.TIMEOUT else outcome
-    return Verdict("error", given, "", f"mathematics: {limit}")
+    return Verdict("error", given, "", TIMED_OUT if outcome == mathematics.TIMEOUT else f"mathematics: {outcome}")
 
 
 def _listed(text: str) -> list[str]:

@@ -10,7 +10,6 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.nn.attention.varlen import varlen_attn
 from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
@@ -56,6 +55,8 @@ def document_attention(
     if documents is None:
         return sdpa_attention_forward(module, query, key, value, attention_mask, scaling=scaling, **rest)  # type: ignore[no-any-return]
     if query.is_cuda and query.dtype != torch.float32:
+        from torch.nn.attention.varlen import varlen_attn  # brings torch's compiler: 1.7 s of every command's start
+
         longest, (query_THD, key_TKD, value_TKD) = (
             max(documents.lengths),
             (x[0].transpose(0, 1) for x in (query, key, value)),

@@ -39,12 +39,14 @@ class Learner:
     """A model made ready for a stage.
 
     loaded: it, sharded where there are several ranks. replica: a whole copy of it (itself in one process), which the
-    engine samples from and the export is written from; its model is None on ranks that need none. packed: batches are
-    packed rows.
+    engine samples from and the export is written from; its model is None on ranks that need none. reference: it as it
+    was before the stage, frozen and likewise sharded, which a KL holds it to; else None. packed: batches are packed
+    rows.
     """
 
     loaded: Loaded
     replica: Loaded
+    reference: Any
     packed: bool
     precision: str
 
@@ -71,27 +73,31 @@ def packs(stage: SFTStage | RLStage, device: torch.device) -> bool:
 
 
 def ready(stage: SFTStage | RLStage, loaded: Loaded) -> Learner:
-    """Make a frozen model ready: packed attention, activation checkpointing, compiled and sharded layers."""
-    model, packed = loaded.model, packs(stage, loaded.device)
+    """Make a frozen model ready: packed attention, activation checkpointing, compiled and sharded layers.
+
+    Of several ranks each brings the model on its CPU, whence its shards go to the card (`parallel.shard`). There is a
+    whole copy on the card only where the engine in this process samples from it; rank 0 keeps one on its CPU, which
+    the export is written from.
+    """
+    model, alone = loaded.model, parallel.size() == 1
+    packed = packs(stage, loaded.device if alone else parallel.device())
     if packed:
         ready_to_pack(model)
-    replica = loaded if parallel.size() == 1 else replace(loaded, model=_copy(stage, model))
+    sampled = isinstance(stage, RLStage) and stage.rollouts is None
+    referred = (stage.kl if isinstance(stage, RLStage) else stage.kl_to_base) > 0
+    copied = None if alone or not (sampled or parallel.rank() == 0) else deepcopy(model)
+    reference = deepcopy(model).requires_grad_(False) if referred else None
     if stage.activation_checkpointing:
         model.gradient_checkpointing_enable({"use_reentrant": False})
     if stage.compile:
         for layer in model.model.language_model.layers:
             layer.compile(dynamic=True)
-    if parallel.size() > 1:
-        parallel.shard(model, stage.precision)
-    return Learner(loaded, replica, packed, stage.precision)
-
-
-def _copy(stage: SFTStage | RLStage, model: Any) -> Any:
-    """A whole copy where an engine or a reference needs it; else rank 0's alone, on the CPU, for the export."""
-    sampled = isinstance(stage, RLStage) and stage.rollouts is None
-    if sampled or (stage.kl if isinstance(stage, RLStage) else stage.kl_to_base) > 0:
-        return deepcopy(model)
-    return deepcopy(model).to("cpu") if parallel.rank() == 0 else None
+    if not alone:
+        for sharded in (model, reference) if referred else (model,):
+            parallel.shard(sharded, stage.precision)
+        if sampled and copied is not None:
+            copied.to(parallel.device())
+    return Learner(loaded, loaded if alone else replace(loaded, model=copied), reference, packed, stage.precision)
 
 
 def make_optimiser(model: Any, settings: AdamW) -> torch.optim.AdamW:
@@ -235,5 +241,6 @@ def _lines(path: Path) -> list[dict[str, Any]]:
 def stop_on_nan(value: float, what: str, out: Path, batch: Any) -> None:
     """Raise `TrainingError` for a value that is no number, with the batch saved beside the metrics."""
     if not math.isfinite(value):
-        torch.save(batch, out / "offending-batch.pt")
-        raise TrainingError(f"the {what} is {value}; the batch is in {out / 'offending-batch.pt'}; lower optimiser.lr")
+        path = out / ("offending-batch.pt" if parallel.size() == 1 else f"offending-batch-rank-{parallel.rank()}.pt")
+        torch.save(batch, path)
+        raise TrainingError(f"the {what} is {value}; the batch is in {path}; lower optimiser.lr")

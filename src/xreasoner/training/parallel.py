@@ -45,6 +45,11 @@ def rank() -> int:
     return dist.get_rank() if dist.is_initialized() else 0
 
 
+def device() -> torch.device:
+    """Where this rank computes."""
+    return torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else torch.device("cpu")
+
+
 def barrier() -> None:
     """Wait until every rank is here."""
     if size() > 1:
@@ -92,6 +97,7 @@ def share(items: Sequence[Any], of: int | None = None) -> list[Any]:
 def shard(model: Any, precision: str) -> None:
     """Shard the decoder layers, then the root, in place; the vision tower stays whole on every rank.
 
+    A model on the CPU moves to the rank's card layer by layer, so that the card never holds it whole.
     bfloat16: the shards are float32 masters, gathered in bfloat16, their gradients summed in float32.
     """
     half = torch.bfloat16 if precision == "bfloat16" else None
@@ -100,6 +106,8 @@ def shard(model: Any, precision: str) -> None:
     for layer in model.model.language_model.layers:
         fully_shard(layer, mp_policy=policy)
     fully_shard(model, mp_policy=policy, ignored_params=tower)
+    for parameter in tower:
+        parameter.data = parameter.data.to(device())
     model.run_in_forward = MethodType(_call, model)
     register_fsdp_forward_method(model, "run_in_forward")
 
@@ -111,11 +119,15 @@ def _call(model: Any, function: Callable[..., Any], *args: Any) -> Any:
 def forward(model: Any, function: Callable[..., Any], *args: Any) -> Any:
     """function(model, *args), with the root's weights gathered around it where the model is sharded.
 
-    Whatever of the result carries a gradient must be a tensor or a tuple of them.
+    Whatever of the result carries a gradient must be a tensor or a tuple of them. Where none is wanted, the root's
+    weights are parted again: a later pass that found them gathered would lose a part of their gradient.
     """
     if isinstance(model, FSDPModule):
         sharded: Any = model
-        return sharded.run_in_forward(function, *args)
+        found = sharded.run_in_forward(function, *args)
+        if not torch.is_grad_enabled():
+            sharded.reshard()
+        return found
     return function(model, *args)
 
 

@@ -25,6 +25,7 @@ from transformers import DynamicCache
 
 from xreasoner.completion import Exit
 from xreasoner.data.packing import flat, hidden_states, pad
+from xreasoner.grading.grader import TIMED_OUT
 from xreasoner.models.attention import Documents
 from xreasoner.recipe import RLStage
 from xreasoner.training import losses, parallel
@@ -40,7 +41,7 @@ from xreasoner.training.common import (
     update,
 )
 from xreasoner.training.rollouts import Rollout, Sampler
-from xreasoner.training.sft import passes, start_of
+from xreasoner.training.sft import passes
 from xreasoner.verdict import Outcome
 
 
@@ -49,7 +50,6 @@ def train_rl(stage: RLStage, learner: Learner, source: Sampler, out: Path, seed:
 
     Ctrl-C and SIGTERM wait for an update's end; the state is then saved, and the same call goes on from there.
     """
-    reference = start_of(learner) if stage.kl > 0 else None
     optimiser = make_optimiser(learner.model, stage.optimiser)
     journal = Journal(out, learner.model, optimiser, stage)
     journal.kept = {"drawn": 0, "begun": None}
@@ -60,7 +60,7 @@ def train_rl(stage: RLStage, learner: Learner, source: Sampler, out: Path, seed:
         while journal.step < stage.steps:
             # several ranks stop together, after a step; one stops at once where it rolls out
             with uninterrupted() if parallel.size() > 1 else nullcontext():
-                metrics = _step(stage, learner, reference, optimiser, journal, source, out, seed)
+                metrics = _step(stage, learner, optimiser, journal, source, out, seed)
             progress(stage.name, journal.step, stage.steps, metrics)
     except KeyboardInterrupt:
         journal.settle = lambda: journal.kept.update(begun=None)
@@ -73,7 +73,6 @@ def train_rl(stage: RLStage, learner: Learner, source: Sampler, out: Path, seed:
 def _step(
     stage: RLStage,
     learner: Learner,
-    reference: Any,
     optimiser: torch.optim.Optimizer,
     journal: Journal,
     source: Sampler,
@@ -89,9 +88,7 @@ def _step(
         if step + 1 < stage.steps:
             source.ahead(step + 1, drawn)
         learner.model.train()
-        learnt = improve(
-            stage, learner, reference, optimiser, rollouts, source.banned, lr, Random(f"{seed}/{step}"), out
-        )
+        learnt = improve(stage, learner, optimiser, rollouts, source.banned, lr, Random(f"{seed}/{step}"), out)
         learner.model.eval()
         metrics = {**describe(stage, rollouts), **learnt, "lr": lr, "rollout_seconds": rolled}
         metrics["staleness"] = step - min(rollout.completion.version for rollout in rollouts)
@@ -106,7 +103,6 @@ def _step(
 def improve(
     stage: RLStage,
     learner: Learner,
-    reference: Any,
     optimiser: torch.optim.Optimizer,
     rollouts: Sequence[Rollout],
     banned: Sequence[int],
@@ -127,7 +123,7 @@ def improve(
     found: list[dict[str, float]] = []
     for begin in range(0, len(groups), size):
         rows = [p * stage.group_size + k for p in groups[begin : begin + size] for k in range(stage.group_size)]
-        found.append(_minibatch(stage, scorer, reference, rollouts, rows, advantage_B, out))
+        found.append(_minibatch(stage, scorer, rollouts, rows, advantage_B, out))
         found[-1]["grad_norm"] = update(optimiser, lr, stage.optimiser.clip, out, [rollouts[i] for i in rows])
     if not found:
         return dict.fromkeys(LEARNT, 0.0)
@@ -169,7 +165,6 @@ def grouped(rows: Sequence[int], rollouts: Sequence[Rollout], scorer: Scorer) ->
 def _minibatch(
     stage: RLStage,
     scorer: Scorer,
-    reference: Any,
     rollouts: Sequence[Rollout],
     rows: Sequence[int],
     advantage_B: Tensor,
@@ -179,7 +174,7 @@ def _minibatch(
     objective = losses.Objective(
         stage.epsilon_low, stage.epsilon_high, stage.ratio, stage.aggregation, stage.kl, stage.kl_estimator
     )
-    longest = stage.thinking_budget + stage.answer_budget
+    longest, reference = stage.thinking_budget + stage.answer_budget, scorer.learner.reference
     mask_BR = torch.nn.utils.rnn.pad_sequence([torch.tensor(rollouts[i].free) for i in rows], batch_first=True)
     divisor = losses.normaliser(mask_BR, stage.aggregation, longest)
     total = Counter[str]()
@@ -433,4 +428,5 @@ def describe(stage: RLStage, rollouts: Sequence[Rollout]) -> dict[str, Any]:
         "length_by_exit": {name: sum(found) / len(found) for name, found in lengths.items()},
         "exits": {name: exits[name] / n for name in get_args(Exit)},
         "outcomes": {name: outcomes[name] / n for name in get_args(Outcome)},
+        "grader_timeouts": sum(rollout.verdict.note == TIMED_OUT for rollout in rollouts) / n,
     }

@@ -27,7 +27,7 @@ from xreasoner.problem import Problem
 from xreasoner.recipe import DataEntry, Recipe, RLStage, SFTStage
 from xreasoner.registry import SOURCES, resolve
 from xreasoner.training import checkpoints, parallel
-from xreasoner.training.common import Learner, Progress, packs, ready
+from xreasoner.training.common import Learner, Progress, ready
 from xreasoner.training.rl import train_rl
 from xreasoner.training.rollouts import Asking, InProcess, Remote, Sampler
 from xreasoner.training.sft import train_sft
@@ -59,7 +59,8 @@ def run_stage(recipe: Recipe, stage: SFTStage | RLStage, out: Path, progress: Pr
     if old.get("done"):
         return folder / "export"
     parent = recipe.parent(stage)
-    loaded = load(recipe.model if parent == "base" else str(out / parent / "export"), dtype=torch.float32)
+    where = recipe.model if parent == "base" else str(out / parent / "export")
+    loaded = load(where, "cpu" if parallel.size() > 1 else None, torch.float32)
     torch.manual_seed(recipe.seed)
     if stage.lora is not None:
         adapt(loaded.model, stage.lora)
@@ -71,8 +72,10 @@ def run_stage(recipe: Recipe, stage: SFTStage | RLStage, out: Path, progress: Pr
     manifest = {**wanted, **facts, "versions": versions(), "ranks": parallel.size()}
     manifest["frozen"] = {"tensors": before[0], "before": before[1]}
     manifest["template_sha256"] = _sha256(str(loaded.tokenizer.chat_template))
-    _record(folder, manifest)
     learner = ready(stage, loaded)
+    if isinstance(stage, SFTStage):
+        manifest["alone_gap"] = _alone_gap(learner, tokens)
+    _record(folder, manifest)
     shown = progress if parallel.rank() == 0 else quiet
     if isinstance(stage, SFTStage):
         train_sft(stage, learner, tokens, folder, recipe.seed, shown)
@@ -152,18 +155,19 @@ def sft_data(stage: SFTStage, loaded: Loaded, seed: int) -> tuple[list[packing.T
     tokens, lengths = packing.tokenise(loaded, examples, stage.prompt, stage.max_length, stage.longer, stage.exit_text)
     if not tokens:
         raise RecipeError(f"stage {stage.name}: no example is left under max_length {stage.max_length}")
-    gap = _alone_gap(stage, loaded, tokens)
     facts = _facts(stage, [example.problem for example in examples])
-    return tokens, {**facts, "data_sha256": packing.digest(tokens), "lengths": asdict(lengths), "alone_gap": gap}
+    return tokens, {**facts, "data_sha256": packing.digest(tokens), "lengths": asdict(lengths)}
 
 
-def _alone_gap(stage: SFTStage, loaded: Loaded, tokens: Sequence[packing.Tokens]) -> float:
-    packed = packs(stage, loaded.device)
-    if packed:
-        packing.ready_to_pack(loaded.model)
-    half = stage.precision == "bfloat16"
-    with torch.autocast(loaded.device.type, torch.bfloat16, enabled=half):
-        return packing.alone_equals_batched(loaded, tokens, packed, tolerance=5e-2 if half else 1e-4)
+def _alone_gap(learner: Learner, tokens: Sequence[packing.Tokens]) -> float:
+    """See `packing.alone_equals_batched`; every rank must ask, for a sharded model's weights are gathered."""
+    tolerance = 5e-2 if learner.precision == "bfloat16" else 1e-4
+
+    def gap(_: Any) -> float:
+        return packing.alone_equals_batched(learner.loaded, tokens, learner.packed, tolerance)
+
+    with torch.no_grad(), learner.computing():
+        return float(parallel.forward(learner.model, gap))
 
 
 def rl_data(stage: RLStage, seed: int) -> tuple[list[Problem], dict[str, Any]]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import time
 from collections.abc import Sequence
 from functools import partial
@@ -38,7 +37,6 @@ def train_sft(
     Ctrl-C and SIGTERM wait for the step's end; the state is then saved, and the same call goes on from there.
     """
     model = learner.model
-    reference = start_of(learner) if stage.kl_to_base > 0 else None
     optimiser = make_optimiser(model, stage.optimiser)
     journal = Journal(out, model, optimiser, stage)
     journal.resume()
@@ -50,7 +48,7 @@ def train_sft(
             start, batch = time.monotonic(), batches[journal.step]
             lr = rate(stage.optimiser, journal.step, len(batches), stage.epochs)
             with uninterrupted():
-                metrics = _accumulate(stage, learner, reference, [data[i] for i in batch], out)
+                metrics = _accumulate(stage, learner, [data[i] for i in batch], out)
                 norm = update(optimiser, lr, stage.optimiser.clip, out, [data[i].ids for i in batch])
                 metrics |= {"lr": lr, "grad_norm": norm}
                 spent = time.monotonic() - start
@@ -60,14 +58,6 @@ def train_sft(
         journal.save()
         raise
     model.eval()
-
-
-def start_of(learner: Learner) -> Any:
-    """The model as it is before the first step, frozen, sharded where the model is: the KL's reference."""
-    reference = copy.deepcopy(learner.replica.model).requires_grad_(False)
-    if parallel.size() > 1:
-        parallel.shard(reference, learner.precision)
-    return reference
 
 
 def passes(lengths: Sequence[int], most: int, packed: bool) -> list[tuple[list[int], float]]:
@@ -83,9 +73,7 @@ def passes(lengths: Sequence[int], most: int, packed: bool) -> list[tuple[list[i
     return [(part, 1.0) for part in own] + [(idle, 0.0)] * (longest - len(own))
 
 
-def _accumulate(
-    stage: SFTStage, learner: Learner, reference: Any, batch: Sequence[Tokens], out: Path
-) -> dict[str, float]:
+def _accumulate(stage: SFTStage, learner: Learner, batch: Sequence[Tokens], out: Path) -> dict[str, float]:
     """Gradients of one batch's loss; returns the loss, the tokens and the share of padding (and the KL if asked)."""
     lengths = [len(item.ids) for item in batch]
     learnt = sum(len(item.ids) - item.prompt for item in batch)
@@ -94,7 +82,7 @@ def _accumulate(
         rows = [batch[i] for i in part]
         with learner.computing():
             task = partial(summed_loss, rows=rows, packed=learner.packed, most=learner.most_logits())
-            cross, kl = parallel.forward(learner.model, task, reference)
+            cross, kl = parallel.forward(learner.model, task, learner.reference)
         loss = (cross + stage.kl_to_base * kl) / learnt * weight
         stop_on_nan(loss.item(), "loss", out, [row.ids for row in rows])
         accumulate(loss)
@@ -104,7 +92,7 @@ def _accumulate(
         padded += weight * (sum(computed) if learner.packed else len(part) * max(computed))
     total, divergence, padded = parallel.totals([total, divergence, padded])
     found = {"loss": total, "tokens": sum(lengths), "padding_share": 1 - sum(lengths) / padded}
-    return found if reference is None else {**found, "kl_to_base": divergence}
+    return found if learner.reference is None else {**found, "kl_to_base": divergence}
 
 
 def summed_loss(model: Any, reference: Any, rows: Sequence[Tokens], packed: bool, most: int) -> tuple[Tensor, Tensor]:
@@ -124,19 +112,16 @@ def summed_loss(model: Any, reference: Any, rows: Sequence[Tokens], packed: bool
         return cross, cross.new_zeros(())
     with torch.no_grad():
         base_MD = parallel.forward(reference, hidden_states, ids_BT, documents)[:, :-1][learnt_BT]
+        # gathered once: ranks differ in how many parts they make, and a gathering is everybody's
+        base_VD = parallel.whole(reference.lm_head.weight).to(base_MD.dtype)
 
     def both(hidden_RD: Tensor, base_RD: Tensor, target_R: Tensor) -> tuple[Tensor, Tensor]:
         logits_RV = F.linear(hidden_RD, model.lm_head.weight).float()
         with torch.no_grad():
-            base_RV = parallel.forward(reference, _head, base_RD).float()
+            base_RV = F.linear(base_RD, base_VD).float()
         return F.cross_entropy(logits_RV, target_R, reduction="sum"), losses.kl_full(base_RV, logits_RV).sum()
 
     return losses.in_parts(both, max(1, most // len(model.lm_head.weight)), hidden_MD, base_MD, target_M)
-
-
-def _head(model: Any, hidden_RD: Tensor) -> Tensor:
-    logits: Tensor = model.lm_head(hidden_RD)
-    return logits
 
 
 def _learnt(rows: Sequence[Tokens], packed: bool, device: torch.device) -> Tensor:
