@@ -310,13 +310,13 @@ def _cut(rollout: Rollout, length: int) -> Rollout:
 def test_a_kl_to_the_base_holds_the_model_back(random_folder: Path, tmp_path: Path) -> None:
     moved = []
     for weight in (1e-9, 10.0):
-        stage = {"kl_to_base": weight, "epochs": 3, "lower_layers_frozen": 2}
+        stage = {"kl_to_base": weight, "epochs": 3, "lower_layers_frozen": 1}
         recipe = coin(random_folder, tmp_path, sft=stage)
         out = tmp_path / str(weight)
         run_stage(recipe, recipe.stages[0], out)
         moved.append(_metrics(out / "sft")[-1]["kl_to_base"])
         base, tuned = _weights(random_folder), _weights(out / "sft" / "export")
-        low = [name for name in base if "layers.0." in name or "layers.1." in name]
+        low = [name for name in base if "layers.0." in name]
         assert low
         assert all(torch.equal(base[name], tuned[name]) for name in low)
     assert 0 < moved[1] < 0.5 * moved[0]
