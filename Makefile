@@ -71,7 +71,7 @@ bench-evaluation: .venv/ready peers
 	PYTHONPATH=src $(BIN)/python benchmarks/evaluation.py $(ARGS)
 
 # others' packages, in an environment of their own
-peers: .venv-peers/ready
+peers: .venv-peers/ready .venv-lmms/ready
 
 .venv-peers/ready:
 	test -x .venv-peers/bin/python || $(PYTHON) -m venv .venv-peers
@@ -102,6 +102,15 @@ peers: .venv-peers/ready
 	.venv-card/bin/python -m pip install -q "transformers==4.57.1" "accelerate==1.12.0" av requests pillow "numpy>=2,<3"
 	.venv-card/bin/python -m pip install -q --no-deps "torchvision==0.28.0" "qwen-vl-utils==0.0.14"
 	$(call without-operators,.venv-card)
+	touch $@
+
+# lmms-eval 0.7.3 beside the torchvision that goes with this torch, as above.
+.venv-lmms/ready: tests/peers/torchvision_operators.py
+	test -x .venv-lmms/bin/python || $(PYTHON) -m venv .venv-lmms
+	.venv-lmms/bin/python -m pip install -q "torch==2.13.0"
+	.venv-lmms/bin/python -m pip install -q --no-deps "torchvision==0.28.0"
+	.venv-lmms/bin/python -m pip install -q "lmms-eval==0.7.3" "decord==0.6.0" "transformers>=5.16.1,<5.20"
+	$(call without-operators,.venv-lmms)
 	touch $@
 
 # What this project needs beside vLLM is installed there too; the package itself is read from src. `vllm serve` asks for

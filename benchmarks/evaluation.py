@@ -2,12 +2,13 @@
 
     python benchmarks/evaluation.py [grading] [text] [image] [--items N] [--out DIR]
 
-Three parts, each resumable: what OUT/PART.json holds is not measured again. The peers run in .venv-peers (`make
-peers`), in processes of their own, one at a time and with the same number of threads (THREADS, or one a core).
+Three parts, each resumable: what OUT/PART.json holds is not measured again. The peers run in .venv-peers and .venv-lmms
+(`make peers`), in processes of their own, one at a time and with the same number of threads (THREADS, or one a core).
 
 grading  the hard cases through our grader, math-verify alone, lm-eval's filters and Inspect's scorers
 text     the same items through `xreasoner eval`'s code and lm-eval's hf backend at the batch size that suits it best
-image    the same items through ours and through transformers.generate in the loop that VLMEvalKit and lmms-eval use
+image    the same items through ours, lmms-eval's Qwen2.5-VL, and transformers.generate in the loop that it and
+         VLMEvalKit (one item at a time) use
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from typing import Any
 
 ROOT = Path(__file__).parents[1]
 PEERS = ROOT / ".venv-peers" / "bin" / "python"
+LMMS = ROOT / ".venv-lmms" / "bin" / "python"
 CASES = ROOT / "tests" / "grading" / "extraction_examples.jsonl"
 MODEL, PROMPT, THINKING, ANSWER = "tiny", "brief", 160, 64
 THREADS = int(os.environ.get("THREADS") or os.cpu_count() or 1)
@@ -33,14 +35,15 @@ Result = dict[str, Any]
 
 
 def peer(task: str, given: Mapping[str, Any]) -> Result:
-    """Run one task of evaluation_peers.py in the peers' environment; its last line is the result."""
+    """Run one task of evaluation_peers.py in its peer's environment; its last line is the result."""
+    python = LMMS if task == "lmms-eval" else PEERS
     with tempfile.NamedTemporaryFile("w", suffix=".json") as file:
         json.dump(given, file)
         file.flush()
-        command = [str(PEERS), str(ROOT / "benchmarks" / "evaluation_peers.py"), task, file.name]
+        command = [str(python), str(ROOT / "benchmarks" / "evaluation_peers.py"), task, file.name]
         done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
-        raise SystemExit(f"{task} failed in .venv-peers:\n{done.stderr[-3000:]}")
+        raise SystemExit(f"{task} failed in {python.parents[1].name}:\n{done.stderr[-3000:]}")
     found: Result = json.loads(done.stdout.strip().splitlines()[-1])
     return found
 
@@ -149,7 +152,7 @@ def _theirs(asked: Sequence[Any], found: Mapping[str, Any], batch: int) -> Resul
 
 
 def image(items: int, out: Path) -> Result:
-    """Ours beside transformers.generate, one item after the other (VLMEvalKit) and in padded batches (lmms-eval)."""
+    """Ours beside transformers.generate, one item after the other (VLMEvalKit) and in padded batches, and lmms-eval."""
     bench = "tiny-image-general"
     asked = problems(bench, items)
     found: Result = {"bench": bench, "ours": ours(bench, items)}
@@ -159,7 +162,26 @@ def image(items: int, out: Path) -> Result:
     best = max(sweep, key=lambda size: sweep[size])
     for size in sorted({1, best}):
         found[f"transformers.generate, batch {size}"] = _theirs(asked, generate_loop(asked, size), size)
+    with tempfile.TemporaryDirectory() as folder:
+        found["lmms-eval"] = _theirs(asked, peer("lmms-eval", _pictured(asked, best, Path(folder))), best)
     return found
+
+
+def _pictured(asked: Sequence[Any], batch: int, folder: Path) -> Result:
+    """What lmms-eval is handed; pictures lie in the folder."""
+    from xreasoner.models.loading import find
+    from xreasoner.prompts import render
+
+    rows: list[Result] = []
+    for n, problem in enumerate(asked):
+        paths = [str(folder / f"{n}-{k}.png") for k in range(len(problem.images))]
+        for path, picture in zip(paths, problem.images, strict=True):
+            picture.save(path)
+        rows.append({"prompt": render(problem, PROMPT), "images": paths})
+    size = json.loads((Path(find(MODEL)) / "preprocessor_config.json").read_text())["size"]
+    pixels = {"min_pixels": size["shortest_edge"], "max_pixels": size["longest_edge"]}
+    given = {"model": find(MODEL), "max_new_tokens": THINKING + ANSWER, "threads": THREADS, "batch": batch}
+    return {**given, "pixels": pixels, "rows": rows}
 
 
 def generate_loop(asked: Sequence[Any], batch: int) -> Result:
@@ -244,8 +266,9 @@ def main() -> None:
     unknown = [part for part in given.parts if part not in PARTS]
     if unknown:
         parser.error(f"unknown part {unknown[0]!r}; known: {', '.join(PARTS)}")
-    if not PEERS.exists():
-        parser.error(f"{PEERS} is missing; make it with `make peers`")
+    for python in (PEERS, LMMS):
+        if not python.exists():
+            parser.error(f"{python} is missing; make it with `make peers`")
     given.out.mkdir(parents=True, exist_ok=True)
     for part in given.parts or PARTS:
         path = given.out / f"{part}.json"

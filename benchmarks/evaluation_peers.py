@@ -1,6 +1,6 @@
-"""The peers' side of evaluation.py; runs in .venv-peers and imports nothing of ours.
+"""The peers' side of evaluation.py; runs in .venv-peers and .venv-lmms, and imports nothing of ours.
 
-python evaluation_peers.py grade|lm-eval INPUT.json      the last line printed is the result as JSON
+python evaluation_peers.py grade|lm-eval|lmms-eval INPUT.json      the last line printed is the result as JSON
 """
 
 from __future__ import annotations
@@ -162,7 +162,43 @@ def lm_eval(given: dict[str, Any]) -> dict[str, Any]:
     return {"replies": [sample["resps"][0][0] for sample in samples], "seconds": seconds}
 
 
+def lmms_eval(given: dict[str, Any]) -> dict[str, Any]:
+    """Generations of lmms-eval's Qwen2.5-VL, in float32 as ours (it loads bfloat16, which a CPU is slower in), and the
+    seconds of its `generate_until`: pictures, prompts and replies, without its tasks and scores.
+    """
+    import torch
+    from lmms_eval.api.instance import Instance
+    from lmms_eval.models.chat.qwen2_5_vl import Qwen2_5_VL
+    from PIL import Image
+
+    torch.set_num_threads(given["threads"])
+    backend = Qwen2_5_VL(
+        pretrained=given["model"], device="cpu", device_map="cpu", batch_size=given["batch"], **given["pixels"]
+    )
+    backend._model.float()
+    rows = [{**row, "images": [Image.open(path).convert("RGB") for path in row["images"]]} for row in given["rows"]]
+    backend.task_dict = {"items": {"test": rows}}
+
+    def messages(row: dict[str, Any]) -> list[dict[str, Any]]:
+        pictures = [{"type": "image", "url": image} for image in row["images"]]
+        return [{"role": "user", "content": [*pictures, {"type": "text", "text": row["prompt"]}]}]
+
+    settings = {"max_new_tokens": given["max_new_tokens"], "temperature": 0}
+    asked = [
+        Instance(
+            request_type="generate_until",
+            arguments=("", messages, settings, n, "items", "test"),
+            idx=0,
+            metadata={"task": "items", "doc_id": n, "repeats": 1},
+        )
+        for n in range(len(rows))
+    ]
+    start = time.perf_counter()
+    found = backend.generate_until(asked)
+    return {"replies": [reply.text for reply in found], "seconds": time.perf_counter() - start}
+
+
 if __name__ == "__main__":
     task, path = sys.argv[1:]
-    result = {"grade": grade, "lm-eval": lm_eval}[task](json.loads(Path(path).read_text()))
+    result = {"grade": grade, "lm-eval": lm_eval, "lmms-eval": lmms_eval}[task](json.loads(Path(path).read_text()))
     print(json.dumps(result))
