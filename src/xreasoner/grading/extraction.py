@@ -128,6 +128,7 @@ _REFUSAL = re.compile(
     re.IGNORECASE,
 )
 _SCRIPT = re.compile(r"(\^)\{(\w+)\}|_\{?(\w+)\}?")
+_HALF = re.compile(r"\\[dt]?frac\s*\{\s*(\d+)\s*\}\s*\{\s*(\d+)\s*\}")
 _DEGREE = re.compile(r"\s*\^\s*(?:\{\s*\\circ\s*\}|\\circ(?![a-z]))")
 _ROLE = re.compile(r"^\s*(?:assistant|ai|model)\s*:\s*", re.IGNORECASE)
 _BLANKS = re.compile(r"\s{3,}")
@@ -164,8 +165,8 @@ def collapse(text: str) -> str:
 
 def normalise(text: str) -> str:
     """How texts are compared: casefolded, whitespace collapsed, quotes and trailing punctuation stripped, an index
-    written plainly (H_{2}O is H2O, m^{2} is m^2)."""
-    text = _SCRIPT.sub(lambda match: match[1] + match[2] if match[1] else match[3], text)
+    written plainly (H_{2}O is H2O, m^{2} is m^2), a fraction of figures with a slash."""
+    text = _SCRIPT.sub(lambda match: match[1] + match[2] if match[1] else match[3], _HALF.sub(r"\1/\2", text))
     return collapse(text).casefold().strip("\"' ").rstrip(".,;:!? \"'")
 
 

@@ -39,6 +39,7 @@ def _recurring(match: re.Match[str]) -> str:
 _COMMON: tuple[tuple[re.Pattern[str], str | Callable[[re.Match[str]], str]], ...] = (
     (re.compile(r"\\(?:text|mbox|mathrm|textbf|mathbf)\s*\{([^{}]*)\}"), r"\1"),
     (re.compile(r"\x0c(?=rac)"), r"\\f"),
+    (re.compile(r"(?<=\d)(?:\{,\}|,\s*\\!\s*)(?=\d)"), ""),
     (re.compile(r"\\[dtc]frac"), r"\\frac"),
     (re.compile(r"(?<!\\)\\(?:left|right|[bB]igg?[lr]?|displaystyle|limits|,|;|:|!| |quad|qquad)(?![a-zA-Z])"), " "),
     (re.compile(r"\\frac\s*(\d)\s*(\d)"), r"\\frac{\1}{\2}"),
@@ -58,7 +59,6 @@ _COMMON: tuple[tuple[re.Pattern[str], str | Callable[[re.Match[str]], str]], ...
     (re.compile(r"\\neq|≠"), r"\\ne"),
     (re.compile(r"_\{(\w)\}"), r"_\1"),
     (re.compile(r"^\s*(?:\\approx|≈)"), ""),
-    (re.compile(r"(?<=\d)\{,\}(?=\d)"), ""),
     (re.compile(r"(?<![\w.])(\d+(?:\.\d+)?)\s*\\?%"), r"\\frac{\1}{100}"),
     (re.compile("π"), r"\\pi "),
     (re.compile("∞"), r"\\infty "),
@@ -213,6 +213,11 @@ def _parts(gold: Shape, given: Shape) -> Sameness:
         return "different"
     if {gold[0], given[0]} == {"named", "set"}:  # "1, 2" for "a = 1, b = 2": in the same order
         return _all([compare(a, b) for a, b in zip(gold[1], given[1], strict=True)])
+    if {gold[0], given[0]} == {"named", "()"}:  # "x = 2, y = 3" and "(2, 3)"
+        named = gold[1] if gold[0] == "named" else given[1]
+        names = [_squeezed(part.partition("=")[0]) for part in named]
+        if names == sorted(names):
+            return _all([compare(_unnamed(a), _unnamed(b)) for a, b in zip(gold[1], given[1], strict=True)])
     if gold[0] != given[0]:
         return "different"
     if gold[0] == "one":

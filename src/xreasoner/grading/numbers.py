@@ -46,8 +46,40 @@ _LETTER_UNITS = "mgsLlVANJWKCFhTH°€£¥"
 """Units of one letter; any other letter behind a number is a variable."""
 _FIRST_SENTENCE = re.compile(r"[.!;]\s+(?=[A-Z(])")
 _SUM = re.compile(r"[\d.\s]+[-+*/×·][-+*/×·().\d\s]*")
+_SCALES = {"dozen": 12, "hundred": 100, "thousand": 10**3, "million": 10**6, "billion": 10**9, "trillion": 10**12}
+_SCALED = re.compile(rf"\s+({'|'.join(_SCALES)})\b", re.IGNORECASE)
+_SMALL = "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen".split()  # noqa: SIM905
+_SMALL += ["seventeen", "eighteen", "nineteen"]
+_TENS = ["twenty", "thirty", "forty", "fifty", "sixty", "seventy", "eighty", "ninety"]
+_UNDER_100 = rf"(?:(?:{'|'.join(_TENS)})(?:[-\s](?:{'|'.join(_SMALL[1:10])}))?|{'|'.join(_SMALL)})\b"
+_UNDER_1000 = rf"(?:(?:(?:a|{'|'.join(_SMALL[1:10])})\s+hundred(?:\s+(?:and\s+)?{_UNDER_100})?)|{_UNDER_100})"
+_WORDS = re.compile(
+    rf"(minus\s+|negative\s+)?(?:({_UNDER_1000})\s+thousand\b)?(?:,?\s*(?:and\s+)?({_UNDER_1000}))?[\s.!]*",
+    re.IGNORECASE,
+)
 _LIMIT = 200
 """Characters; a longer run of digits is no answer, and costs time."""
+
+
+def _in_words(text: str) -> int | None:
+    """The number that the whole text spells ("forty-two", "one hundred and five"), or None."""
+    match = _WORDS.fullmatch(text.strip())
+    if match is None or not (match[2] or match[3]):
+        return None
+    value = 1000 * _under_1000(match[2] or "") + _under_1000(match[3] or "")
+    return -value if match[1] else value
+
+
+def _under_1000(text: str) -> int:
+    value = 0
+    for word in re.findall(r"[a-z]+", text.lower()):
+        if word == "hundred":
+            value *= 100
+        elif word in _TENS:
+            value += 10 * _TENS.index(word) + 20
+        elif word != "and":
+            value += _SMALL.index(word) if word in _SMALL else 1  # "a hundred"
+    return value
 
 
 def _signed(sign: str, value: Fraction) -> Fraction:
@@ -68,8 +100,8 @@ def _fraction(text: str) -> tuple[Fraction, str] | None:
 def read_number(text: str) -> tuple[Fraction, str] | None:
     """A number at the start of the text and what follows it, or None.
 
-    Reads 1,234; 10 080; -3.5; 6.02e23; 6.02 \\times 10^{23}; 10^{-3}; 3/4; 1 3/4; \\frac{3}{4}; \\frac12; €5; a name
-    before an equals sign is passed over.
+    Reads 1,234; 10 080; -3.5; 6.02e23; 6.02 \\times 10^{23}; 10^{-3}; 3/4; 1 3/4; \\frac{3}{4}; \\frac12; €5;
+    3 million; a name before an equals sign is passed over.
     """
     text = text.strip()
     named = _NAMED.match(text)
@@ -95,6 +127,9 @@ def read_number(text: str) -> tuple[Fraction, str] | None:
         value /= int(below)
     if mixed_below:
         value += Fraction(int(mixed_above), int(mixed_below))
+    scale = _SCALED.match(text, match.end())
+    if scale is not None:
+        return _signed(sign, value * _SCALES[scale[1].lower()]), text[scale.end() :]
     return _signed(sign, value), text[match.end() :]
 
 
@@ -121,6 +156,8 @@ def _after_equals(text: str) -> str | None:
     text gives several equations."""
     left, _, right = text.partition("=")
     if text.count("=") < 2:
+        if right and _SUM.fullmatch(right) and parse_number(left) is not None:  # "42 = 6 × 7"
+            return left
         return right if right and _SUM.fullmatch(left) else text
     return None if re.search(r"\bor\b|\band\b|[,;]", text) else text.rpartition("=")[2]
 
@@ -133,6 +170,8 @@ def numeral(text: str, exclaims: bool = False) -> str | None:
     if after is None:
         return CONFLICT
     text = after.strip()
+    if (spelt := _in_words(text)) is not None:
+        return str(spelt)
     while text and text[0] in "([{" and text[-1:] in ")]}.":
         text = text[1:].rstrip(".")[:-1].strip()
     found = read_number(text)

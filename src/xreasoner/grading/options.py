@@ -23,7 +23,7 @@ _SEPARATOR = re.compile(r"^[\s:.)\]},;–—\"'>]*(?:-\s+)?")
 _RIGHT = (
     r"\s*,?\s*(?:option|选项|選項)?\s*(?:(?:is|must\s+be|should\s+be|seems|looks|appears(?:\s+to\s+be)?)\s+"
     r"(?:also\s+|clearly\s+|therefore\s+|thus\s+|indeed\s+|definitely\s+)?(?:the\s+|my\s+)?(?:only\s+|single\s+|final\s+)?"
-    r"(?:correct|right|best|true|proper|answer|most\s+(?:likely|appropriate|plausible|accurate|suitable|consistent))\b"
+    r"(?:correct|right|best|better|true|proper|answer|most\s+(?:likely|appropriate|plausible|accurate|suitable|consistent))\b"
     r"|(?<=only [A-Z])\s+(?:fits|works|applies|remains|matches|holds|is\s+(?:possible|left|consistent))\b"
     r"|is\s+the\s+(?:only\s+)?(?:option|choice|one)\s+(?:that|which)\s+(?:best\s+)?(?:fits|works|matches|is\s+(?:correct|right|consistent))\b"
     r"|it\s+is(?=\W*(?:$|\n))|fits\s+best\b|makes\s+the\s+most\s+sense\b|(?:是)?正确)"
@@ -32,6 +32,11 @@ _DISMISSED = re.compile(r"[\s:.)\]–—-]*(?:false|wrong|incorrect|not\b|✗|�
 _ARTICLE = re.compile(r"(?:(?:it|this|that)\s+(?:is|was)\s+|it's\s+)?(?:(?:an?|the)\s+)?", re.IGNORECASE)
 _TOO = re.compile(r",?\s*(?:too|also|as\s+well|and\s+so\s+is)\b")
 _REJECTED = re.compile(r"\W*(?:false|incorrect|wrong)\b", re.IGNORECASE)
+_COUNTED = re.compile(r"(?:option|choice|answer)\s+(?:number\s+|no\.?\s*|#\s*)?(\d{1,2})[\s.!]*", re.IGNORECASE)
+_CALLED = re.compile(
+    r"(?:the\s+)?(?:\w+\s+)?(?:option|choice|answer|one)(?:\s+(?:number\s+|no\.?\s*|#\s*)?\d+)?[\s.!]*", re.I
+)
+_DIGIT = re.compile(r"\d")
 _GROUP = re.compile(r"(?<=\d),(?=\d{3}(?!\d))")
 _ENDING = re.compile(r"(?:\b(?:is|are|equals|be)\b|=)\s*([^=\n]{1,80}?)[\s.]*$")
 _BEFORE, _AFTER = r"(?<![A-Za-z0-9_À-ɏ'])", r"(?![A-Za-z0-9_À-ɏ'])"
@@ -81,7 +86,7 @@ def _patterns(labels: tuple[str, ...]) -> Patterns:
     )
     rest = (
         r"(?P<rest>\s*$|\s*[:.)\]},;!/&+?–—](?!\d).*|\s*-\s.*|\s*\n.*|\s*[(\[].*"
-        r"|(?<=[)\]}>])\s+\S.*|\s+(?:and|or|is|was|because|since|as|for|with|not|but\s+not|rather|instead|by|over|to\s+me)\b.*|\s+(?=[A-Z]).*|\s*[\u3040-\u30ff\u4e00-\u9fff\uac00-\ud7af].*)"
+        r"|(?<=[)\]}>])\s+\S.*|\s+(?:and|or|is|was|because|since|as|for|with|not|but\s+not|rather|instead|by|over|to\s+me|given|due|based|according|here|overall|from)\b.*|\s+(?=[A-Z]).*|\s*[\u3040-\u30ff\u4e00-\u9fff\uac00-\ud7af].*)"
     )
     joint = (
         r"\s*(?:,?\s*(?:but|or|and|though|although)\s+(?:it\s+)?(?:could|might|may|possibly|perhaps|maybe)\b"
@@ -103,7 +108,7 @@ def _patterns(labels: tuple[str, ...]) -> Patterns:
             rf"(?:\s*[:.)]?\s*\([^()]{{1,80}}\))?(?:{_RIGHT})"
         ),
         marked=re.compile(
-            rf"(?:^|\n)[\s*•-]*[(\[]?({any_case})[)\].:]+\s*(?:[-–—]\s*)?((?i:true|correct|false|incorrect|wrong))\b"
+            rf"(?:^|\n|[.;,]\s)[\s*•-]*[(\[]?({any_case})[)\].:]+\s*(?:[-–—]\s*)?((?i:true|correct|false|incorrect|wrong))\b"
         ),
         whole=re.compile(rf"(?i:{prefix})[(\[{{\"']?({any_case})[)\]}}\"']?[.:)]?"),
     )
@@ -220,6 +225,13 @@ def read(text: str, options: Options) -> tuple[str | None, str]:
 def _ordinal(text: str, options: Options) -> str | None:
     match = re.match(r"\s*(?:the\s+)?(\w+)\s+(?:option|choice|answer|one)\b", text, re.IGNORECASE)
     word = match[1].lower() if match else ""
+    counted = _COUNTED.fullmatch(text.strip())
+    if (
+        counted
+        and 0 < int(counted[1]) <= len(options.labels)
+        and not any(_DIGIT.search(own) for own, _ in options.texts)
+    ):
+        return options.labels[int(counted[1]) - 1]
     if word == "last":
         return options.labels[-1]
     return options.labels[_ORDINALS.index(word)] if word in _ORDINALS[: len(options.labels)] else None
@@ -333,6 +345,8 @@ def chosen(reply: Reply, options: Options) -> tuple[str | None, str]:
         label, rest = read(text, options)
         if label is None:
             label, rest = read(extraction.bare(text), options)
+        if label is None and _CALLED.fullmatch(text.strip()):
+            label = _ordinal(text, options)
         if label in options.own and _listed(text, options) - {label}:
             label = CONFLICT
     parts = [part.strip() for part in text.split("\n") if part.strip()] if lines else re.split(r"(?<=[.!])\s+", text)

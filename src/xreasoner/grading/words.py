@@ -15,7 +15,8 @@ _WORD = re.compile(rf"(?<![\w'-])(yes|no|maybe|{'|'.join(_SYNONYMS)})(?![\w-]|'\
 _QUESTION = re.compile(r"^(?:[^.!?\n]{1,200}\?\s+)+")
 _NOT_BUT = re.compile(r"\bnot\s[^.,;:]{1,60}?,?\sbut\s+(?:rather\s+)?([^.,;:]+)", re.IGNORECASE)
 _LEAD = re.compile(r"(?!not\b|never\b)[A-Za-z][A-Za-z ]{0,19}:\s+", re.IGNORECASE)
-_ARTICLE = re.compile(r"^(?:an?|the)\s+")
+_ARTICLE = re.compile(r"^(?:(?:in|on|at)\s+(?=the\s))?(?:an?|the)\s+")
+_SHORT = re.compile(r"\(([A-Z][A-Za-z]{0,2}[A-Z]\w{0,3})\)\W*$")
 _HYPHEN = re.compile(r"(?<=\w)-(?=[^\W\d])")
 _ASIDE = re.compile(r"\s\(|,\s+(?:the|an?)\s")
 _SUBJECT = re.compile(r"(?:the|this|that)\s[\w ]{1,40}?\s(?:is|was|shows|appears\s+to\s+be)\s+(.+)", re.IGNORECASE)
@@ -123,6 +124,7 @@ def free_text(reply: Reply) -> list[str]:
     found = [said, *([said[is_it.end() :]] if is_it else [])]
     if re.search(r"[.;!?]\s|\n|\bor\b", said) is None:  # of one sentence also its end, and what an aside explains
         found.append(_ASIDE.split(said, maxsplit=1)[0])
+        found += _SHORT.findall(said)
         subject, but = _SUBJECT.fullmatch(said.strip()), _NOT_BUT.search(said)
         found += [match[1] for match in (subject, but) if match and not extraction.denied(said, *match.span(1))]
     return found
