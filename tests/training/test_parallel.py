@@ -82,6 +82,7 @@ def test_two_ranks_learn_as_one(one_and_two: dict[int, Path]) -> None:
     assert manifest["frozen"]["before"] == manifest["frozen"]["after"]
     whole = json.loads((one_and_two[1] / "sft" / "manifest.json").read_text())
     assert manifest["frozen"] == whole["frozen"]
+    assert (one_and_two[2] / "report.html").exists()  # torchrun's whole command: stages, evaluation, report
 
 
 @pytest.mark.slow
