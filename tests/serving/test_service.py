@@ -124,7 +124,7 @@ def test_the_official_client_streams(service: Background, reasoner: Reasoner) ->
     expected = reasoner.ask(QUESTION)
     assert "".join(delta.content or "" for delta in deltas).strip() == expected.answer
     assert "".join(getattr(delta, "reasoning", None) or "" for delta in deltas).strip() == expected.thought
-    assert sum(bool(getattr(delta, "reasoning", None)) for delta in deltas) > 2, "it came in one piece"
+    assert sum(bool(getattr(delta, "reasoning", None)) for delta in deltas) > 1, "it came in one piece"
     assert [c.finish_reason for chunk in chunks for c in chunk.choices if c.finish_reason] == ["stop"]
     assert chunks[-1].usage.prompt_tokens > 0
 
