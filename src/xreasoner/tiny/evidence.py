@@ -61,6 +61,12 @@ def cut_short(summary: Summary, stage: str) -> float:
     return statistics.fmean(found["forced"] + found["truncated"] for found in cells)
 
 
+def fewer_cut_short(summary: Summary) -> float:
+    """RL's share of forced and truncated replies less SFT's; a hair below 0 where neither has any."""
+    after = cut_short(summary, FINAL)
+    return after - cut_short(summary, "sft") if after else min(-1e-9, -cut_short(summary, "sft"))
+
+
 def ratio(summary: Summary) -> float:
     return gain(summary, "image/general") / gain(summary, "text/general")
 
@@ -74,7 +80,7 @@ BARS: tuple[tuple[str, Callable[[Summary], float], Callable[[float], bool], str]
     ("image gain ÷ text gain, general", ratio, lambda v: v >= 0.75, "≥ 0.75"),
     ("RL over SFT, text/general", lambda s: rl_gain(s, "text/general"), lambda v: v >= 0.03, "≥ +3 points"),
     ("RL over SFT, image/general", lambda s: rl_gain(s, "image/general"), lambda v: v >= 0.0, "no worse"),
-    ("forced and truncated, RL − SFT", lambda s: cut_short(s, FINAL) - cut_short(s, "sft"), lambda v: v <= 0, "down"),
+    ("forced and truncated, RL − SFT", fewer_cut_short, lambda v: v < 0, "down, or none after RL"),
     ("transcription of pictures lost", reading_loss, lambda v: v <= 0.05, "at most 5 points"),
 )
 
