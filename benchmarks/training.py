@@ -395,6 +395,40 @@ def table(found: dict[str, dict[str, Any]]) -> str:
     return "\n".join(lines)
 
 
+def draw(found: dict[str, Any], path: Path) -> None:
+    """Tokens a second against size and against length, beside what the machine's matrix rate would allow."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    rows, rate = found["table"], found["matrix_flops_per_s"]
+    by_size = [row for row in rows if row["length"] == 1024]
+    by_length = [row for row in rows if row["size"] == "3M"]
+    figure, axes = pyplot.subplots(1, 2, figsize=(9, 3.4), sharey=True, layout="constrained")
+    for axis, part, key, label in (
+        (axes[0], by_size, "weights", "weights of the language model, documents of 1,024 tokens"),
+        (axes[1], by_length, "length", "tokens of a document, 3M"),
+    ):
+        across = [row[key] for row in part]
+        axis.plot(across, [row["tokens_per_s"] for row in part], "o-", color="#2563eb", label="measured")
+        ceiling = [row["tokens_per_s"] / row["share"] for row in part]
+        axis.plot(across, ceiling, "--", color="#94a3b8", label="at the matrix rate")
+        for row, x in zip(part, across, strict=True):
+            axis.annotate(
+                f"{row['share']:.0%}", (x, row["tokens_per_s"]), (0, -13), textcoords="offset points", ha="center"
+            )
+        axis.set(xscale="log", yscale="log", xlabel=label)
+        axis.set_xticks(across, [f"{x / 1e6:.1f}M" if key == "weights" else f"{x:,}" for x in across], minor=False)
+        axis.xaxis.minorticks_off()
+        axis.margins(0.08, 0.15)
+        axis.grid(alpha=0.3)
+    axes[0].set_ylabel("tokens a second")
+    axes[0].legend(frameon=False)
+    figure.suptitle(f"A training step in float32; matrix rate {rate / 1e9:.0f} GFLOP/s", fontsize=10)
+    figure.savefig(path, dpi=120)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="small sizes: does it run?")
@@ -420,6 +454,8 @@ def main() -> None:
         print(part, json.dumps(found[part])[:300], file=sys.stderr, flush=True)
     if args.out:
         args.out.write_text(json.dumps({"sizes": sizes, "threads": args.threads, "found": found}, indent=1) + "\n")
+        if "table" in found.get("sizes_ours", {}) and not args.quick:
+            draw(found["sizes_ours"], args.out.with_suffix(".png"))
     print(table(found))
 
 
