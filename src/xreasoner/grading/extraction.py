@@ -15,7 +15,8 @@ from xreasoner.grading.characters import plain
 _LEAKED_TURN = re.compile(
     r"<\|[^|>\s]{1,40}\|>|</s>|<(?:start|end)_of_turn>|\[/?INST\]"
     r"|\n[ \t]{0,8}(?:#{1,6}[ \t]*)?(?:user|human|assistant|system|instruction"
-    r"|(?:next\s+)?question(?:\s+\d+)?|q\d*|problem\s+\d+)\s*:",
+    r"|(?:next\s+)?question(?:\s+\d+)?|q\d*|problem\s+\d+)\s*:"
+    r"|\n[ \t]*(?:user|human)[ \t]*\n",
     re.IGNORECASE,
 )
 _WRAPPER = re.compile(
@@ -72,7 +73,11 @@ _WEAK_CUE = re.compile(
     r"|\b(?:not|nicht|no\s+es|pas)\s+\S{1,40}?,?\s+(?:but|sondern|sino|mais)\s+(?:rather\s+)?|\b(?:leaving|leaves)\s+(?:us\s+with\s+|only\s+|just\s+)?",
     re.IGNORECASE,
 )
-_TAG = re.compile(r"<\s*(/?)\s*(think(?:ing)?|thought|reasoning|answer)\s*>", re.IGNORECASE)
+_TAG = re.compile(
+    r"(?:<|&lt;)\s*(/?)\s*(think(?:ing)?|thought|reasoning|(?:final_)?answer)\s*(?:>|&gt;)", re.IGNORECASE
+)
+_FOREIGN = re.compile(r"<\|(?:begin|end)_of_(?:thought|solution)\|>|◁/?think▷|\[/?THINK\]")
+"""Other models' tags: OpenThinker's, Kimi's, Magistral's."""
 _ANSWER_AT_END = re.compile(r"<answer>((?:(?!<answer>).)*)</answer>\s*$", re.DOTALL)
 _CERTAINLY = re.compile(r"\b(?:no|without(?:\s+any)?|not?\s+in)\s+(?:doubt|question)\b|\bnot\s+only\b", re.IGNORECASE)
 _DENIAL = re.compile(
@@ -310,8 +315,14 @@ def refuses(text: str) -> bool:
 
 
 def _tag(match: re.Match[str]) -> str:
-    name = "answer" if match[2].lower() == "answer" else "think"
+    name = "answer" if match[2].lower().endswith("answer") else "think"
     return f"<{match[1]}{name}>"
+
+
+def _foreign(match: re.Match[str]) -> str:
+    if "solution" in match[0]:
+        return ""
+    return trace.CLOSE if "/" in match[0] or "end" in match[0] else trace.OPEN
 
 
 def read_reply(text: str, cut: bool) -> Reply:
@@ -320,7 +331,7 @@ def read_reply(text: str, cut: bool) -> Reply:
     cut: the completion was stopped from outside; what it holds counts only where a closed <answer> stands. So it
     is with a thought that never ends: only a closed <answer> at the very end counts.
     """
-    text = own_words(_TAG.sub(_tag, text))
+    text = own_words(_TAG.sub(_tag, _FOREIGN.sub(_foreign, text)))
     split = trace.split(text)
     again = trace.OPEN in text.rpartition(trace.CLOSE)[2]
     if again or not split.closed:

@@ -90,7 +90,7 @@ def _patterns(labels: tuple[str, ...]) -> Patterns:
     )
     joint = (
         r"\s*(?:,?\s*(?:but|or|and|though|although)\s+(?:it\s+)?(?:could|might|may|possibly|perhaps|maybe)\b"
-        r"(?:\s+also)?(?:\s+be)?|\s*\(\s*(?:or|and|maybe|perhaps|possibly)\s+|\s*[.;,]\s*(?:[Oo]r|[Aa]nd)\s+(?:maybe\s+|perhaps\s+)?|\s*[和与或및과와かと]\s*|,\s*(?:and\s+|or\s+)?|/|&|\+|;|\.|\band\b|\bor\b|\bas\s+well\s+as\b|\s)\s*(?:option\s+|choice\s+)?"
+        r"(?:\s+also)?(?:\s+be)?|\s*\(\s*(?:or|and|maybe|perhaps|possibly)\s+|\s*[.;,]\s*(?:[Oo]r|[Aa]nd)\s+(?:maybe\s+|perhaps\s+)?|\s*[和与或및과와かと]\s*|,\s*(?:and\s+|or\s+)?(?:maybe\s+|perhaps\s+|possibly\s+)?|/|&|\+|;|\.|\band\b|\bor\b|\bas\s+well\s+as\b|\s)\s*(?:option\s+|choice\s+)?"
     )
     ordinals = "|".join([*_ORDINALS[: len(labels)], "last"])
     return Patterns(
