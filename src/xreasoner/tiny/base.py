@@ -175,15 +175,15 @@ def teach(model: Any, tokenizer: Any, world: dict[str, Any], out: Path, *, steps
     """Train the language model for so many steps, saving every minute and resuming what is there."""
     scribe, vocabulary, optimiser = Scribe(tokenizer), eyes.Vocabulary(tokenizer), optimiser_for(model)
     state_file, step, spent = out / "language.pt", 0, 0.0
+    average, read = math.log(len(tokenizer)), 0.0  # the two moving averages that the metrics show
     if state_file.exists():
         state = torch.load(state_file, weights_only=False)
         model.load_state_dict(state["model"])
         optimiser.load_state_dict(state["optimiser"])
-        step, spent = state["step"], state["spent"]
+        step, spent, average, read = state["step"], state["spent"], state["average"], state["read"]
     stream = batches(Random(seed * 1_000_003 + step), scribe, world, lambda: step / steps)
     parameters = [p for group in optimiser.param_groups for p in group["params"]]
-    start, saved, tokens, average, read = time.monotonic() - spent, time.monotonic(), 0, math.log(len(tokenizer)), 0.0
-    mark = time.monotonic()
+    start, saved, tokens, mark = time.monotonic() - spent, time.monotonic(), 0, time.monotonic()
     while step < steps:
         batch = next(stream)
         language, cells, hits = losses(model, scribe, vocabulary, batch)
@@ -204,12 +204,9 @@ def teach(model: Any, tokenizer: Any, world: dict[str, Any], out: Path, *, steps
             record(out, {**row, "tokens_per_s": tokens / (now - mark)})
             tokens, mark = 0, now
         if now - saved > 60 or step == steps:
-            save_state(state_file, snapshot(model, optimiser, step, spent))
+            weights = {"model": model.state_dict(), "optimiser": optimiser.state_dict()}
+            save_state(state_file, {**weights, "step": step, "spent": spent, "average": average, "read": read})
             saved = now
-
-
-def snapshot(model: Any, optimiser: torch.optim.Optimizer, step: int, spent: float) -> dict[str, Any]:
-    return {"model": model.state_dict(), "optimiser": optimiser.state_dict(), "step": step, "spent": spent}
 
 
 def corpus(rng: Random, world: dict[str, Any]) -> list[str]:
