@@ -11,6 +11,7 @@ import json
 import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import IO, Any
 
@@ -19,7 +20,7 @@ from xreasoner.engines.base import Request
 from xreasoner.engines.driving import finished
 from xreasoner.errors import DataError, UserError
 from xreasoner.media import Guard
-from xreasoner.reasoner import Reasoner
+from xreasoner.reasoner import Reasoner, exit_tokens
 from xreasoner.wire import chat_body, read_chat
 
 URL = "/v1/chat/completions"
@@ -123,11 +124,13 @@ def _asked(
     show: Callable[[int, int], None],
 ) -> Iterator[tuple[Line, Request]]:
     """The requests of the good lines; bad ones are answered at once."""
+    closing = partial(exit_tokens, reasoner.engine)
     for line in lines:
         try:
             if line.problem:
                 raise UserError(line.problem)
-            yield line, read_chat(line.body, reasoner.sampling, guard, reasoner.min_pixels, reasoner.max_pixels)
+            pixels = reasoner.min_pixels, reasoner.max_pixels
+            yield line, read_chat(line.body, reasoner.sampling, guard, *pixels, exit_tokens=closing)
         except UserError as error:
             _write(file, line, error, reasoner.model, outcome)
             show(outcome.before + outcome.answered, outcome.total)

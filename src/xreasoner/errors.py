@@ -5,6 +5,7 @@
     ├── EngineError           what runs the model has failed, or no server answers: the same request may do later
     ├── TrainingError         training cannot go on (a NaN, packed text that leaks, a frozen tensor that moved)
     └── UserError(ValueError) exit code 2: the user's mistake (an unknown key, a text file given as a picture)
+        ├── ServerError       a server refuses the request, or the key or model it was given
         ├── RecipeError       a recipe's field is unknown, missing or out of bounds
         ├── DataError         a data file's line lacks a field or holds a wrong value
         └── MediaError        a picture cannot be read
@@ -36,6 +37,14 @@ class UserError(XReasonerError, ValueError):
     """The user's mistake: the message says what to change."""
 
     exit_code = 2
+
+
+class ServerError(UserError):
+    """A server refuses: `status` is its reply's, `said` its words without its address."""
+
+    def __init__(self, message: str, status: int, said: str) -> None:
+        super().__init__(message)
+        self.status, self.said = status, said
 
 
 class RecipeError(UserError):

@@ -439,17 +439,24 @@ def _secured(wire: socket.socket, address: _Address, guard: Guard) -> ssl.SSLSoc
 
 
 class _Wire(io.RawIOBase):
-    """The reading side of a socket that keeps the deadline however slowly bytes drip: for `HTTPResponse`."""
+    """The reading side of a socket that keeps the deadline however slowly bytes drip: for `HTTPResponse`.
 
-    def __init__(self, wire: socket.socket, end: float) -> None:
-        self._wire, self._end = wire, end
+    It also counts what comes, for http.client reads all there is behind a chunk whose size is negative.
+    """
+
+    def __init__(self, wire: socket.socket, end: float, guard: Guard) -> None:
+        self._wire, self._end, self._guard, self._left = wire, end, guard, 2 * guard.max_bytes + 2**20
 
     def readable(self) -> bool:
         return True
 
     def readinto(self, buffer: WriteableBuffer, /) -> int:
         self._wire.settimeout(_left(self._end))
-        return self._wire.recv_into(buffer)
+        read = self._wire.recv_into(buffer)
+        self._left -= read
+        if self._left < 0:
+            raise _too_long(self._guard)
+        return read
 
     def makefile(self, _mode: str) -> io.BufferedReader:
         return io.BufferedReader(self)
@@ -460,7 +467,7 @@ def _fetch(url: str, guard: Guard, end: float) -> bytes:
     try:
         for _ in range(guard.max_redirects + 1):
             address = _parse(url)
-            with _connect(address, guard, end) as wire, _answer(wire, address, end) as response:
+            with _connect(address, guard, end) as wire, _answer(wire, address, end, guard) as response:
                 if response.status not in _REDIRECTS:
                     return _body(response, address, guard)
                 url = _next(url, response.headers.get("Location", ""))
@@ -472,14 +479,14 @@ def _fetch(url: str, guard: Guard, end: float) -> bytes:
     raise MediaError(problem)
 
 
-def _answer(wire: socket.socket, address: _Address, end: float) -> HTTPResponse:
+def _answer(wire: socket.socket, address: _Address, end: float, guard: Guard) -> HTTPResponse:
     """Send the request and read the answer's head."""
     wire.settimeout(_left(end))
     wire.sendall(
         f"GET {address.target} HTTP/1.1\r\nHost: {address.header}\r\nUser-Agent: xreasoner\r\nAccept: image/*\r\n"
         "Accept-Encoding: identity\r\nConnection: close\r\n\r\n".encode("ascii")
     )
-    response = HTTPResponse(cast(socket.socket, _Wire(wire, end)), method="GET")
+    response = HTTPResponse(cast(socket.socket, _Wire(wire, end, guard)), method="GET")
     response.begin()
     return response
 

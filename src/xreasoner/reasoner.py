@@ -446,6 +446,12 @@ def context(engine: Engine) -> int | None:
     return int(getattr(config, "text_config", config).max_position_embeddings)
 
 
+def exit_tokens(engine: Engine, text: str) -> int:
+    """Tokens of a text that closes the thought; an estimate where the tokenizer is the server's."""
+    tokenizer = getattr(getattr(engine, "loaded", engine), "tokenizer", None)
+    return -(-len(text.encode()) // 3) if tokenizer is None else len(tokenizer.encode(text, add_special_tokens=False))
+
+
 def most_pixels(engine: Engine) -> float:
     """The most pixels that the checkpoint itself has for a picture; ∞ where it is not known.
 

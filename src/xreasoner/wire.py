@@ -5,6 +5,7 @@ What a body may hold is listed here; a field that is unknown, or that would not 
 
 from __future__ import annotations
 
+import json
 import time
 import uuid
 from collections.abc import Callable, Mapping, Sequence
@@ -31,7 +32,9 @@ def _number(least: float, most: float) -> Check:
 
 def _texts(value: Any) -> bool:
     found = [value] if isinstance(value, str) else value
-    return isinstance(found, list) and len(found) <= 16 and all(isinstance(text, str) and text for text in found)
+    if not isinstance(found, list) or len(found) > 16:
+        return False
+    return all(isinstance(text, str) and 0 < len(text) <= 256 for text in found)
 
 
 FIELDS: dict[str, tuple[Check, str]] = {
@@ -45,7 +48,7 @@ FIELDS: dict[str, tuple[Check, str]] = {
     "top_p": (_number(1e-6, 1), "a number above 0, up to 1"),
     "top_k": (_whole(0), "a whole number from 0"),
     "seed": (_whole(0, 2**63 - 1), "a whole number from 0"),
-    "stop": (_texts, "a text, or a list of at most 16"),
+    "stop": (_texts, "a text of at most 256 characters, or a list of at most 16"),
     "n": (_whole(1, 128), "a whole number from 1 to 128"),
     "min_pixels": (_whole(1), "a whole number from 1"),
     "max_pixels": (_whole(1), "a whole number from 1"),
@@ -74,11 +77,13 @@ def read_chat(
     min_pixels: int | None = None,
     max_pixels: int | None = None,
     fields: Fields = FIELDS,
+    exit_tokens: Callable[[str], int] = lambda text: 0,
 ) -> Request:
     """The request that a body stands for; what it leaves out is as given here.
 
-    `max_tokens` (or `max_completion_tokens`) are thinking and answer together: the answer keeps its budget, or half of
-    them where that is less. Raises `UserError` that names the field.
+    `max_tokens` (or `max_completion_tokens`) are thinking, exit text and answer together: the answer keeps its budget,
+    or half of what the exit text leaves where that is less. exit_tokens: how many tokens a text that closes the thought
+    takes. Raises `UserError` that names the field.
     """
     given = read_fields(body, fields)
     messages, references = read_messages(given["messages"])
@@ -89,7 +94,7 @@ def read_chat(
         messages,
         pictures(references, guard),
         given.get("n", 1),
-        _capped(chosen, given.get("max_completion_tokens", given.get("max_tokens"))),
+        _capped(chosen, given.get("max_completion_tokens", given.get("max_tokens")), exit_tokens(chosen.exit_text)),
         given.get("min_pixels", min_pixels),
         given.get("max_pixels", max_pixels),
     )
@@ -101,6 +106,12 @@ def read_fields(body: Any, fields: Fields = FIELDS) -> dict[str, Any]:
         raise UserError(f"body: found {type(body).__name__}, expected an object")
     given = {name: value for name, value in body.items() if value is not None}
     for name, value in given.items():
+        try:
+            json.dumps({name: value}, ensure_ascii=False).encode()
+        except UnicodeEncodeError:
+            raise UserError(
+                f"{ascii(name)[1:-1][:60]}: holds half of a surrogate pair; expected text as UTF-8"
+            ) from None
         if name not in fields:
             raise UserError(f"{name[:60]}: this field is not known here; expected some of {', '.join(fields)}")
         good, expected = fields[name]
@@ -111,12 +122,13 @@ def read_fields(body: Any, fields: Fields = FIELDS) -> dict[str, Any]:
     return given
 
 
-def _capped(sampling: Sampling, most: int | None) -> Sampling:
-    """Budgets that add up to at most `most` tokens."""
-    if most is None or sampling.thinking_budget + sampling.answer_budget <= most:
+def _capped(sampling: Sampling, most: int | None, exit_tokens: int) -> Sampling:
+    """Budgets that add up to at most `most` tokens with the exit text; an answer has one token whatever `most` is."""
+    if most is None or sampling.thinking_budget + exit_tokens + sampling.answer_budget <= most:
         return sampling
-    answer = min(sampling.answer_budget, max(1, most // 2))
-    return replace(sampling, answer_budget=answer, thinking_budget=most - answer)
+    left = max(1, most - exit_tokens)
+    answer = min(sampling.answer_budget, max(1, left // 2))
+    return replace(sampling, answer_budget=answer, thinking_budget=left - answer)
 
 
 def read_messages(found: Sequence[Any]) -> tuple[list[Message], list[str]]:

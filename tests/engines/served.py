@@ -115,6 +115,8 @@ class _Handler(BaseHTTPRequestHandler):
             return self._json(500, {"error": {"message": "out of luck"}})
         if fault == "400":
             return self._json(400, {"error": {"message": "top_p must be in (0, 1]"}})
+        if fault in ("401", "404"):
+            return self._json(int(fault), {"error": {"message": "out of luck"}})
         if fault == "busy":
             return self._json(429, {"error": {"message": "slowly"}}, Retry_After="0.1")
         if fault == "hang":

@@ -10,6 +10,7 @@ from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import Split
 
+from xreasoner.engines import scoring
 from xreasoner.engines.base import Request, Sampling
 from xreasoner.engines.scoring import common, parted
 from xreasoner.engines.torch_engine import TorchEngine
@@ -47,7 +48,9 @@ def _whole(loaded: Loaded, request: Request, given: str, continuation: str) -> f
 
 @pytest.mark.parametrize("modality", ["text", "image"])
 @pytest.mark.parametrize("given", [GIVEN, ""])
-def test_scores_are_those_of_full_forward_passes(loaded: Loaded, modality: str, given: str) -> None:
+def test_scores_are_those_of_full_forward_passes(
+    loaded: Loaded, modality: str, given: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     torch.manual_seed(0)
     with torch.no_grad():
         for name, parameter in loaded.model.named_parameters():
@@ -57,6 +60,8 @@ def test_scores_are_those_of_full_forward_passes(loaded: Loaded, modality: str, 
     expected = [_whole(loaded, request, given, continuation) for continuation in CONTINUATIONS]
     found = TorchEngine(loaded).score(request, given, CONTINUATIONS)
     assert found == pytest.approx(expected, abs=2e-4)
+    monkeypatch.setattr(scoring, "TOGETHER", 4)  # in several parts, some of a single continuation
+    assert TorchEngine(loaded).score(request, given, CONTINUATIONS) == pytest.approx(expected, abs=2e-4)
     assert len({round(score, 2) for score in found}) == len(found)
 
 
@@ -134,3 +139,9 @@ def test_the_common_beginning(rows: list[list[int]]) -> None:
     n = common(rows)
     assert all(row[:n] == rows[0][:n] for row in rows)
     assert n == min(map(len, rows)) or len({row[n] for row in rows}) > 1
+
+
+def test_what_is_longer_than_the_model_takes_is_refused(loaded: Loaded) -> None:
+    most = loaded.text_config.max_position_embeddings
+    with pytest.raises(UserError, match=f"the model takes {most}"):
+        TorchEngine(loaded).score(_request("text"), GIVEN, ["A", "x y " * most])

@@ -489,6 +489,14 @@ def test_an_endless_body_is_cut_at_the_cap(serve: Serve, head: bytes) -> None:
     assert time.monotonic() - start < 2
 
 
+def test_a_chunk_of_negative_size_is_not_read_to_the_end(serve: Serve) -> None:
+    """http.client reads all there is behind it, at once."""
+    server = serve(endless(b"Transfer-Encoding: chunked\r\n\r\n-1\r\n", b"x" * 65536))
+    start = time.monotonic()
+    assert "expected at most 100,000 bytes" in refused(at(server), guard_for(server, max_bytes=100_000))
+    assert time.monotonic() - start < 2
+
+
 def test_a_declared_length_beyond_the_cap_is_not_read(serve: Serve) -> None:
     server = serve(answer(RED_PNG, length=10**9))
     assert "1,000,000,000 bytes" in refused(at(server), guard_for(server))

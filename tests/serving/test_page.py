@@ -8,7 +8,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+from PIL import Image
 from playwright.sync_api import Browser, Page, Playwright, expect, sync_playwright
 from serving.background import QUESTION, Background
 
@@ -153,6 +155,21 @@ def test_a_reload_keeps_the_conversation(page: Page) -> None:
     expect(page.locator("article")).to_have_count(0)
     page.reload()
     expect(page.locator("article")).to_have_count(0)
+
+
+def test_a_picture_too_large_to_keep_takes_nothing_else_with_it(page: Page, tmp_path: Path) -> None:
+    ask(page)
+    expect(page.locator("article .answer")).to_have_text("11")
+    noise = np.random.default_rng(0).integers(0, 256, (1300, 1300, 3), dtype=np.uint8)
+    Image.fromarray(noise).save(tmp_path / "large.png")
+    page.set_input_files("#files", tmp_path / "large.png")
+    ask(page, "What is it?")
+    expect(page.locator("article")).to_have_count(2)
+    expect(page.locator("#send")).to_be_visible(timeout=20_000)
+    page.reload()
+    expect(page.locator("article")).to_have_count(2)
+    expect(page.locator("article .answer").first).to_have_text("11")
+    expect(page.locator("article .shown").last).to_have_text("a picture, too large to keep")
 
 
 def test_a_narrow_screen(page: Page) -> None:

@@ -18,6 +18,7 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 from random import Random
@@ -164,6 +165,16 @@ def test_the_budget_is_kept_and_told(service: Background) -> None:
     assert choice["message"]["content"]
 
 
+@pytest.mark.parametrize("most", [12, 20, 60])
+def test_max_tokens_are_kept_with_the_exit_text(service: Background, most: int) -> None:
+    assert post(service, CHAT, ask(max_tokens=most))[1]["usage"]["completion_tokens"] <= most
+
+
+def test_the_smallest_temperature_is_greedy(service: Background) -> None:
+    said = [post(service, CHAT, ask(temperature=heat))[1]["choices"][0]["message"] for heat in (0, 1e-300)]
+    assert said[0] == said[1]
+
+
 def test_a_thought_that_is_cut_off_is_no_content(service: Background) -> None:
     _, reply, _ = post(service, CHAT, ask(thinking_budget=8, answer_budget=1, exit_text=" </think>"))
     (choice,) = reply["choices"]
@@ -205,6 +216,11 @@ def test_decisions(service: Background) -> None:
         (ask(tools=[]), 400, "tools: this field is not known"),
         (ask(chat_template="{{ x }}"), 400, "chat_template: this field is not known"),
         (ask(temperature="hot"), 400, "temperature: found 'hot'"),
+        (ask(stop="~" * 257), 400, "stop: found"),
+        (ask(options=["one", "x" * 2001]), 400, "options: found"),
+        (ask("x" * 600_000), 400, "messages: 600,000 characters"),
+        (ask("\ud800"), 400, "messages: holds half of a surrogate pair"),
+        (ask(**{"\ud800": 1}), 400, "\\ud800: holds half of a surrogate pair"),
         (ask(frequency_penalty=0.5), 400, "frequency_penalty"),
         (ask(n=17), 400, "n: found 17, at most 16"),
         (ask(max_pixels=10**9), 400, "max_pixels"),
@@ -244,6 +260,18 @@ def test_cve_2026_44222_placeholders_in_text_are_text(service: Background, spell
     assert (status, reply["choices"]) == (200, post(service, CHAT, body)[1]["choices"])
 
 
+def test_cve_2026_44222_placeholders_in_an_exit_text_and_in_options_are_text(service: Background) -> None:
+    spelled = "<|image_pad|></think> <answer>"
+    body = pictured(RED) | {
+        "thinking_budget": 4,
+        "stop": [" ", "4"],
+        "exit_text": spelled,
+        "options": ["red", "<|image_pad|>"],
+    }
+    status, reply, _ = post(service, "/v1/decisions", body)
+    assert (status, len(reply.get("option_probabilities", []))) == (200, 2), reply
+
+
 @pytest.mark.parametrize("field", ["chat_template", "chat_template_kwargs", "documents", "add_generation_prompt"])
 def test_cve_2026_115911_no_template_comes_with_a_request(service: Background, field: str) -> None:
     """A template of the request's own was rendered, for as long and as wide as it liked."""
@@ -279,7 +307,21 @@ def test_unknown_routes_and_methods(service: Background) -> None:
     assert post(service, CHAT, b"x=1", {"content-type": "text/plain"})[0] == 415
 
 
+@pytest.mark.parametrize(("fault", "told"), [("401", 502), ("404", 502), ("500", 503), ("400", 400)])
+def test_a_server_behind_is_not_quoted_to_clients(fault: str, told: int) -> None:
+    """Its address and what it says of keys are for the log; what is wrong with the request is for who asked."""
+    with Served(load("tiny"), fault=fault) as served, Background(lambda: Reasoner(served.url)) as running:
+        found, reply, _ = post(running, CHAT, ask())
+    assert found == told
+    said = reply["error"]
+    assert ("top_p must be" in said["message"]) == (told == 400)
+    assert said["param"] is None
+    assert served.url not in said["message"]
+    assert "luck" not in said["message"]
+
+
 def test_cve_2024_1727_other_sites_stay_out(service: Background) -> None:
+    assert get(service, "/", {"origin": "http://["})[0] == 403
     """Uploads from any site to a service on this machine, and names that lead here from elsewhere."""
     assert post(service, CHAT, ask(), {"origin": "https://evil.example"})[0] == 403
     assert post(service, CHAT, ask(), {"origin": "null"})[0] == 403
@@ -384,6 +426,35 @@ def test_pysec_2026_4184_the_body_is_measured_while_it_is_read(reasoner: Reasone
         with socket.create_connection((host, int(port)), timeout=10) as wire:
             wire.sendall((head + "content-length: 100\r\n\r\n{").encode())
             assert b" 408 " in wire.recv(100)
+
+
+def test_bodies_are_counted_before_they_are_read(reasoner: Reasoner) -> None:
+    """As many as may wait, and no more bytes than are allowed together: the others are told to wait at once."""
+    limits = Limits(max_body=100_000, max_bodies=150_000, max_running=1, max_queue=1)
+    head = f"POST {CHAT} HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\n"
+    with Background(lambda: reasoner, limits=limits) as running, ExitStack() as stack:
+        host, port = running.url.removeprefix("http://").split(":")
+
+        def sent(size: int) -> socket.socket:
+            wire = stack.enter_context(socket.create_connection((host, int(port)), timeout=10))
+            wire.sendall((head + "content-length: 100000\r\n\r\n").encode() + b" " * size)
+            return wire
+
+        slow = sent(90_000)
+        time.sleep(0.5)
+        assert b" 429 " in sent(90_000).recv(100)
+        few = sent(10)
+        time.sleep(0.5)
+        assert post(running, CHAT, ask())[0] == 429
+        few.close()
+        slow.close()
+        end = time.monotonic() + 10
+        while (status := post(running, CHAT, ask())[0]) == 429 and time.monotonic() < end:
+            time.sleep(0.1)
+        assert status == 200
+        counted = get(running, "/metrics")[1]
+    assert 'status="499"' in counted
+    assert 'status="500"' not in counted
 
 
 def test_the_key_is_asked_for_everywhere_but_at_health(reasoner: Reasoner) -> None:

@@ -15,11 +15,16 @@ Message = dict[str, Any]
 """A chat message: {"role": …, "content": [{"type": "image"} | {"type": "text", "text": …}, …]}."""
 
 
+GREEDY = 1e-5
+"""Below this temperature the likeliest token is taken: divided by less, float32's logits overflow."""
+
+
 @dataclass(frozen=True, slots=True)
 class Sampling:
     """How to sample. Budgets are in tokens.
 
-    temperature: 0 means greedy. top_p 1 and top_k 0 mean no cut (training rollouts must use these).
+    temperature: 0 means greedy, and so does what is next to it (`GREEDY`). top_p 1 and top_k 0 mean no cut (training
+        rollouts must use these).
     thinking_budget: tokens until the engine closes the thought (`exit_text`) and goes on to the answer.
     answer_budget: tokens after the thought was closed (by the model or the engine) until `truncated`. A reply
         that never opens a thought is counted against thinking_budget + answer_budget and is not forced out.

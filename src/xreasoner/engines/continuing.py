@@ -289,6 +289,12 @@ class ContinuingEngine:
         places = sum(part.get("type") == "image" for message in request.messages for part in parts(message))
         if places != len(request.images):
             raise UserError(f"the messages have {places} places for pictures, {len(request.images)} were given")
+        least, most = request.min_pixels or 1, request.max_pixels or 1 << 60
+        if not 1 <= least <= most or most < CELL:
+            raise UserError(
+                f"min_pixels {request.min_pixels} and max_pixels {request.max_pixels}; expected 1 <= min_pixels <= "
+                f"max_pixels, and max_pixels of at least {CELL}, which is one token"
+            )
 
     def generate(
         self,
@@ -365,6 +371,10 @@ def plain(text: str) -> str:
 def seed_of(sampling: Sampling, sample: int, begun: int = 0) -> int:
     """A seed below 2**31 for one pass of one sample: neighbouring seeds share no sample, and passes no noise."""
     return int(np.random.SeedSequence([sampling.seed, sample, begun]).generate_state(1)[0] >> 1)
+
+
+CELL = 28 * 28
+"""Pixels of one token of Qwen2.5-VL's."""
 
 
 def resized(image: Image, request: Request) -> Image:

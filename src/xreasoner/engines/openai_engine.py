@@ -25,7 +25,7 @@ from PIL.Image import Image
 from xreasoner.completion import Exit
 from xreasoner.engines.base import Request
 from xreasoner.engines.continuing import ContinuingEngine, Draft, Finish, Piece, parts, plain, resized, seed_of
-from xreasoner.errors import EngineError, UserError
+from xreasoner.errors import EngineError, ServerError, UserError
 from xreasoner.trace import CLOSE, OPEN
 
 TRIES = 8
@@ -326,7 +326,7 @@ class OpenAIEngine(ContinuingEngine):
             sizes = [image.width * image.height for image in shown]
             body |= {"min_pixels": min(sizes), "max_pixels": max(sizes)}
         if given:
-            messages.append({"role": "assistant", "content": given})
+            messages.append({"role": "assistant", "content": plain(given)})
             body |= {"add_generation_prompt": False, "continue_final_message": True}
         return body
 
@@ -338,9 +338,7 @@ class OpenAIEngine(ContinuingEngine):
             raise UserError("a continuation to score is empty; expected some text")
         self._check(request)
         if any(server.own for server in self.servers):
-            raise UserError(
-                f"{self._urls()}: our own service gives option probabilities itself; ask it at /v1/decisions"
-            )
+            raise UserError("our own service gives option probabilities itself; ask it at /v1/decisions")
         found: list[float] = self._now(self._scores(request, given, continuations)) if continuations else []
         return found
 
@@ -434,16 +432,19 @@ def _complain(server: Server, status: int, headers: Any, text: str) -> None:
     """Raise what a reply's status stands for."""
     if status == 200:
         return
-    said = f"{server.url}: {_message(text)} (status {status})"
+    words = _message(text)
+    said = f"{server.url}: {words} (status {status})"
     if status == 429 or (status == 503 and "retry-after" in headers):
         raise BusyError(said, _seconds(headers.get("retry-after")))
     if status >= 500 or status == 408:
         raise RefusedError(said)
     if status in (401, 403):
-        raise UserError(f"{said}; expected an API key that it accepts (--api-key, or OPENAI_API_KEY)")
+        mend = "an API key that it accepts (--api-key, or OPENAI_API_KEY)"
+        raise ServerError(f"{said}; expected {mend}", status, words)
     if status == 404:
-        raise UserError(f"{said}; expected an address such as http://localhost:8000/v1, and a model that it has")
-    raise UserError(f"the server refuses the request: {said}")
+        mend = "an address such as http://localhost:8000/v1, and a model that it has"
+        raise ServerError(f"{said}; expected {mend}", status, words)
+    raise ServerError(f"the server refuses the request: {said}", status, words)
 
 
 def _seconds(text: str | None) -> float:

@@ -7,6 +7,7 @@ one of them differs from what was given alone.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
@@ -17,7 +18,7 @@ from torch import Tensor
 from xreasoner.engines.base import Request
 from xreasoner.engines.slots import MASKED
 from xreasoner.errors import UserError
-from xreasoner.models.loading import Encoded
+from xreasoner.models.loading import Encoded, plain
 
 if TYPE_CHECKING:
     from xreasoner.engines.torch_engine import TorchEngine
@@ -43,21 +44,51 @@ def parted(
 
 
 def score(engine: TorchEngine, request: Request, given: str, continuations: Sequence[str]) -> list[float]:
-    """See `engines.base.Engine.score`. Waits for the step that runs, and computes the prompt once."""
+    """See `engines.base.Engine.score`. Waits for the step that runs, and computes the prompt once.
+
+    Replies go on between two parts of `TOGETHER` tokens. Raises `UserError` for what is longer than the model takes.
+    """
     if not continuations:
         return []
-    tokenizer = engine.loaded.tokenizer
-    shared, tails = parted(lambda text: tokenizer.encode(text, add_special_tokens=False), given, continuations)
+    encode = engine.loaded.tokenizer.encode
+    shared, tails = parted(
+        lambda text: encode(plain(engine.loaded, text), add_special_tokens=False), given, continuations
+    )
     prompt = _longer(engine._encoded(request), shared)
+    past, longest = len(prompt.input_ids), max(map(len, tails))
+    most = getattr(engine.loaded.text_config, "max_position_embeddings", None)
+    if most is not None and past + longest > most:
+        raise UserError(
+            f"prompt and reply have {past} tokens, a continuation to score {longest}, and the model takes {most}"
+        )
     with engine._driving, torch.inference_mode():
         first_1V, cache, _, next_1 = engine._prefill([prompt])
-        after_TV = _logprobs(engine, _tree(engine, cache, tails, int(next_1[0]), len(prompt.position_ids)))
         first_1V = _logprobs(engine, first_1V)
-    found, at = [], 0
+    found = []
+    for part in _parts(tails):
+        with engine._driving, torch.inference_mode():
+            after_TV = _logprobs(engine, _tree(engine, cache, part, int(next_1[0]), len(prompt.position_ids)))
+        at = 0
+        for tail in part:
+            rows_LV = torch.cat([first_1V, after_TV[at : at + len(tail) - 1]])
+            found.append(float(rows_LV.gather(1, torch.tensor(tail)[:, None]).sum()))
+            at += len(tail)
+        cache.crop(past)
+        time.sleep(0.001)  # a lock is not fair: whoever waits for it has it now
+    return found
+
+
+TOGETHER = 1024
+"""Tokens of continuations that are computed together: their mask has the square of it."""
+
+
+def _parts(tails: Sequence[list[int]]) -> list[list[list[int]]]:
+    """The tails in order, in parts of at most `TOGETHER` tokens, or of one tail."""
+    found: list[list[list[int]]] = [[]]
     for tail in tails:
-        rows_LV = torch.cat([first_1V, after_TV[at : at + len(tail) - 1]])
-        found.append(float(rows_LV.gather(1, torch.tensor(tail)[:, None]).sum()))
-        at += len(tail)
+        if found[-1] and sum(map(len, found[-1])) + len(tail) > TOGETHER:
+            found.append([])
+        found[-1].append(tail)
     return found
 
 

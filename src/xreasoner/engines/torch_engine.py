@@ -21,11 +21,11 @@ from transformers import AttentionInterface, Cache, DynamicCache
 
 from xreasoner.completion import Completion, Exit
 from xreasoner.engines import scoring
-from xreasoner.engines.base import Request, Sampling
+from xreasoner.engines.base import GREEDY, Request, Sampling
 from xreasoner.engines.decoding import Decoder, fits
 from xreasoner.engines.slots import Slots
 from xreasoner.errors import UserError
-from xreasoner.models.loading import Encoded, Loaded, encode
+from xreasoner.models.loading import Encoded, Loaded, encode, plain
 from xreasoner.trace import CLOSE, OPEN, repeats, split
 
 
@@ -353,7 +353,7 @@ class TorchEngine:
         return alive
 
     def _exit(self, sampling: Sampling) -> list[int]:
-        ids: list[int] = self.loaded.tokenizer.encode(sampling.exit_text, add_special_tokens=False)
+        ids: list[int] = self.loaded.tokenizer.encode(plain(self.loaded, sampling.exit_text), add_special_tokens=False)
         return ids
 
     def _row(self, ticket: Ticket, sample: int) -> _Row:
@@ -424,7 +424,7 @@ class TorchEngine:
         logits_BV[:, self.banned] = -torch.inf
         token_B = logits_BV.argmax(dim=-1)
         sampled = [
-            k for k, row in enumerate(rows) if row.sampling.temperature > 0 and not row.queue and row.ended is None
+            k for k, row in enumerate(rows) if row.sampling.temperature > GREEDY and not row.queue and row.ended is None
         ]
         if sampled:
             uniform = torch.tensor([rows[k].noise.random() for k in sampled], dtype=torch.float64)
@@ -497,6 +497,7 @@ class TorchEngine:
             row.text, row.ended = row.text[: min(cuts)], row.ended or "natural"
         # what may be the beginning of a stop string is held back
         longest = max((len(stop) - 1 for stop in stops), default=0) if row.ended is None else 0
+        longest = min(longest, len(row.text))
         held = next((n for n in range(longest, 0, -1) if any(stop.startswith(row.text[-n:]) for stop in stops)), 0)
         settled = len(row.text) - held
         if row.ticket.on_text is not None and settled > row.told:

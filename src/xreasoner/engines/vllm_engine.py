@@ -93,7 +93,7 @@ class VllmEngine(ContinuingEngine):
         return prompt
 
     def _exit_ids(self, draft: Draft) -> Sequence[int]:
-        ids: list[int] = self.tokenizer.encode(draft.sampling.exit_text, add_special_tokens=False)
+        ids: list[int] = self.tokenizer.encode(plain(draft.sampling.exit_text), add_special_tokens=False)
         return ids
 
     async def _passed(self, draft: Draft, tokens: int) -> AsyncGenerator[Piece, None]:
@@ -126,7 +126,9 @@ class VllmEngine(ContinuingEngine):
         self._check(request)
         if not continuations:
             return []
-        shared, tails = parted(lambda text: self.tokenizer.encode(text, add_special_tokens=False), given, continuations)
+        shared, tails = parted(
+            lambda text: self.tokenizer.encode(plain(text), add_special_tokens=False), given, continuations
+        )
         found: list[float] = self._now(self._scores(request, shared, tails))
         return found
 

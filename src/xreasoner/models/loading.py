@@ -224,7 +224,7 @@ def _read(where: str, device: str, dtype: torch.dtype, device_map: str | None, a
 _LOOKALIKE = str.maketrans({"|": "¦"})
 
 
-def _plain(loaded: Loaded, text: str) -> str:
+def plain(loaded: Loaded, text: str) -> str:
     """Text in which no special token is spelled: `<|image_pad|>` typed by a user is not a picture."""
     for token in loaded.tokenizer.added_tokens_decoder.values():
         if token.special and token.content in text:
@@ -236,8 +236,8 @@ def _safe(loaded: Loaded, messages: Sequence[Message]) -> list[Message]:
     safe = []
     for message in messages:
         content = message["content"]
-        content = _plain(loaded, content) if isinstance(content, str) else _safe_parts(loaded, content)
-        safe.append({**message, "role": _plain(loaded, message["role"]), "content": content})
+        content = plain(loaded, content) if isinstance(content, str) else _safe_parts(loaded, content)
+        safe.append({**message, "role": plain(loaded, message["role"]), "content": content})
     return safe
 
 
@@ -251,7 +251,7 @@ def _safe_parts(loaded: Loaded, parts: Sequence[Any]) -> list[Any]:
             merged[-1] = {"type": "text", "text": merged[-1]["text"] + part["text"]}
         else:
             merged.append(part)
-    return [{**part, "text": _plain(loaded, part["text"])} if part["type"] == "text" else part for part in merged]
+    return [{**part, "text": plain(loaded, part["text"])} if part["type"] == "text" else part for part in merged]
 
 
 def encode(

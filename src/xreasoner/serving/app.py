@@ -8,20 +8,22 @@ import re
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterable
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, TypeVar
 
 from fastapi import FastAPI, Request
 from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
 from starlette.responses import HTMLResponse, JSONResponse, PlainTextResponse, Response, StreamingResponse
 
 from xreasoner.completion import Completion
 from xreasoner.decisions import Decision
 from xreasoner.engines.base import Request as Asking
-from xreasoner.errors import EngineError, UserError, XReasonerError
+from xreasoner.errors import EngineError, ServerError, UserError, XReasonerError
 from xreasoner.media import Guard
 from xreasoner.problem import LABELS, Problem
 from xreasoner.prompts import PROMPTS, chat_messages, default_prompt
-from xreasoner.reasoner import Reasoner, context
+from xreasoner.reasoner import Reasoner, context, exit_tokens
 from xreasoner.registry import nearest
 from xreasoner.serving.desk import BusyError, Desk, log
 from xreasoner.serving.door import Door, error, page
@@ -32,8 +34,10 @@ T = TypeVar("T")
 
 OPTIONS: Fields = {
     "options": (
-        lambda value: isinstance(value, list) and all(isinstance(o, str) and o.strip() for o in value),
-        "a list of texts",
+        lambda value: (
+            isinstance(value, list) and all(isinstance(o, str) and o.strip() and len(o) <= 2000 for o in value)
+        ),
+        "a list of texts of at most 2,000 characters",
     ),
     "prompt": (lambda value: value in (*PROMPTS, "default"), f"default, or one of {', '.join(PROMPTS)}"),
 }
@@ -146,11 +150,17 @@ def refusal(found: Exception) -> Response:
         return error(found.status_code, str(found.detail))
     if isinstance(found, BusyError):
         return error(429, "too many requests are here already; try again in a second", "rate_limit_error", retry=1)
+    if isinstance(found, ClientDisconnect):  # in the middle of its body
+        return Response(status_code=499)
+    if isinstance(found, ServerError) and found.status in (400, 413, 422):  # the request's fault, in the server's words
+        return error(400, f"the model's server refuses the request: {found.said}")
+    if isinstance(found, ServerError | EngineError):  # whose words are for those who run the service
+        log.error("%s", found)
+        status = 502 if isinstance(found, ServerError) else 503
+        return error(status, "what runs the model cannot answer now; the service's log says why", retry=5)
     if isinstance(found, UserError):
-        field = re.match(r"([a-z_]+)(?:\[|\.|:)", str(found))
+        field = re.match(r"([a-z_]+)(?:\[|\.|:(?!//))", str(found))
         return error(400, str(found), param=field[1] if field else None)
-    if isinstance(found, EngineError):
-        return error(503, str(found), retry=5)
     log.error("a request failed", exc_info=found)
     return error(500, str(found) if isinstance(found, XReasonerError) else "the service failed; its log says why")
 
@@ -182,15 +192,17 @@ async def _read(request: Request, desk: Desk, guard: Guard, fields: Fields) -> A
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if kind != "application/json":
         raise HTTPException(415, f"content-type: found {kind[:60]!r}, expected application/json")
-    raw = await _body(request, desk.limits.max_body, desk.limits.body_seconds)
-    try:
-        body = json.loads(raw)
-    except (ValueError, RecursionError) as wrong:
-        raise UserError(f"body: not JSON ({getattr(wrong, 'msg', 'nested too deep, or not UTF-8')})") from None
-    return await asyncio.to_thread(understood, body, desk, guard, fields)
+    with desk.arrival() as count:
+        raw = await _body(request, desk.limits.max_body, desk.limits.body_seconds, count)
+        try:
+            body = json.loads(raw)
+        except (ValueError, RecursionError) as wrong:
+            raise UserError(f"body: not JSON ({getattr(wrong, 'msg', 'nested too deep, or not UTF-8')})") from None
+        loop = asyncio.get_running_loop()
+        return await loop.run_in_executor(desk.readers, understood, body, desk, guard, fields)
 
 
-async def _body(request: Request, most: int, seconds: float) -> bytes:
+async def _body(request: Request, most: int, seconds: float, count: Callable[[int], None]) -> bytes:
     """Read no more than is allowed, in the time that is allowed."""
     said = request.headers.get("content-length", "0")
     if not said.isdigit() or int(said) > most:
@@ -199,6 +211,7 @@ async def _body(request: Request, most: int, seconds: float) -> bytes:
     try:
         async with asyncio.timeout(seconds):
             async for chunk in request.stream():
+                count(len(chunk))
                 found += chunk
                 if len(found) > most:
                     raise HTTPException(413, f"the body is longer than {most} bytes")
@@ -220,7 +233,9 @@ def understood(body: Any, desk: Desk, guard: Guard, fields: Fields) -> Asked:
     if logprobs and (stream or not hasattr(reasoner.engine, "loaded")):
         raise UserError("logprobs: only without stream, and from a model in the service's own process")
     sampling = replace(reasoner.sampling, logprobs=logprobs)
-    request = read_chat(given, sampling, guard, reasoner.min_pixels, reasoner.max_pixels)
+    _check_text(given["messages"], context(reasoner.engine))
+    closing = partial(exit_tokens, reasoner.engine)
+    request = read_chat(given, sampling, guard, reasoner.min_pixels, reasoner.max_pixels, exit_tokens=closing)
     if prompt:
         request = _asked_by(request, reasoner, options, prompt)
     for name, found, most in (
@@ -234,6 +249,23 @@ def understood(body: Any, desk: Desk, guard: Guard, fields: Fields) -> Asked:
                 f"{name}: found {found}{' with the answer' if 'budget' in name else ''}, at most {most} here"
             )
     return Asked(request, options, stream, bool(told.get("include_usage")))
+
+
+def _check_text(messages: Any, room: int | None) -> None:
+    """Raise `UserError` for text that no tokenizer fits into the context: 20 million characters take it half a minute.
+
+    What is longer than a token ever is on average (16 characters) is refused by its length.
+    """
+    most = 16 * room if room else 4_000_000
+    found = sum(map(_characters, messages))
+    if found > most:
+        raise UserError(f"messages: {found:,} characters of text; expected at most {most:,}")
+
+
+def _characters(message: Any) -> int:
+    content = message.get("content") if isinstance(message, dict) else None
+    texts = [part.get("text") for part in content if isinstance(part, dict)] if isinstance(content, list) else [content]
+    return sum(len(text) for text in texts if isinstance(text, str))
 
 
 def _asked_by(request: Asking, reasoner: Reasoner, options: tuple[str, ...], prompt: str) -> Asking:

@@ -7,8 +7,9 @@ import logging
 import threading
 import time
 from collections import deque
-from collections.abc import AsyncGenerator, AsyncIterator, Callable
-from contextlib import asynccontextmanager, suppress
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass
 
 from xreasoner.completion import Completion
@@ -30,6 +31,8 @@ class Limits:
 
     max_body: int = 32 * 2**20
     """Bytes of a request's body."""
+    max_bodies: int = 256 * 2**20
+    """Bytes of all bodies that are being read together."""
     body_seconds: float = 30.0
     """In which a body must have arrived."""
     max_running: int = 256
@@ -64,7 +67,9 @@ class Desk:
         self._stop, self._wake = threading.Event(), threading.Event()
         self._thread = threading.Thread(target=self._run, name="xreasoner-engine", daemon=True)
         self._places = asyncio.Semaphore(limits.max_running)
-        self._here = 0
+        self._here = self._arriving = self._bytes = 0
+        self.readers = ThreadPoolExecutor(16, "xreasoner-reading")
+        """Threads that read pictures: a host that is slow keeps none of those that answer."""
         self.on_loaded: Callable[[], None] = lambda: None
 
     @property
@@ -80,6 +85,7 @@ class Desk:
         self._stop.set()
         self._wake.set()
         self._thread.join(timeout=10)
+        self.readers.shutdown(wait=False, cancel_futures=True)
         if self.ready.is_set():
             self._reasoner.close()
 
@@ -99,6 +105,30 @@ class Desk:
             if not busy:
                 self._wake.wait(0.5)
                 self._wake.clear()
+
+    @contextmanager
+    def arrival(self) -> Iterator[Callable[[int], None]]:
+        """A request that is being read, counted with those that are here; gives what its bytes are told to.
+
+        Both raise `BusyError` where there are too many already.
+        """
+        if self._here + self._arriving >= self.limits.max_running + self.limits.max_queue:
+            raise BusyError
+        self._arriving += 1
+        held = 0
+
+        def count(size: int) -> None:
+            nonlocal held
+            held += size
+            self._bytes += size
+            if self._bytes > max(self.limits.max_bodies, self.limits.max_body):
+                raise BusyError
+
+        try:
+            yield count
+        finally:
+            self._arriving -= 1
+            self._bytes -= held
 
     @asynccontextmanager
     async def place(self) -> AsyncIterator[None]:

@@ -77,7 +77,7 @@ class Door:
         if self.hosts is not None and _bare(host) not in self.hosts:
             return error(403, f"the host {host[:100]!r} is not served here; expected {', '.join(sorted(self.hosts))}")
         origin = headers.get("origin")
-        if origin is not None and urlsplit(origin).netloc.lower() != host:
+        if origin is not None and _netloc(origin) != host:
             return error(403, "requests from other sites' pages are refused")
         if self.key is None or scope["path"] in OPEN:
             return None
@@ -117,6 +117,13 @@ class Door:
         inside = RedirectResponse("/", 303)
         inside.set_cookie(COOKIE, self.token, httponly=True, samesite="strict", max_age=30 * 86400)
         return inside
+
+
+def _netloc(origin: str) -> str | None:
+    try:
+        return urlsplit(origin).netloc.lower()
+    except ValueError:  # brackets that hold no address
+        return None
 
 
 def _bare(host: str) -> str:

@@ -124,6 +124,11 @@ function add(turn) {
     item.append(Object.assign(new Image(), { src: url, alt: "a picture that you sent" }));
     view.querySelector(".shown").append(item);
   }
+  if (turn.lost) {
+    const item = document.createElement("li");
+    item.textContent = turn.lost > 1 ? `${turn.lost} pictures, too large to keep` : "a picture, too large to keep";
+    view.querySelector(".shown").append(item);
+  }
   const letters = turn.options.map((text, k) => `\n${String.fromCharCode(65 + k)}: ${text}`).join("");
   view.querySelector(".asked p").textContent = turn.question + letters;
   view.querySelector(".copy").addEventListener("click", (click) => copy(turn, click.target));
@@ -189,11 +194,15 @@ async function copy(turn, button) {
 }
 
 function keep() {
-  for (let from = 0; from <= state.turns.length; from += 1) {
+  const turns = state.turns.map((turn) => ({ ...turn }));
+  for (;;) {
     try {
-      return localStorage.setItem(KEPT, JSON.stringify(state.turns.slice(from)));
+      return localStorage.setItem(KEPT, JSON.stringify(turns));
     } catch {
-      // full: the oldest turns go first
+      // full: pictures go first, then turns, the oldest before the others
+      const pictured = turns.find((turn) => turn.pictures.length);
+      if (pictured) Object.assign(pictured, { lost: pictured.pictures.length, pictures: [] });
+      else if (!turns.shift()) return;
     }
   }
 }
