@@ -36,6 +36,7 @@ def test_export_round_trip_keeps_every_tensor_and_writes_both_forms(loaded: Load
         pixels["size"]["longest_edge"],
     )
     assert not list(tmp_path.glob("*.partial"))
+    assert len({path.stat().st_mode for path in folder.iterdir()}) == 1  # weights can be read by whoever serves them
 
 
 def test_a_text_that_spells_a_picture_is_no_picture(loaded: Loaded) -> None:
@@ -123,6 +124,11 @@ def test_embeddings_are_frozen_when_asked(loaded: Loaded) -> None:
     frozen = {name for name, _ in freeze(loaded.model, embeddings=True)}
     assert frozen == {n for n, _ in loaded.model.named_parameters() if "visual." in n or "embed_tokens" in n}
     assert not loaded.model.lm_head.weight.requires_grad
+
+
+def test_a_model_without_a_tower_that_is_known_is_not_trained(loaded: Loaded) -> None:
+    with pytest.raises(UserError, match="could not be frozen"):
+        freeze(loaded.model.model.language_model)
 
 
 def test_freezing_names_the_tower_and_the_lower_layers(loaded: Loaded) -> None:

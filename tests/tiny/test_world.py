@@ -192,3 +192,9 @@ def test_single_steps_are_right_in_plain_text_and_never_a_whole_chain() -> None:
             if learnt and " - " in said:
                 high, low, gap = map(int, re.findall(r"\d+", said))
                 assert high - low == gap
+
+
+def test_what_stands_just_below_is_below_in_the_picture_too() -> None:
+    asked = [problem for problem in benchmarks.cell("general", "image", 600, 5) if "just below" in problem.question]
+    assert len(asked) > 20
+    assert {problem.images[0].width for problem in asked} == {4 * CELL}  # cards are five wide

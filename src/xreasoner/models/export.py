@@ -30,6 +30,10 @@ def export(model: Any, tokenizer: Any, image_processor: Any, folder: Path, dtype
             model.config.dtype = before
         tokenizer.save_pretrained(aside)
         image_processor.save_pretrained(aside)
+        for path in aside.glob("*.safetensors"):
+            path.chmod(
+                (aside / "config.json").stat().st_mode
+            )  # safetensors makes them for the owner alone, and a server may be somebody else
         _write_old_form(aside)
         if dtype:
             _write_dtype(aside / "config.json", str(dtype).removeprefix("torch."))

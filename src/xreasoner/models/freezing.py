@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from xreasoner.errors import UserError
+
 VISION = "visual."
 """Part of every name in Qwen2.5-VL's vision tower and merger."""
 
@@ -23,6 +25,11 @@ def freeze(model: Any, lower_layers: int = 0, embeddings: bool = False, lora: bo
 
     lora: all but the adapters. Returns what is frozen, by name. Tied output weights are frozen with the embeddings.
     """
+    if not any(VISION in name for name, _ in model.named_parameters()):
+        raise UserError(
+            f"a model of type {model.config.model_type!r} names no tensor {VISION!r}, so its vision tower could not be "
+            "frozen; expected one of the Qwen-VL families to train"
+        )
     low = tuple(f"language_model.layers.{index}." for index in range(lower_layers))
     low += ("embed_tokens.",) if embeddings else ()
     frozen = []

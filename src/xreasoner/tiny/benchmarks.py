@@ -26,14 +26,16 @@ def task_problem(rng: Random, domain: Domain, modality: Modality, name: str) -> 
     task = world.make_task(rng, scene)
     options = lessons.options_for(rng, task)
     shown = world.write_scene(rng, scene)
-    picture = draw_scene(rng, scene).image
+    drawing, again = draw_scene(rng, scene), Random(name)
+    while drawing.cards and "just below" in task.question:  # what stands below on cards is not what comes next
+        drawing = draw_scene(again, scene)  # not by `rng`: other problems keep their pictures
     return Problem(
         id=name,
         question=task.question if modality == "image" else f"{shown}\n{task.question}",
         gold=LABELS[options.index(task.answer)] if options else task.answer,
         answer_type="choice" if options else "text" if task.family == "compare" else "integer",
         options=options,
-        images=(picture,) if modality == "image" else (),
+        images=(drawing.image,) if modality == "image" else (),
         domain=domain,
         modality=modality,
         source="tiny",

@@ -62,10 +62,14 @@ class Cell:
 
 @dataclass(frozen=True, slots=True)
 class Drawing:
-    """An RGB picture of rows × columns cells and the cells that hold something, by (row, column)."""
+    """An RGB picture of rows × columns cells and the cells that hold something, by (row, column).
+
+    cards: a table's entries stand two by two, not one below the other.
+    """
 
     image: Image.Image
     cells: dict[tuple[int, int], Cell]
+    cards: bool = False
 
     @property
     def grid(self) -> tuple[int, int]:
@@ -147,7 +151,7 @@ def _draw_table(rng: Random, scene: Scene, variety: float) -> Drawing:
         cells[name_cell] = Cell(name, "", (before, ""))
         cells[value_cell] = Cell(value[0], value[1:], (name, ""))
         before = name
-    return Drawing(_noise(rng, image), cells)
+    return Drawing(_noise(rng, image), cells, cards=columns == 5)
 
 
 def _form(draw: ImageDraw.ImageDraw, form: str, x: int, y: int, r: int, fill: tuple[int, int, int]) -> None:

@@ -85,13 +85,21 @@ BARS: tuple[tuple[str, Callable[[Summary], float], Callable[[float], bool], str]
 )
 
 
+def _shown(name: str, value: float) -> str:
+    if "÷" in name:
+        return f"{value:.2f}"
+    if "truncated" in name:
+        return "none, before or after" if abs(value) < 1e-8 else f"{100 * value:+.2f}"
+    return f"{100 * value:+.1f}"
+
+
 def table(summaries: Sequence[Summary]) -> str:
     """Markdown: each bar with every seed's value, and each cell's median and range."""
     seeds = " | ".join(f"seed {k}" for k in range(len(summaries)))
     lines = [f"| what | bar | {seeds} | holds |", "|---|---|" + "---|" * (len(summaries) + 1)]
     for name, value, holds, bar in BARS:
         found = [value(summary) for summary in summaries]
-        shown = " | ".join(f"{v:.2f}" if "÷" in name else f"{100 * v:+.1f}" for v in found)
+        shown = " | ".join(_shown(name, v) for v in found)
         lines.append(f"| {name} | {bar} | {shown} | {sum(map(holds, found))} of {len(found)} |")
     lines += ["", "| stage | " + " | ".join(CELLS) + " |", "|---|" + "---|" * len(CELLS)]
     for stage in summaries[0]["cells"]:
