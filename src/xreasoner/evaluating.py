@@ -14,7 +14,7 @@ from xreasoner.benchmarks.opening import check_name, default_prompt_of, open_ben
 from xreasoner.benchmarks.running import evaluate
 from xreasoner.benchmarks.samples import ensemble
 from xreasoner.benchmarks.store import Condition, Row
-from xreasoner.benchmarks.summary import summarise
+from xreasoner.benchmarks.summary import group_of, summarise
 from xreasoner.benchmarks.table import TABLE
 from xreasoner.demo import Show, silent
 from xreasoner.engines.base import Engine, Sampling
@@ -121,11 +121,8 @@ def evaluate_model(
 
 
 def _result(rows: Sequence[Row]) -> dict[str, Any]:
-    (result,) = [
-        entry
-        for group in summarise([{**row, "condition": "seen"} for row in rows]).values()
-        for entry in group.values()
-    ]
+    group, name = group_of(rows[0]["bench"])
+    result = summarise([{**row, "condition": "seen"} for row in rows])[group][name]
     return {**result, "ensemble": ensemble(rows)}
 
 

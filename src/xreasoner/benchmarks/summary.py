@@ -1,7 +1,8 @@
 """What results show: accuracies by place, gains paired on the items, how replies ended, what blindness explains.
 
 A benchmark named `tiny-MODALITY-DOMAIN` is a cell of the transfer matrix, `tiny-read-MODALITY-DOMAIN` measures
-perception in that cell, and any other stands for itself.
+perception in that cell, and any other stands for itself. Where a stage has none of these cells, the declared benchmarks
+that it was measured on make them, all items of a modality and domain together.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from typing import Any
 from xreasoner.benchmarks import parsers, statistics
 from xreasoner.benchmarks.samples import by_item, ensemble
 from xreasoner.benchmarks.store import Condition, Row, condition_of
+from xreasoner.benchmarks.table import TABLE
 
 BASES = ("base", "base-direct")
 REASONERS = ("sft", "sft+rl")
@@ -42,6 +44,17 @@ def by_place(results: Sequence[Row]) -> dict[Place, list[Row]]:
     groups: dict[Place, list[Row]] = {}
     for row in results:
         groups.setdefault(group_of(row["bench"]), []).append(row)
+    return groups
+
+
+def with_cells(results: Sequence[Row]) -> dict[Place, list[Row]]:
+    """`by_place`, and the cells that declared benchmarks make where the embedded world made none."""
+    groups = by_place(results)
+    if any(group == "cells" for group, _ in groups):
+        return groups
+    for row in results:
+        if row["bench"] in TABLE:
+            groups.setdefault(("cells", f"{row['modality']}/{row['domain']}"), []).append(row)
     return groups
 
 
@@ -86,7 +99,7 @@ def summarise(results: Sequence[Row]) -> dict[str, dict[str, dict[str, Any]]]:
     `outcomes` (counts), `families`, and, where there are blind rows, `blind` (accuracy) with its n and interval.
     """
     summary: dict[str, dict[str, dict[str, Any]]] = {group: {} for group in GROUPS}
-    for (group, name), rows in by_place(results).items():
+    for (group, name), rows in with_cells(results).items():
         seen = under(rows, "seen")
         if seen:
             summary[group][name] = _describe(seen, under(rows, "blind"))
@@ -178,6 +191,12 @@ def _pairs_within(stages: Mapping[str, Mapping[Any, float]], group: str, suffix:
     return pairs
 
 
+def _asked(rows: Sequence[Row]) -> str:
+    """Temperature and thinking budget of the rows with their pictures; two stages' prompts may differ, and do."""
+    found = {(row.get("temperature"), row.get("thinking_budget")) for row in under(rows, "seen")}
+    return ", ".join(sorted(f"T = {heat}, {budget} tokens" for heat, budget in found))
+
+
 def places_of(grouped: Mapping[str, Mapping[Place, Any]]) -> list[Place]:
     """The places that any stage has, group by group."""
     found = {key for groups in grouped.values() for key in groups}
@@ -190,12 +209,13 @@ def gains(results_by_stage: Mapping[str, Sequence[Row]]) -> list[dict[str, Any]]
     Entries of kind "cell", "perception" and "benchmark": {"kind", "cell" (or the benchmark's name), "after",
     "before" (stages), "n", "accuracy_after", "accuracy_before", "difference", "low", "high" (95 %), "p" and "test"
     (exact McNemar; with several samples an item, sign flips), "p_holm" (Holm's adjustment over all these entries),
+    "asked" ("alike", or how temperature and budget differ),
     "detectable" (the smallest difference these items show with power 0.8), and for image cells with blind rows
     "above_blind" (accuracy after − the larger of the accuracy before and the blind floor)}. Entries of kind
     "ratio": {"kind", "cell" (the domain), "domain", "after", "before", "ratio", "low", "high"}, None where
     undefined or unbounded. `before` is the better base. Stages of a second run are named STAGE@RUN.
     """
-    grouped = {stage: by_place(rows) for stage, rows in results_by_stage.items()}
+    grouped = {stage: with_cells(rows) for stage, rows in results_by_stage.items()}
     found: list[dict[str, Any]] = []
     for group, name in places_of(grouped):
         stages = {stage: _by_item(groups.get((group, name), [])) for stage, groups in grouped.items()}
@@ -208,6 +228,8 @@ def gains(results_by_stage: Mapping[str, Sequence[Row]]) -> list[dict[str, Any]]
                 floor = max(entry["accuracy_before"], _mean(blind))
                 entry["above_blind"] = entry["accuracy_after"] - floor
             kind = group.removesuffix("s")
+            asked = [_asked(grouped[stage].get((group, name), [])) for stage in (after, before)]
+            entry["asked"] = "alike" if asked[0] == asked[1] else f"{asked[0]} against {asked[1]}"
             found.append({"kind": kind, "cell": name, "after": after, "before": before, **entry})
     for entry, adjusted in zip(found, statistics.holm([entry["p"] for entry in found]), strict=True):
         entry["p_holm"] = adjusted
@@ -222,7 +244,7 @@ def summary_of(results_by_stage: Mapping[str, Sequence[Row]]) -> dict[str, Any]:
     Where a stage was measured under several protocols, all but `samples`, `budgets` and `solvable` speak of
     `main_rows`.
     """
-    main = {stage: main_rows(rows) for stage, rows in results_by_stage.items()}
+    main = main_of(results_by_stage)
     found: dict[str, Any] = {group: {} for group in GROUPS}
     for stage, rows in main.items():
         for group, entries in summarise(rows).items():
@@ -232,28 +254,48 @@ def summary_of(results_by_stage: Mapping[str, Sequence[Row]]) -> dict[str, Any]:
     return {**found, "parsers": spread(main)}
 
 
-def main_rows(rows: Sequence[Row]) -> list[Row]:
+def main_of(results_by_stage: Mapping[str, Sequence[Row]]) -> dict[str, list[Row]]:
+    """`main_rows` of every stage, those sampled alike preferred that the most stages have."""
+    users = Counter(pair for rows in results_by_stage.values() for pair in {_sampled_as(row) for row in _last(rows)})
+    return {stage: main_rows(rows, users) for stage, rows in results_by_stage.items()}
+
+
+def _sampled_as(row: Row) -> tuple[str, str]:
+    return row["bench"], row["sampling"]
+
+
+def _last(rows: Sequence[Row]) -> list[Row]:
+    """Of each benchmark the rows of the model that was measured last."""
+    last = {row["bench"]: row["model"] for row in rows}
+    return [row for row in rows if row["model"] == last[row["bench"]]]
+
+
+def main_rows(rows: Sequence[Row], users: Mapping[tuple[str, str], int] | None = None) -> list[Row]:
     """Of each benchmark and condition the rows of one protocol (prompt, sampling) and of the model that was measured
-    last: the protocol with the most items, greedy before sampled, the later of equals.
+    last: the protocol that the most stages have (`users`), with the most items, greedy before sampled, the later of
+    equals. Without pictures, or with others', that of the measurement with them where it is there.
     """
     protocols: dict[tuple[str, str], dict[tuple[Any, ...], list[Row]]] = {}
-    last = {row["bench"]: row["model"] for row in rows}
-    for row in rows:
-        if row["model"] == last[row["bench"]]:
-            settings = protocols.setdefault((row["bench"], condition_of(row)), {})
-            # left to the benchmark, the prompt follows from the item's options
-            protocol = (row.get("prompt_asked", row["prompt"]), row["sampling"])
-            settings[protocol] = settings.pop(protocol, [])  # the last to be written stands last
-            settings[protocol].append(row)
-    return [row for settings in protocols.values() for row in _main(list(settings.values()))]
+    for row in _last(rows):
+        settings = protocols.setdefault((row["bench"], condition_of(row)), {})
+        # left to the benchmark, the prompt follows from the item's options
+        protocol = (row.get("prompt_asked", row["prompt"]), row["sampling"])
+        settings[protocol] = settings.pop(protocol, [])  # the last to be written stands last
+        settings[protocol].append(row)
+    chosen: dict[str, tuple[Any, ...]] = {}
+    found = []
+    for (bench, condition), settings in sorted(protocols.items(), key=lambda pair: pair[0][1] != "seen"):
+        names = list(settings)
+        ranks = [(*_rank(settings[name], users or {}), k) for k, name in enumerate(names)]
+        protocol = chosen[bench] if chosen.get(bench) in settings else names[max(ranks)[-1]]
+        if condition == "seen":
+            chosen[bench] = protocol
+        found += settings[protocol]
+    return found
 
 
-def _main(protocols: Sequence[list[Row]]) -> list[Row]:
-    def rank(index: int) -> tuple[int, bool, int]:
-        rows = protocols[index]
-        return len({row["id"] for row in rows}), not rows[0].get("temperature"), index
-
-    return protocols[max(range(len(protocols)), key=rank)]
+def _rank(rows: Sequence[Row], users: Mapping[tuple[str, str], int]) -> tuple[int, int, bool]:
+    return users.get(_sampled_as(rows[0]), 0), len({row["id"] for row in rows}), not rows[0].get("temperature")
 
 
 def _estimate(estimate: statistics.Estimate, n: int) -> dict[str, Any]:
@@ -398,10 +440,7 @@ def budgets(results_by_stage: Mapping[str, Sequence[Row]]) -> list[dict[str, Any
     found = []
     for stage, rows in results_by_stage.items():
         for (group, name), members in by_place(under(rows, "seen")).items():
-            by_budget: dict[int, list[Row]] = {}
-            for row in members:
-                if row.get("thinking_budget") is not None:
-                    by_budget.setdefault(row["thinking_budget"], []).append(row)
+            by_budget = _budget_curve(members)
             shared = (
                 set.intersection(*({row["id"] for row in some} for some in by_budget.values())) if by_budget else ()
             )
@@ -412,6 +451,16 @@ def budgets(results_by_stage: Mapping[str, Sequence[Row]]) -> list[dict[str, Any
                 ]
                 found.append({"group": group, "name": name, "stage": stage, "points": points})
     return found
+
+
+def _budget_curve(rows: Sequence[Row]) -> dict[int, list[Row]]:
+    """The rows of one model, prompt and temperature by their budgets: those that have the most budgets, then rows."""
+    alike: dict[tuple[Any, ...], dict[int, list[Row]]] = {}
+    for row in rows:
+        if row.get("thinking_budget") is not None:
+            asked = row["model"], row.get("prompt_asked", row["prompt"]), row.get("temperature")
+            alike.setdefault(asked, {}).setdefault(row["thinking_budget"], []).append(row)
+    return max(alike.values(), key=lambda curve: (len(curve), sum(map(len, curve.values()))), default={})
 
 
 def _point(budget: int, rows: Sequence[Row]) -> dict[str, Any]:
@@ -430,12 +479,14 @@ def _point(budget: int, rows: Sequence[Row]) -> dict[str, Any]:
 
 
 def _ratios(grouped: Mapping[str, Mapping[Place, list[Row]]]) -> list[dict[str, Any]]:
-    """Image gain ÷ text gain over the better base of the same run, for each domain and reasoner."""
+    """Image gain ÷ text gain over the better base of the same run, or without one over the first model, for each
+    domain and reasoner."""
     domains = {name.split("/")[1] for groups in grouped.values() for group, name in groups if group == "cells"}
     reasoners = [stage for name in REASONERS for stage in grouped if stage.partition("@")[0] == name]
+    others = [stage for stage in grouped if stage.partition("@")[0] not in (*BASES, *REASONERS)]
     found: list[dict[str, Any]] = []
     for domain in sorted(domains, reverse=True):
-        for after in reasoners:
+        for after in [*reasoners, *others]:
             suffix = after.partition("@")[1] + folder_of(after)
             own = {name: groups for name, groups in grouped.items() if folder_of(name) == folder_of(after)}
             own |= {name: grouped[name] for name in BASES if name in grouped and f"{name}{suffix}" not in grouped}
@@ -443,15 +494,21 @@ def _ratios(grouped: Mapping[str, Mapping[Place, list[Row]]]) -> list[dict[str, 
             if image and text:
                 estimate = statistics.gain_ratio(list(image.values()), list(image), list(text.values()), list(text))
                 ratio, low, high = (value if math.isfinite(value) else None for value in estimate)
-                entry = {"kind": "ratio", "cell": domain, "domain": domain, "after": after, "before": "best base"}
+                before = "best base" if any(name.partition("@")[0] in BASES for name in own) else others[0]
+                entry = {"kind": "ratio", "cell": domain, "domain": domain, "after": after, "before": before}
                 found.append({**entry, "ratio": ratio, "low": low, "high": high})
     return found
 
 
-def _gain_over_base(grouped: Mapping[str, Mapping[Place, list[Row]]], cell: str, after: str) -> dict[str, float]:
-    """after − the better base for each shared item, by its id alone: text and image cells share their scenes."""
+def _gain_over_base(grouped: Mapping[str, Mapping[Place, list[Row]]], cell: str, after: str) -> dict[Any, float]:
+    """after − the better base, or the first model, for each shared item; text and image cells of the embedded world
+    share their scenes, so its items go by their ids alone."""
     stages = {stage: _by_item(groups.get(("cells", cell), [])) for stage, groups in grouped.items()}
-    before = _best_base(stages)
-    if before is None or after not in stages:
+    before = _best_base(stages) or next((stage for stage in stages if stages[stage]), None)
+    if before in (None, after) or after not in stages:
         return {}
-    return {item[1]: value - stages[before][item] for item, value in stages[after].items() if item in stages[before]}
+    return {
+        item if item[0] in TABLE else item[1]: value - stages[before][item]
+        for item, value in stages[after].items()
+        if item in stages[before]
+    }

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from xreasoner.benchmarks.store import Row, condition_of
-from xreasoner.benchmarks.summary import GROUPS, REASONERS, by_place, group_of
+from xreasoner.benchmarks.summary import GROUPS, REASONERS, group_of, with_cells
+from xreasoner.benchmarks.table import TABLE
 from xreasoner.reporting.reading import Run
 from xreasoner.reporting.svg import percent
 
@@ -32,6 +34,8 @@ def interval(low: float, high: float) -> str:
 
 def doubt(gain: Gain) -> str:
     """Why a difference is not distinguishable from none, or "" where it is."""
+    if gain.get("asked", "alike") != "alike":
+        return f"asked differently: {gain['asked']}"
     if gain["low"] <= 0 <= gain["high"]:
         return "the interval covers 0"
     detectable = gain.get("detectable")
@@ -169,7 +173,7 @@ def ratio(gain: Gain) -> dict[str, str]:
 
 def protocol(run: Run) -> list[dict[str, Any]]:
     """One line for each number of the summary: where its items come from and how they were asked."""
-    places = {stage: by_place(rows) for stage, rows in run.rows.items()}
+    places = {stage: with_cells(rows) for stage, rows in run.rows.items()}
     lines = []
     for group in GROUPS:
         for stage in run.stages:
@@ -186,12 +190,11 @@ def _asked(rows: Sequence[Row]) -> dict[str, Any]:
         names = ("bench", "split", "prompt", "seed", "samples", "model", "sampling", "interval", "budget", "modality")
         blank = dict.fromkeys(names, "")
         return {**blank, "items": "results not in this folder"}
-    bench, samples = seen[0]["bench"], 1 + max(row.get("sample", 0) for row in seen)
-    fresh = "fresh items and drawings from the evaluation's seed"
+    benches, samples = list(dict.fromkeys(row["bench"] for row in seen)), 1 + max(row.get("sample", 0) for row in seen)
     return {
-        "bench": bench,
-        "split": SPLITS.get(bench, "" if group_of(bench)[0] == "benchmarks" else fresh),
-        "items": f"{seen[0]['id']} … {seen[-1]['id']}",
+        "bench": ", ".join(benches),
+        "split": "; ".join(dict.fromkeys(_source(bench) for bench in benches)),
+        "items": _items(seen),
         "prompt": _distinct(seen, "prompt"),
         "seed": _distinct(seen, "seed"),
         "samples": samples,
@@ -201,6 +204,22 @@ def _asked(rows: Sequence[Row]) -> dict[str, Any]:
         "modality": seen[0]["modality"],
         "interval": "Wilson" if samples == 1 else "bootstrap by item",
     }
+
+
+def _source(bench: str) -> str:
+    """Where a benchmark's items come from, down to revision, split and filter."""
+    entry = TABLE.get(bench)
+    if bench in SPLITS or entry is None:
+        fresh = "fresh items and drawings from the evaluation's seed"
+        return SPLITS.get(bench, "" if group_of(bench)[0] == "benchmarks" else fresh)
+    parts = [f"{entry.hub}@{entry.revision}", entry.config, entry.split, f"where {entry.where}" if entry.where else ""]
+    return " ".join(part for part in parts if part)
+
+
+def _items(rows: Sequence[Row]) -> str:
+    """How many items, and a hash of their names: the same items have the same, in whatever order they were finished."""
+    names = sorted({f"{row['bench']}/{row['id']}" for row in rows})
+    return f"{len(names)} items, {hashlib.sha256(chr(10).join(names).encode()).hexdigest()[:8]}"
 
 
 def asked(lines: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:

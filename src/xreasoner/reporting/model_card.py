@@ -8,6 +8,7 @@ from typing import Any
 from huggingface_hub import EvalResult, ModelCardData
 
 from xreasoner.benchmarks.summary import GROUPS
+from xreasoner.benchmarks.table import TABLE
 from xreasoner.reporting import findings
 from xreasoner.reporting.reading import Run
 
@@ -33,7 +34,8 @@ def _results(run: Run, stage: str) -> list[EvalResult]:
     """One result for each benchmark of the stage: accuracy in per cent with its interval among the arguments."""
     found = []
     for line in findings.protocol(run):
-        if line["stage"] == stage and line["bench"]:
+        if line["stage"] == stage and line["bench"] and ", " not in line["bench"]:
+            source = TABLE.get(line["bench"])
             entry: Mapping[str, Any] = line["entry"]
             kind, words = TASKS[line["modality"]]
             arguments = {"n": entry["n"], "low": round(100 * entry["low"], 2), "high": round(100 * entry["high"], 2)}
@@ -42,9 +44,11 @@ def _results(run: Run, stage: str) -> list[EvalResult]:
                 EvalResult(
                     task_type=kind,
                     task_name=words,
-                    dataset_type=line["bench"],
+                    dataset_type=source.hub if source else line["bench"],
                     dataset_name=line["bench"],
-                    dataset_split="test",
+                    dataset_config=(source.config or None) if source else None,
+                    dataset_split=source.split if source else "test",
+                    dataset_revision=source.revision if source else None,
                     metric_type="accuracy",
                     metric_name="accuracy, per cent",
                     metric_value=round(100 * entry["accuracy"], 2),

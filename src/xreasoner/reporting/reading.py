@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from xreasoner.benchmarks.store import Row, read_rows
-from xreasoner.benchmarks.summary import BASES, GROUPS, REASONERS, main_rows, summary_of
+from xreasoner.benchmarks.summary import BASES, GROUPS, REASONERS, main_of, summary_of
 from xreasoner.errors import DataError, UserError
 
 CELLS = ("text/general", "text/clinical", "image/general", "image/clinical")
@@ -72,6 +72,7 @@ def read_runs(paths: Sequence[Path]) -> Run:
         summary[group] = {**(merged.summary.get(group) or {}), **(computed.get(group) or {})}
     evaluated = [name for group in GROUPS for name in summary[group]]
     stages = in_order([*evaluated, *merged.rows, *merged.metrics, *merged.manifests])
+    main = main_of(merged.rows)
     return Run(
         tuple(paths),
         summary,
@@ -79,7 +80,7 @@ def read_runs(paths: Sequence[Path]) -> Run:
         tuple(stages),
         {name: merged.manifests[name] for name in stages if name in merged.manifests},
         {name: merged.metrics[name] for name in stages if merged.metrics.get(name)},
-        {name: main_rows(merged.rows[name]) for name in stages if merged.rows.get(name)},
+        {name: main[name] for name in stages if main.get(name)},
     )
 
 
