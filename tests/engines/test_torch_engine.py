@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 
 from xreasoner.completion import Completion
-from xreasoner.engines import slots
+from xreasoner.engines import native, slots
 from xreasoner.engines.base import Request, Sampling
 from xreasoner.engines.torch_engine import TorchEngine, sample
 from xreasoner.errors import UserError
@@ -31,6 +31,16 @@ def varied(random_folder: Path) -> Loaded:
             if parameter.dim() >= 2 and "embed_tokens" not in name:
                 parameter.normal_(0.0, 0.08)
     return found
+
+
+@pytest.fixture(params=["native", "torch"])
+def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Small models on a CPU have two ways through the layers; what the engine promises holds on both."""
+    if request.param == "torch":
+        monkeypatch.setattr(native, "library", lambda: None)
+    elif native.library() is None:
+        pytest.skip("no C compiler here")
+    return str(request.param)
 
 
 def _requests(n: int, sampling: Sampling, samples: int = 1) -> list[Request]:
@@ -67,6 +77,7 @@ def _lengths(requests: list[Request]) -> list[Request]:
     return mixed
 
 
+@pytest.mark.usefixtures("way")
 @pytest.mark.filterwarnings("ignore::UserWarning")
 @pytest.mark.parametrize("n", [40, pytest.param(200, marks=[pytest.mark.slow, pytest.mark.timeout(1200)])])
 def test_greedy_output_equals_transformers_generate(varied: Loaded, n: int) -> None:
@@ -82,6 +93,7 @@ def test_greedy_output_equals_transformers_generate(varied: Loaded, n: int) -> N
     assert len({completion.prompt_tokens for completion in ours}) > n // 4
 
 
+@pytest.mark.usefixtures("way")
 def test_samples_do_not_depend_on_the_crowd(varied: Loaded) -> None:
     """64 requests, each alone, then all together, then joining one another in the middle, in too few slots."""
     requests = [
@@ -101,6 +113,7 @@ def test_samples_do_not_depend_on_the_crowd(varied: Loaded) -> None:
     assert len(set(alone)) == 64
 
 
+@pytest.mark.usefixtures("way")
 def test_the_samples_of_a_request_differ_and_stay_the_same(varied: Loaded) -> None:
     sampling = Sampling(temperature=1.0, thinking_budget=10, answer_budget=0, seed=3)
     (request,) = _requests(1, sampling, samples=6)
@@ -249,7 +262,8 @@ def test_an_exit_text_that_closes_nothing_is_refused(loaded: Loaded) -> None:
         TorchEngine(loaded).generate([request])
 
 
-def test_a_group_shares_one_prefill_and_is_done_once(varied: Loaded) -> None:
+def test_a_group_shares_one_prefill_and_is_done_once(varied: Loaded, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(native, "library", lambda: None)  # tests/engines/test_native.py counts the other way's
     seen: list[tuple[int, ...]] = []
     watch = varied.model.model.language_model.register_forward_pre_hook(
         lambda module, args, kwargs: seen.append(tuple(kwargs["inputs_embeds"].shape[:2])), with_kwargs=True
@@ -269,6 +283,7 @@ def test_a_group_shares_one_prefill_and_is_done_once(varied: Loaded) -> None:
 
 def test_a_cache_that_grows_says_the_same(varied: Loaded, monkeypatch: pytest.MonkeyPatch) -> None:
     requests = _requests(6, Sampling(temperature=1.0, thinking_budget=20, answer_budget=0, logprobs=True))
+    monkeypatch.setattr(native, "library", lambda: None)
     roomy = TorchEngine(varied).generate(requests)
     monkeypatch.setattr(slots, "GROWTH", 3)
     assert TorchEngine(varied).generate(requests) == roomy

@@ -170,7 +170,7 @@ def test_greedy_output_of_every_family_equals_transformers(kind: str, random_fol
 def test_the_models_own_forward_pass_decodes_the_same(kind: str, random_folder: Path, tmp_path: Path) -> None:
     loaded = load(str(_folder(kind, random_folder, tmp_path)))
     engine, other = TorchEngine(loaded), TorchEngine(loaded)
-    other._decoder = None
+    other._native = other._decoder = None
     for (ours,), (theirs,) in zip(engine.generate(_requests(16)), other.generate(_requests(16)), strict=True):
         assert ours.token_ids == theirs.token_ids
         assert ours.logprobs == pytest.approx(theirs.logprobs, abs=1e-4)

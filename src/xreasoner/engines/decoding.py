@@ -47,7 +47,7 @@ class Decoder:
     def step(self, token_B: Tensor, position_B: Tensor, slots: Slots, mask_BS: Tensor) -> Tensor:
         """Logits [B, V] after one token a row; its keys and values go into the slots' column."""
         hidden_BE = F.embedding(token_B, self.language.embed_tokens.weight)
-        cos_ND, sin_ND = self._turns(int(position_B.max()), hidden_BE)
+        cos_ND, sin_ND = self.turns(int(position_B.max()), hidden_BE)
         position_B = position_B.to(hidden_BE.device)
         cos_B1D, sin_B1D = cos_ND[position_B].unsqueeze(1), sin_ND[position_B].unsqueeze(1)
         rows = len(token_B)
@@ -83,7 +83,7 @@ class Decoder:
     def _norm(self, x: Tensor, norm: Any) -> Tensor:
         return F.rms_norm(x, x.shape[-1:], norm.weight, self.eps)
 
-    def _turns(self, last: int, like: Tensor) -> tuple[Tensor, Tensor]:
+    def turns(self, last: int, like: Tensor) -> tuple[Tensor, Tensor]:
         """Cosines and signed sines [N, D] of the rotation at each position up to `last`, at least.
 
         After the prompt time, row and column advance together, so one position turns all of a head. The sign is that

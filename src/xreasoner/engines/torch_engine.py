@@ -20,7 +20,7 @@ from torch import Tensor
 from transformers import AttentionInterface, Cache, DynamicCache
 
 from xreasoner.completion import Completion, Exit
-from xreasoner.engines import scoring
+from xreasoner.engines import native, scoring
 from xreasoner.engines.base import GREEDY, Request, Sampling
 from xreasoner.engines.decoding import Decoder, fits
 from xreasoner.engines.slots import Slots
@@ -149,6 +149,7 @@ class TorchEngine:
         self._pieces: dict[int, str] = {}
         self._waiting: deque[Ticket] = deque()
         self._driving = threading.Lock()
+        self._native = native.Native(loaded) if native.fits(loaded.model) else None
         self._decoder = Decoder(loaded.model) if fits(loaded.model) else None
         self._clear()
 
@@ -156,6 +157,8 @@ class TorchEngine:
         weight = self.loaded.model.get_input_embeddings().weight
         text = self.loaded.text_config
         self._slots = Slots(text.num_hidden_layers, weight.dtype, self.loaded.device)
+        if self._native is not None:
+            self._native.clear()
         width = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
         heads = getattr(text, "num_key_value_heads", None) or text.num_attention_heads
         self._token_bytes = 2 * text.num_hidden_layers * heads * width * weight.element_size()
@@ -320,14 +323,18 @@ class TorchEngine:
 
     def _seat(self, tickets: Sequence[Ticket]) -> None:
         """Compute the tickets' prompts and give each of their samples a slot, first those of rows that have ended."""
-        logits_PV, cache, pads, next_P = self._prefill([ticket.prompt for ticket in tickets])
+        prompts = [ticket.prompt for ticket in tickets]
         repeat = [k for k, ticket in enumerate(tickets) for _ in range(ticket.request.n)]
         if all(row.ended is not None for row in self._rows):
             self._squeeze(0.0)  # an empty house begins at the left again
         before = len(self._rows)
         places = [k for k, row in enumerate(self._rows) if row.ended is not None]
         places = [*places, *range(before, before + len(repeat))][: len(repeat)]
-        self._slots.seat(cache, pads, repeat, places)
+        if self._native is not None:
+            logits_PV, next_P = self._native.seat(prompts, repeat, places)
+        else:
+            logits_PV, cache, pads, next_P = self._prefill(prompts)
+            self._slots.seat(cache, pads, repeat, places)
         rows = [self._row(ticket, sample) for ticket in tickets for sample in range(ticket.request.n)]
         for place, row in zip(places, rows, strict=True):
             self._rows[place : place + 1] = [row]
@@ -347,7 +354,7 @@ class TorchEngine:
         alive = [k for k, row in enumerate(self._rows) if row.ended is None]
         if alive and len(alive) >= (1 - share) * len(self._rows):
             return list(range(len(self._rows)))
-        self._slots.keep(alive)
+        (self._native or self._slots).keep(alive)
         self._rows = [self._rows[k] for k in alive]
         self._next_B, self._logits_BV = self._next_B[alive], self._logits_BV[alive]
         return alive
@@ -389,6 +396,11 @@ class TorchEngine:
 
     def _decode(self, token_B: Tensor) -> Tensor:
         """Logits [B, V] after one more token a row."""
+        if self._native is not None:
+            alive = [k for k, row in enumerate(self._rows) if row.ended is None]
+            logits = self._native.decode(token_B, self._next_B, alive)
+            self._next_B = self._next_B + 1
+            return logits
         mask_BS = self._slots.open_column()
         if self._decoder is not None:
             logits = self._decoder.step(token_B.to(self.loaded.device), self._next_B, self._slots, mask_BS)
