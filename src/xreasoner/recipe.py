@@ -217,9 +217,10 @@ class RLStage(_Stage):
         _check_exit_text(self.exit_text)
         longest = self.thinking_budget + self.answer_budget
         least, most = (1, longest) if self.overlong == "penalise" else (0, 0)
-        if not least <= self.overlong_buffer <= most:
+        buffer = self.overlong_buffer
+        if not least <= buffer <= most:
             raise ValueError(
-                f"overlong_buffer: found {self.overlong_buffer} with overlong: {self.overlong}; expected {least} to {most}"
+                f"overlong_buffer: found {buffer}, expected {least} to {most} with overlong: {self.overlong}"
             )
         if self.lora is not None and self.lora.dropout > 0:
             raise ValueError("lora.dropout: the trainer would disagree with the engine; set it to 0 in an RL stage")
