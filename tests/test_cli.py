@@ -118,6 +118,11 @@ def test_no_command_shows_the_help(run: Run) -> None:
         (["eval", "tiny", "--bench", "easy-vqa", "--blind", "--swapped"], ["--blind withholds", "choose one"]),
         (["report", "."], ["holds no results", "xreasoner eval"]),
         (["train", "demo", "--set", "evaluation.others=[easy-vq]"], ["easy-vq", "did you mean 'easy-vqa'"]),
+        (["train", "demo", "--dry-run", "--set", "evaluation.others=[easy-vq]"], ["did you mean 'easy-vqa'"]),
+        (
+            ["train", "demo", "--set", "stages.sft+rl.data=[{source: rows, n: 1, options: {path: no.jsonl}}]"],
+            ["stages.sft+rl.data.0", "no.jsonl: no such file"],
+        ),
         (["plan", "demo", "--gpus", "8", "--memory", "lots"], ["--memory", "'lots'", "40GB"]),
         (["plan", "demoo", "--gpus", "8", "--memory", "40GB"], ["did you mean 'demo'"]),
         (["data", "show", "demo", "--set", "stages.sft.data.0.source=tini"], ["tini", "did you mean 'tiny'"]),

@@ -209,8 +209,9 @@ def test_cards_are_known_by_their_memory() -> None:
     assert Machine.of(2, "40GB").name == "A100 40GB"
     assert Machine.of(2, "80GiB").name == "H100 80GB"
     assert Machine.of(2, "22").memory == 22e9
-    with pytest.raises(UserError, match="such as 40GB"):
-        Machine.of(2, "plenty")
+    for size in ("plenty", "-5GB", "0", "nan", "inf"):
+        with pytest.raises(UserError, match="such as 40GB"):
+            Machine.of(2, size)
 
 
 def test_rollouts_from_servers_leave_the_cards_to_training() -> None:

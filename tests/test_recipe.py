@@ -41,6 +41,17 @@ def test_there_are_recipes() -> None:
         ("stages.nothing.lr=3", "no item 'nothing'"),
         ("stages.sft.lr=1e-3", r"unknown field; it belongs under optimiser: optimiser\.lr"),
         ("stages.sft.epochs=.inf", "epochs: Input should be a finite number"),
+        ("stages.sft.optimiser.betas=[0.9, 1.5]", r"betas\.1: Input should be less than 1; found 1.5"),
+        ("stages.sft.lora.targets=[]", "lora.targets: .*at least 1 item"),
+        ("stages.sft.exit_text=Enough.", "exit_text: found 'Enough.', expected a text with </think>"),
+        ("stages.sft+rl.exit_text=Enough.", "exit_text: found 'Enough.', expected a text with </think>"),
+        ("stages.sft+rl.overlong=penalise", "overlong_buffer: found 0, expected 1 to 184"),
+        ("stages.sft+rl.overlong_buffer=9", "overlong_buffer: found 9, expected 0 to 0 with overlong: keep"),
+        ("stages.sft+rl.rollouts.urls=[node1:8000]", r"urls\.0: .*http.*found 'node1:8000'"),
+        ("evaluation.base_prompt=breif", "did you mean 'brief'"),
+        ("evaluation.seed=-1", "evaluation.seed: .*greater than or equal to 0"),
+        ("seed=-1", "seed: .*greater than or equal to 0; found -1"),
+        ("seed=99999999999999999999", "seed: Input should be less than 536870912"),
         ("name=[", "expected a YAML value"),
         ("seed", "expected key=value"),
     ],
@@ -56,6 +67,17 @@ def test_what_is_no_yaml_is_one_line_with_its_place(tmp_path: Path) -> None:
     with pytest.raises(RecipeError, match=r"mine\.yaml: line 3: not YAML") as caught:
         load_recipe(str(path))
     assert "\n" not in str(caught.value)
+
+
+def test_a_key_twice_and_an_endless_alias_are_refused(tmp_path: Path) -> None:
+    path = tmp_path / "mine.yaml"
+    for text, message in (
+        ("name: a\nmodel: b\nname: c\n", "line 3: not YAML: 'name' stands twice"),
+        ("a: &a [*a]\n", "not YAML"),
+    ):
+        path.write_text(text)
+        with pytest.raises(RecipeError, match=message):
+            load_recipe(str(path))
 
 
 def test_an_unknown_recipe_names_the_nearest() -> None:

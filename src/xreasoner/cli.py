@@ -6,6 +6,7 @@ import errno
 import json
 import signal
 import sys
+import warnings
 from collections.abc import Iterable
 from dataclasses import asdict
 from pathlib import Path
@@ -88,16 +89,17 @@ def train(
     from xreasoner.progress import Screen, matrix
     from xreasoner.recipe import load_recipe
     from xreasoner.training import parallel
-    from xreasoner.training.run import run_recipe
+    from xreasoner.training.run import known_sources, run_recipe
 
     wanted = load_recipe(recipe, set_ or [])
     _quiet(wanted.model)
+    known_benches(wanted.evaluation)
     if dry_run:
         from xreasoner import showing
 
         _print(showing.dry_run(wanted))
         return
-    known_benches(wanted.evaluation)
+    known_sources(wanted, out)
     measured = wanted.evaluation.measures
     with Screen() as screen:
         with parallel.world():
@@ -581,6 +583,7 @@ def _terminated(number: int, frame: FrameType | None) -> None:
 def main() -> None:
     """Run a command; errors become one line and the exit code of their kind."""
     signal.signal(signal.SIGTERM, _terminated)
+    warnings.formatwarning = lambda message, *_: f"warning: {message}\n"
     sys.exit(run(sys.argv[1:]))
 
 

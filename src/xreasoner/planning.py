@@ -8,6 +8,7 @@ therefore an estimate: nothing is measured.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import lru_cache
@@ -204,7 +205,9 @@ class Machine:
         try:
             size = float(number)
         except ValueError:
-            raise UserError(f"--memory {memory!r}: expected a card's memory such as 40GB") from None
+            size = 0.0
+        if not 0 < size < math.inf:
+            raise UserError(f"--memory {memory!r}: expected a card's memory such as 40GB")
         name, flops, bandwidth = CARDS[min(CARDS, key=lambda known: abs(known - size))]
         return cls(gpus, size * GB, name, flops, bandwidth, price)
 

@@ -14,12 +14,18 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from xreasoner.errors import RecipeError
 from xreasoner.prompts import PROMPTS
+from xreasoner.trace import CLOSE
 
 
 class _Part(BaseModel):
     model_config = ConfigDict(
         extra="forbid", frozen=True, use_attribute_docstrings=True, populate_by_name=True, allow_inf_nan=False
     )
+
+
+Decay = Annotated[float, Field(ge=0, lt=1)]
+Seed = Annotated[int, Field(ge=0, lt=2**29)]
+"""Requests' seeds are made of it, and have 64 bits."""
 
 
 class DataEntry(_Part):
@@ -52,7 +58,7 @@ class AdamW(_Part):
     """Share of the steps over which the rate rises from 0."""
     weight_decay: float = Field(0.0, ge=0)
     """Decoupled weight decay."""
-    betas: tuple[float, float] = (0.9, 0.999)
+    betas: tuple[Decay, Decay] = (0.9, 0.999)
     """Decay of the first and second moments."""
     clip: float = Field(1.0, gt=0)
     """Largest gradient norm."""
@@ -67,7 +73,9 @@ class LoRA(_Part):
     """Their scale is alpha / rank."""
     dropout: float = Field(0.0, ge=0, lt=1)
     """Of their input."""
-    targets: tuple[str, ...] = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+    targets: tuple[str, ...] = Field(
+        ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"), min_length=1
+    )
     """Which layers of each block."""
 
 
@@ -131,11 +139,16 @@ class SFTStage(_Stage):
     kl_to_base: float = Field(0.0, ge=0)
     """Weight of KL(start ‖ model) on the learnt tokens, with the stage's start as the reference."""
 
+    @model_validator(mode="after")
+    def _closes(self) -> SFTStage:
+        _check_exit_text(self.exit_text)
+        return self
+
 
 class Servers(_Part):
     """vLLM servers that make an RL stage's rollouts, and load its weights from files after each step."""
 
-    urls: tuple[str, ...] = Field(min_length=1)
+    urls: tuple[Annotated[str, Field(pattern=r"^https?://[^/]+")], ...] = Field(min_length=1)
     """Their addresses, up to and including /v1."""
     max_staleness: int = Field(0, ge=0, le=1)
     """Steps by which a reply's weights may be behind; 1: the next step's replies are made while this one trains."""
@@ -201,6 +214,14 @@ class RLStage(_Stage):
 
     @model_validator(mode="after")
     def _consistent(self) -> RLStage:
+        _check_exit_text(self.exit_text)
+        longest = self.thinking_budget + self.answer_budget
+        least, most = (1, longest) if self.overlong == "penalise" else (0, 0)
+        buffer = self.overlong_buffer
+        if not least <= buffer <= most:
+            raise ValueError(
+                f"overlong_buffer: found {buffer}, expected {least} to {most} with overlong: {self.overlong}"
+            )
         if self.lora is not None and self.lora.dropout > 0:
             raise ValueError("lora.dropout: the trainer would disagree with the engine; set it to 0 in an RL stage")
         if self.rollouts is not None and self.rollouts.max_staleness > 0 and self.correction == "none":
@@ -237,12 +258,17 @@ class Evaluation(_Part):
     """The prompt under which the base, and reading, is asked."""
     n: int = Field(500, gt=0)
     """Items of each benchmark."""
-    seed: int = 0
+    seed: Seed = 0
     """Which items."""
     thinking_budget: int = Field(4096, gt=0)
     """Tokens until the thought is closed."""
     answer_budget: int = Field(64, gt=0)
     """Tokens after it."""
+
+    @model_validator(mode="after")
+    def _known_prompt(self) -> Evaluation:
+        _check_prompt(self.base_prompt)
+        return self
 
     @property
     def measures(self) -> bool:
@@ -257,7 +283,7 @@ class Recipe(_Part):
     """The recipe's name."""
     model: str
     """The base: a registered name, a folder or a hub id."""
-    seed: int = 0
+    seed: Seed = 0
     """Of data order, sampling and initial states."""
     stages: tuple[Stage, ...] = Field(min_length=1)
     """In order."""
@@ -290,6 +316,11 @@ def _check_prompt(name: str) -> None:
         raise ValueError(f"unknown prompt {name!r}; {_nearest(name, list(PROMPTS))}")
 
 
+def _check_exit_text(text: str) -> None:
+    if CLOSE not in text:
+        raise ValueError(f"exit_text: found {text!r}, expected a text with {CLOSE}, which closes the thought")
+
+
 def _nearest(name: str, known: Sequence[str]) -> str:
     close = difflib.get_close_matches(name, known, n=1)
     return (f"did you mean {close[0]!r}? " if close else "") + "known: " + ", ".join(sorted(known))
@@ -309,21 +340,32 @@ def load_recipe(name: str, overrides: Sequence[str] = ()) -> Recipe:
     if not path.is_file():
         raise RecipeError(f"recipe {name!r}: no such file, nor a shipped recipe; {_nearest(name, list(recipes))}")
     try:
-        raw = yaml.safe_load(path.read_text(encoding="utf-8"))
+        raw = _unshared(yaml.load(path.read_text(encoding="utf-8"), _Once))
     except yaml.MarkedYAMLError as error:
         line = error.problem_mark.line + 1 if error.problem_mark else 1
         raise RecipeError(f"recipe {path}: line {line}: not YAML: {error.problem}") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
         raise RecipeError(f"recipe {path}: not YAML: {str(error).splitlines()[0]}") from error
     if not isinstance(raw, dict):
         raise RecipeError(f"recipe {path}: found {type(raw).__name__}, expected a mapping of fields")
-    raw = _unshared(raw)
     for override in overrides:
         _override(raw, override)
     try:
         return Recipe.model_validate(raw)
     except ValidationError as error:
         raise RecipeError(f"recipe {path}: {_first(error)}") from None
+
+
+class _Once(yaml.SafeLoader):
+    """YAML in which a mapping has each key once; by itself the last one wins, silently."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen: set[str] = set()
+        for key, _ in node.value:
+            if key.value in seen:
+                raise yaml.MarkedYAMLError(problem=f"{key.value!r} stands twice", problem_mark=key.start_mark)
+            seen.add(str(key.value))
+        return super().construct_mapping(node, deep)
 
 
 def _unshared(raw: Any) -> Any:

@@ -131,6 +131,12 @@ def test_a_model_without_a_tower_that_is_known_is_not_trained(loaded: Loaded) ->
         freeze(loaded.model.model.language_model)
 
 
+def test_more_frozen_layers_than_there_are_is_a_mistake(loaded: Loaded) -> None:
+    layers = len(loaded.model.model.language_model.layers)
+    with pytest.raises(UserError, match=f"lower_layers_frozen: found {layers}, expected less than"):
+        freeze(loaded.model, lower_layers=layers)
+
+
 def test_freezing_names_the_tower_and_the_lower_layers(loaded: Loaded) -> None:
     frozen = dict(freeze(loaded.model, lower_layers=2))
     still = {name for name, parameter in loaded.model.named_parameters() if not parameter.requires_grad}

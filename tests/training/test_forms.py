@@ -186,7 +186,8 @@ def test_places_of_groups_that_teach_nothing_are_filled_again(random_folder: Pat
 
 @pytest.mark.parametrize("policy", ["keep", "mask", "penalise"])
 def test_overlong_replies_follow_the_policy(random_folder: Path, tmp_path: Path, policy: str) -> None:
-    changes = {"overlong": policy, "overlong_buffer": 10, "thinking_budget": 4, "answer_budget": 4}
+    buffer = 8 if policy == "penalise" else 0
+    changes = {"overlong": policy, "overlong_buffer": buffer, "thinking_budget": 4, "answer_budget": 4}
     stage = coin(tmp_path, tmp_path, rl=changes).stages[1]
     assert isinstance(stage, RLStage)
     loaded = load(str(random_folder))
@@ -195,7 +196,7 @@ def test_overlong_replies_follow_the_policy(random_folder: Path, tmp_path: Path,
     assert cut
     for rollout in cut:
         assert any(rollout.free) == (policy != "mask")
-        assert rollout.reward == pytest.approx(0.0 if policy != "penalise" else -min(1.0, (len(rollout.free) + 2) / 10))
+        assert rollout.reward == pytest.approx(0.0 if policy != "penalise" else -len(rollout.free) / 8)
         assert rollout.completion.version == 3
 
 

@@ -379,5 +379,10 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_it_used(tmp_path: Path
     assert rest is not None
     assert (rest["kept"], rest["step"], found["value"].tolist()) == (2, 2, [2.0] * 3)
     (tmp_path / "step-000003" / "sha256.json").unlink()  # cut short between files: no proof, no checkpoint
-    with pytest.warns(UserWarning, match="step-000003 is damaged"):
+    with pytest.warns(UserWarning, match="step-000003 is damaged.*the one before it is used"):
         assert checkpoints.load(tmp_path, found) is not None
+    (tmp_path / "step-000002" / "rank-0.pt").unlink()
+    with pytest.warns(UserWarning, match="is damaged") as said:
+        assert checkpoints.load(tmp_path, found) is None
+    assert "step-000002 is damaged" in str(said[-1].message)
+    assert "none before it, so the stage begins anew" in str(said[-1].message)

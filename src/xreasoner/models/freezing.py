@@ -30,6 +30,9 @@ def freeze(model: Any, lower_layers: int = 0, embeddings: bool = False, lora: bo
             f"a model of type {model.config.model_type!r} names no tensor {VISION!r}, so its vision tower could not be "
             "frozen; expected one of the Qwen-VL families to train"
         )
+    layers = model.config.text_config.num_hidden_layers
+    if lower_layers >= layers:
+        raise UserError(f"lower_layers_frozen: found {lower_layers}, expected less than the model's {layers} layers")
     low = tuple(f"language_model.layers.{index}." for index in range(lower_layers))
     low += ("embed_tokens.",) if embeddings else ()
     frozen = []

@@ -5,6 +5,8 @@ from __future__ import annotations
 import copy
 from typing import Any
 
+from torch.nn import Linear
+
 from xreasoner.errors import RecipeError
 from xreasoner.recipe import LoRA
 
@@ -17,10 +19,11 @@ def adapt(model: Any, settings: LoRA) -> None:
     from peft import LoraConfig, inject_adapter_in_model
 
     language = model.model.language_model
-    names = {name.rpartition(".")[2] for name, _ in language.layers.named_modules()}
+    modules = language.layers.named_modules()
+    names = {name.rpartition(".")[2] for name, module in modules if isinstance(module, Linear)}
     unknown = [target for target in settings.targets if target not in names]
     if unknown:
-        raise RecipeError(f"lora.targets: no layer is named {unknown[0]!r}; known: {', '.join(sorted(names - {''}))}")
+        raise RecipeError(f"lora.targets: no linear layer is named {unknown[0]!r}; known: {', '.join(sorted(names))}")
     model.requires_grad_(False)
     inject_adapter_in_model(
         LoraConfig(

@@ -101,11 +101,14 @@ def clear(folder: Path) -> None:
 
 
 def _newest(folder: Path) -> Path | None:
-    for path in reversed(_numbered(folder)):
+    found = _numbered(folder)
+    while found:
+        path = found.pop()
         damaged = _damage(path)
         if damaged is None:
             return path
-        warnings.warn(f"checkpoint {path} is damaged ({damaged}); the one before it is used", stacklevel=2)
+        instead = "the one before it is used" if found else "there is none before it, so the stage begins anew"
+        warnings.warn(f"checkpoint {path} is damaged ({damaged}); {instead}", stacklevel=2)
     return None
 
 

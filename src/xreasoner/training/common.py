@@ -228,13 +228,16 @@ class Journal:
 
 
 def _lines(path: Path) -> list[dict[str, Any]]:
-    """The whole lines of a JSONL file; a last line that a kill cut short is left out."""
+    """The whole lines of a JSONL file; a last line that a kill cut short is left out, and all after a damaged one."""
     found = []
     for line in path.read_text().splitlines() if path.exists() else []:
         try:
-            found.append(json.loads(line))
+            read = json.loads(line)
         except json.JSONDecodeError:
             break
+        if not isinstance(read, dict) or "step" not in read:
+            break
+        found.append(read)
     return found
 
 

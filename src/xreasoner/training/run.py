@@ -129,6 +129,17 @@ def source(entry: DataEntry) -> Source:
     return found
 
 
+def known_sources(recipe: Recipe, out: Path) -> None:
+    """Raise `UserError` for data of a later stage that nobody could read, before the first one is trained."""
+    for stage in recipe.stages:
+        if not read_json(out / stage.name / "manifest.json").get("done"):
+            for k, entry in enumerate(stage.data):
+                try:
+                    source(entry)
+                except UserError as error:
+                    raise UserError(f"stages.{stage.name}.data.{k}: {error}") from None
+
+
 def check(stage: SFTStage | RLStage, problems: Sequence[Problem]) -> None:
     """No picture and no foreign domain enters post-training. Raises `RecipeError` that names the problem."""
     for problem in problems:
@@ -207,6 +218,8 @@ def read_json(path: Path) -> dict[str, Any]:
     """A JSON file's mapping, or {} when there is none. Raises `CheckpointError` for one that is damaged."""
     try:
         found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+        if not isinstance(found, dict):
+            raise ValueError(f"found {type(found).__name__}, expected an object")
     except ValueError as error:
         raise CheckpointError(f"{path} is damaged ({error}); restore it, or choose another --out") from None
     return found
