@@ -53,6 +53,8 @@ def test_a_curriculum_grows_harder() -> None:
         ({"families": ["chain_sums"]}, "families.chain_sums: unknown family; did you mean 'chain_sum'"),
         ({"families": {"gcd": {"wieght": 2}}}, "families.gcd.wieght: unknown field; did you mean 'weight'"),
         ({"families": {"gcd": {"weight": 0}}}, "families.gcd.weight: found 0"),
+        ({"families": {"gcd": 2}}, "families.gcd: found 2, expected a mapping of weight"),
+        ({"families": {"gcd": {"config": "hard"}}}, "families.gcd.config: found 'hard', expected a mapping"),
         ({"families": {"gcd": {"levels": [2, 1]}}}, r"families.gcd.levels: found \[2, 1\]"),
         ({"families": {"gcd": {"config": {"no_such": 1}}}}, "families.gcd: refused its settings.*no_such"),
     ],

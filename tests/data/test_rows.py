@@ -50,6 +50,9 @@ def test_a_row_with_a_picture_is_marked(tmp_path: Path) -> None:
         ({"gold": ""}, "rows.jsonl:1: field 'gold'.*expected text"),
         ({"answer_type": "essay"}, "answer_type.*'essay'.*expected one of"),
         ({"options": "yes"}, "options.*'yes'.*expected a list"),
+        ({"options": [{"a": 1}]}, "options.*'a'.*expected a list"),
+        ({"meta": "{"}, "meta.*'{'.*expected a mapping"),
+        ({"gold": "many"}, "rows.jsonl:1: its gold cannot be judged.*answer_type is 'integer'"),
     ],
 )
 def test_wrong_fields_are_named(tmp_path: Path, row: dict[str, Any], message: str) -> None:

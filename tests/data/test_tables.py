@@ -61,6 +61,7 @@ def test_a_folder_is_read_by_its_card_or_by_names(tmp_path: Path) -> None:
         ("x.jsonl", b'{"a": 1}\n{"a"', "x.jsonl:2: not JSON"),
         ("x.jsonl", b'{"a": 1}\n\xff\n', "x.jsonl:2: not (UTF-8|JSON)"),
         ("x.jsonl", b"3\n", "x.jsonl:1: found int, expected an object"),
+        ("x.jsonl", b"[" * 100_000, "x.jsonl:1: its JSON is nested too deep"),
         ("x.json", b'[{"a": 1}, 2]', "x.json: item 2: found int"),
         ("x.json", b'[{"a": 1}', "x.json: not JSON"),
         ("x.csv", b"a,b\n1\n", "x.csv:2: found another number of columns"),

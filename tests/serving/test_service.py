@@ -111,7 +111,12 @@ def test_the_official_client_asks(service: Background, reasoner: Reasoner) -> No
     assert reply.usage.completion_tokens == expected.usage.thought_tokens + expected.usage.answer_tokens
 
 
-def test_the_official_client_streams(service: Background, reasoner: Reasoner) -> None:
+def test_the_official_client_streams(service: Background, reasoner: Reasoner, monkeypatch: pytest.MonkeyPatch) -> None:
+    engine: Any = reasoner.engine
+    step = engine.step
+    monkeypatch.setattr(
+        engine, "step", lambda: time.sleep(0.005) or step()
+    )  # as a larger model's; tiny is done at once
     with client(service) as there:
         stream = there.chat.completions.create(
             model="tiny",

@@ -65,8 +65,8 @@ def procedural(options: dict[str, Any]) -> Procedural:
         raise RecipeError(
             f"data.options: found {options!r:.200}, expected families: a list of names, or a mapping of names"
         )
-    settings = families if isinstance(families, dict) else {name: {} for name in families}
-    return Procedural([_family(str(name), given or {}) for name, given in settings.items()])
+    settings = families.items() if isinstance(families, dict) else [(name, {}) for name in families]
+    return Procedural([_family(str(name), {} if given is None else given) for name, given in settings])
 
 
 def _family(name: str, given: Any) -> Family:
@@ -74,20 +74,25 @@ def _family(name: str, given: Any) -> Family:
     if name not in DATASETS:
         raise RecipeError(f"{where}: unknown family; {nearest(name, DATASETS)}")
     known = ("weight", "level", "levels", "config")
+    if not isinstance(given, dict):
+        raise RecipeError(f"{where}: found {given!r:.200}, expected a mapping of {', '.join(known)}")
     for key in given:
         if key not in known:
             raise RecipeError(f"{where}.{key}: unknown field; {nearest(key, known)}")
     weight, levels = given.get("weight", 1.0), given.get("levels", given.get("level"))
+    config = given.get("config") or {}
+    if not isinstance(config, dict):
+        raise RecipeError(f"{where}.config: found {config!r:.200}, expected a mapping of the family's settings")
     if not isinstance(weight, int | float) or weight <= 0:
         raise RecipeError(f"{where}.weight: found {weight!r}, expected a number above 0")
     if levels is None:
-        return Family(name, weight, None, given.get("config", {}))
+        return Family(name, weight, None, config)
     if name not in CURRICULA:
         raise RecipeError(f"{where}: has no curriculum; leave out level and levels")
     pair = tuple(levels) if isinstance(levels, list) else (levels, levels)
     if len(pair) != 2 or not all(isinstance(k, int) and k >= 0 for k in pair) or pair[0] > pair[1]:
         raise RecipeError(f"{where}.levels: found {levels!r}, expected [first, last] with 0 ≤ first ≤ last")
-    return Family(name, weight, (pair[0], pair[1]), given.get("config", {}))
+    return Family(name, weight, (pair[0], pair[1]), config)
 
 
 def shares(weights: list[float], n: int) -> list[int]:

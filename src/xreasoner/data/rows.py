@@ -10,6 +10,7 @@ a system's before them if there is one. `gold` and `answer_type` as above, for R
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections.abc import Mapping
 from typing import Any, get_args
@@ -64,7 +65,11 @@ def _options(row: Row) -> tuple[str, ...]:
     found = row.values.get("options")
     if found is None:
         return ()
-    if not isinstance(found, list) or len(found) > len(LABELS):
+    if (
+        not isinstance(found, list)
+        or len(found) > len(LABELS)
+        or not all(isinstance(o, str | int | float) for o in found)
+    ):
         raise row.wrong("options", found, f"a list of at most {len(LABELS)} texts")
     return tuple(map(str, found))
 
@@ -81,7 +86,8 @@ def _label(row: Row, gold: str, options: tuple[str, ...]) -> str:
 def _meta(row: Row) -> Mapping[str, Any]:
     found = row.values.get("meta") or {}
     if isinstance(found, str):  # Parquet has no free mappings
-        found = json.loads(found)
+        with contextlib.suppress(json.JSONDecodeError):
+            found = json.loads(found)
     if not isinstance(found, Mapping):
         raise row.wrong("meta", found, "a mapping")
     return found
@@ -111,7 +117,7 @@ def _turn(row: Row, field: str, turn: Any) -> tuple[str, str]:
         raise row.wrong(f"{field}.role", turn.get("role", turn.get("from")), f"one of {', '.join(_ROLES)}")
     text = turn.get("content", turn.get("value"))
     if isinstance(text, list) and all(isinstance(part, Mapping) and part.get("type") == "text" for part in text):
-        text = "".join(str(part["text"]) for part in text)
+        text = "".join(str(part.get("text", "")) for part in text)
     if not isinstance(text, str) or not text.strip():
         raise row.wrong(f"{field}.content", text, "text (post-training is text only)")
     thought = turn.get("reasoning_content") or turn.get("reasoning") or ""

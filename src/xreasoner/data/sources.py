@@ -8,6 +8,7 @@ from typing import Any, Literal, Protocol
 
 from xreasoner.data.tables import Row, Table
 from xreasoner.errors import DataError, RecipeError
+from xreasoner.grading import judge
 from xreasoner.problem import Problem
 from xreasoner.registry import nearest
 
@@ -50,7 +51,7 @@ class Rows:
     parse: Callable[[Row], tuple[Problem, str]]
 
     def problems(self, n: int, seed: int) -> list[Problem]:
-        return [self._solvable(row) for row in self.table.sample(n, seed)]
+        return [self._judgeable(row) for row in self.table.sample(n, seed)]
 
     def examples(self, n: int, seed: int, style: Style) -> list[Example]:
         rows = self.table.sample(n, seed)
@@ -63,6 +64,16 @@ class Rows:
         problem = self.parse(row)[0]
         if not problem.gold.strip():
             raise DataError(f"{row.where}: has no gold answer; expected one for RL, or for SFT with style: direct")
+        return problem
+
+    def _judgeable(self, row: Row) -> Problem:
+        """A problem whose gold the grader can compare with; without, no reply would ever be right."""
+        problem = self._solvable(row)
+        if problem.answer_type != "latex":  # which asks other processes, a while for each
+            verdict = judge(problem, f"<answer>{problem.gold}</answer>")
+            if verdict.outcome == "error":
+                kind = f"the row's answer_type is {problem.answer_type!r}; give the one that fits"
+                raise DataError(f"{row.where}: its gold cannot be judged: {verdict.note}; {kind}")
         return problem
 
     def _worked(self, row: Row) -> tuple[Problem, str]:
@@ -89,10 +100,13 @@ def table_of(options: Mapping[str, Any], default: str | None = None, own: tuple[
     for name in options:
         if name not in taken:
             raise RecipeError(f"data.options.{name}: unknown option; {nearest(name, taken)}")
+    for name in ("path", "config", "split", "revision"):
+        if not isinstance(options.get(name), str | int | float | None):
+            raise RecipeError(f"data.options.{name}: found {options[name]!r:.200}, expected a text")
     path = options.get("path", default)
     if not path:
         raise RecipeError("data.options.path: is missing; expected a file, a folder or a hub id")
-    config, revision = options.get("config"), options.get("revision")
+    config, revision = (None if options.get(k) is None else str(options[k]) for k in ("config", "revision"))
     table = Table(str(path), config, str(options.get("split", "train")), revision)
     table.check()
     return table

@@ -66,7 +66,7 @@ class Row:
 
     def optional(self, field: str) -> str:
         """A text, or "" where the field is missing or null."""
-        return "" if self.values.get(field) is None else str(self.values[field])
+        return "" if self.values.get(field) in (None, "") else self.text(field)
 
     def choice(self, field: str, known: Sequence[str]) -> str:
         """One of the known texts."""
@@ -137,9 +137,8 @@ def fetch(name: str, config: str | None = None, revision: str | None = None) -> 
     patterns = [f"*{kind}" for kind in KINDS]
     try:
         with contextlib.suppress(RemoteEntryNotFoundError):  # a data set without a card
-            parts = _configs(Path(hf_hub_download(name, "README.md", repo_type="dataset", revision=revision)))
-            chosen = [files for key, splits in parts.items() if config in (None, key) for files in splits.values()]
-            patterns = [pattern for files in chosen for pattern in files] or patterns
+            card = Path(hf_hub_download(name, "README.md", repo_type="dataset", revision=revision))
+            patterns = [pattern for files in _splits(card, config).values() for pattern in files] or patterns
         wanted = [*patterns, "README.md"]
         return Path(snapshot_download(name, repo_type="dataset", revision=revision, allow_patterns=wanted))
     except OSError as error:
@@ -171,10 +170,15 @@ def _configs(card: Path) -> dict[str, dict[str, list[str]]]:
     return found
 
 
+def _splits(card: Path, config: str | None) -> dict[str, list[str]]:
+    """{split: patterns} of a configuration; of the default one, or else the first, when None."""
+    configs = _configs(card)
+    return configs.get(config or "default") or (next(iter(configs.values()), {}) if config is None else {})
+
+
 def _named_by_card(folder: Path, config: str | None, split: str) -> list[Path]:
-    configs = _configs(folder / "README.md")
-    chosen = configs.get(config or "default") or (next(iter(configs.values()), {}) if config is None else {})
-    return sorted({path for pattern in chosen.get(split, []) for path in folder.glob(pattern) if path.suffix in KINDS})
+    chosen = _splits(folder / "README.md", config).get(split, [])
+    return sorted({path for pattern in chosen for path in folder.glob(pattern) if path.suffix in KINDS})
 
 
 def _named_by_split(folder: Path, config: str | None, split: str) -> list[Path]:
@@ -236,6 +240,8 @@ def _parsed(where: str, data: bytes) -> Any:
         raise DataError(f"{where}: not UTF-8: {error.reason} at byte {error.start}; expected JSON") from None
     except json.JSONDecodeError as error:
         raise DataError(f"{where}: not JSON: {error.msg} at column {error.colno}") from None
+    except RecursionError:
+        raise DataError(f"{where}: its JSON is nested too deep to be read; expected an object of texts") from None
 
 
 def _object(where: str, value: Any) -> dict[str, Any]:
@@ -273,8 +279,15 @@ def _parquet_file(path: Path) -> Any:
 
 
 def _parquet(path: Path) -> Iterator[Row]:
+    import pyarrow
+
     number = 0
-    for batch in _parquet_file(path).iter_batches(batch_size=256):
-        for values in batch.to_pylist():
-            number += 1
-            yield Row(f"{path}: row {number}", values)
+    try:
+        for batch in _parquet_file(path).iter_batches(batch_size=256):
+            for values in batch.to_pylist():
+                number += 1
+                yield Row(f"{path}: row {number}", values)
+    except (pyarrow.ArrowException, OSError) as error:
+        if getattr(error, "errno", None) is not None:  # the disk's own refusal, not the file's contents
+            raise
+        raise DataError(f"{path}: damaged Parquet after row {number}: {str(error).splitlines()[0]}") from None
