@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from itertools import chain, cycle, islice
 from pathlib import Path
@@ -38,10 +39,12 @@ _CARRIED = ("precision", "name", "entry")
 
 @dataclass(frozen=True, slots=True)
 class _Sample:
-    """One sample of one problem that is to be run, and the fields of its row that are known before."""
+    """One sample of one problem that is to be run, the fields of its row that are known before, and its pictures'
+    files, which are written while it is answered."""
 
     problem: Problem
     fields: Row
+    images: Future[list[str]]
 
 
 @dataclass(slots=True)
@@ -49,6 +52,8 @@ class _Work:
     """What is asked for, and how far it is."""
 
     store: ResultStore
+    out: Path
+    writer: Executor
     base: Row
     sampling: Sampling
     samples: int
@@ -101,18 +106,19 @@ def evaluate(
     base = {"stage": stage, "model": model_hash, "condition": condition, "seed": seed}
     base["sampling"] = sampling_key(sampling)
     base |= {name: getattr(sampling, name) for name in ("thinking_budget", "answer_budget", "temperature")}
-    work = _Work(store, base, sampling, samples, prompt, pixels)
+    work = _Work(store, out, ThreadPoolExecutor(1), base, sampling, samples, prompt, pixels)
     todo = (each for bench in benches for each in _samples(work, bench, sets[bench], plans[bench]))
     first = list(islice(todo, 1))  # by now what is stored before it is counted, and the pace begins
     if progress:
         progress(work.done, total)
     in_a_row = 0
-    for sample, found in finished(engine, chain(first, todo)):
-        in_a_row = 0 if _keep(work, sample, found, out) else in_a_row + 1
-        if in_a_row >= GIVE_UP:
-            break
-        if progress:
-            progress(work.done, total)
+    with work.writer:
+        for sample, found in finished(engine, chain(first, todo)):
+            in_a_row = 0 if _keep(work, sample, found) else in_a_row + 1
+            if in_a_row >= GIVE_UP:
+                break
+            if progress:
+                progress(work.done, total)
     if work.failures and failures is None:
         raise _failed(work)
     if work.failures and failures is not None:
@@ -202,10 +208,15 @@ def _samples_of(work: _Work, bench: str, problem: Problem) -> Iterator[tuple[_Sa
         known = {**work.base, "key": key, "sample": k, "sample_seed": sampling.seed, "bench": bench, "prompt": prompt}
         known |= {"prompt_asked": work.prompt, "prompt_hash": asked, "picture_hashes": pictures}
         least, most = work.pixels
-        yield _Sample(problem, known), Request(messages, problem.images, 1, sampling, least, most)
+        images = work.writer.submit(_save, problem, pictures, work.out)
+        yield _Sample(problem, known, images), Request(messages, problem.images, 1, sampling, least, most)
 
 
-def _keep(work: _Work, sample: _Sample, found: list[Completion] | Exception, out: Path) -> bool:
+def _save(problem: Problem, hashes: Sequence[str], out: Path) -> list[str]:
+    return [save_picture(picture, out, hashed) for picture, hashed in zip(problem.images, hashes, strict=True)]
+
+
+def _keep(work: _Work, sample: _Sample, found: list[Completion] | Exception) -> bool:
     """Store a sample that was finished; False where it failed. Raises what is no `XReasonerError`: a defect of ours."""
     name = f"{sample.fields['bench']}/{sample.problem.id}"
     if isinstance(found, Exception):
@@ -216,8 +227,7 @@ def _keep(work: _Work, sample: _Sample, found: list[Completion] | Exception, out
     if found[0].exit == "aborted":
         work.failures.append(f"item {name}: its sample {sample.fields['sample']} was stopped before its end")
         return False
-    images = [save_picture(picture, out) for picture in sample.problem.images]
-    work.store.append([_row(sample, found[0], images)])
+    work.store.append([_row(sample, found[0], sample.images.result())])
     work.done += 1
     return True
 

@@ -8,6 +8,7 @@ import io
 import json
 import os
 import time
+import zlib
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -174,16 +175,18 @@ def _line(row: Row) -> bytes:
         return json.dumps(row).encode() + b"\n"
 
 
-def save_picture(picture: Image, out: Path) -> str:
+def save_picture(picture: Image, out: Path, hashed: str | None = None) -> str:
     """Write a picture as out/images/<sha16>.png, unless it is there, and return "images/<sha16>.png".
 
-    The name is a hash of mode, size and pixels, so equal pictures are one file.
+    The name is a hash of mode, size and pixels (hashed: it is known), so equal pictures are one file.
     """
-    name = f"images/{picture_hash(picture)}.png"
+    name = f"images/{hashed or picture_hash(picture)}.png"
     path = out / name
     if not path.exists():
         buffer = io.BytesIO()
-        picture.save(buffer, format="PNG")
+        picture.save(
+            buffer, format="PNG", compress_level=1, compress_type=zlib.Z_RLE
+        )  # as small, in a third of the time
         aside = path.with_suffix(f".{os.getpid()}.part")
         try:
             path.parent.mkdir(parents=True, exist_ok=True)

@@ -164,10 +164,9 @@ def in_parts(function: Callable[..., tuple[Tensor, Tensor]], rows: int, *tensors
     return torch.stack([one for one, _ in found]).sum(), torch.stack([other for _, other in found]).sum()
 
 
-def entropy(logits_MV: Tensor) -> Tensor:
-    """Entropy [M] in nats; banned tokens have logit −∞."""
-    logprob_MV = torch.log_softmax(logits_MV, dim=-1)
-    return -(logprob_MV.exp() * logprob_MV.clamp_min(-1e30)).sum(-1)
+def entropy(logprob_MV: Tensor) -> Tensor:
+    """Entropy [M] in nats of log-probabilities; those of banned tokens are −∞."""
+    return -logprob_MV.clamp_min(-1e30).mul_(logprob_MV.exp()).sum(-1)
 
 
 @dataclass(frozen=True, slots=True)

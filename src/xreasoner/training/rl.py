@@ -327,12 +327,13 @@ class Scorer:
         logits_MV[:, list(self.banned)] = -torch.inf
         heated_MV = logits_MV if self.temperature == 1 else logits_MV / self.temperature
         chosen_M1 = chosen_M[:, None]
-        logprob_M = torch.log_softmax(heated_MV, dim=-1).gather(1, chosen_M1)[:, 0]
+        logprob_MV = torch.log_softmax(heated_MV, dim=-1)
+        logprob_M = logprob_MV.gather(1, chosen_M1)[:, 0]
         with torch.no_grad():
             plain_M = logprob_M
             if self.temperature != 1:
                 plain_M = torch.log_softmax(logits_MV, dim=-1).gather(1, chosen_M1)[:, 0]
-            entropy_M = losses.entropy(heated_MV)
+            entropy_M = losses.entropy(logprob_MV)
         return logprob_M, plain_M.detach(), entropy_M
 
 
