@@ -21,6 +21,7 @@ import sys
 import time
 import warnings
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -55,10 +56,12 @@ def requests(n: int, pictures: bool = True, seed: int = 1) -> list[Request]:
     return [Request(chat_messages(p, "brief"), p.images, 1, sampling) for p in problems]
 
 
-def ours(loaded: Loaded, work: Sequence[Request], together: int = TOGETHER) -> tuple[float, list[tuple[int, ...]]]:
-    """The engine, at most `together` at a time."""
+def ours(
+    loaded: Loaded, work: Sequence[Request], together: int = TOGETHER, engine: TorchEngine | None = None
+) -> tuple[float, list[tuple[int, ...]]]:
+    """The engine (a new one, if none is given), at most `together` at a time."""
     begin = time.perf_counter()
-    groups = TorchEngine(loaded, max_rows=together).generate(work)
+    groups = (engine or TorchEngine(loaded, max_rows=together)).generate(work)
     return time.perf_counter() - begin, [completion.token_ids for group in groups for completion in group]
 
 
@@ -239,15 +242,17 @@ def alone(loaded: Loaded, rounds: int) -> dict[str, Any]:
 
 
 def samples(loaded: Loaded, rounds: int) -> dict[str, Any]:
-    """One token a sample, so that what is measured is the prompt."""
+    """One token a sample, so that what is measured is the prompt. One engine for all, as a service has."""
+    engine = TorchEngine(loaded, max_rows=TOGETHER)
     (problem,) = benchmarks.cell("clinical", "image", 1, 1)
     messages = chat_messages(problem, "brief")
     pictures = [image.resize((224, 224)) for image in problem.images]
     sampling = Sampling(temperature=0.0, thinking_budget=1, answer_budget=0)
     together = [Request(messages, pictures, 8, sampling)]
     apart = [Request(messages, pictures, 1, sampling)] * 8
+    one, other = (partial(ours, loaded, work, engine=engine) for work in (together, apart))
     name = "8 samples of a prompt with a picture, against 8 requests"
-    return compare(name, 4.0, 4 * rounds, lambda: ours(loaded, together), lambda: ours(loaded, apart), "s")
+    return compare(name, 4.0, 4 * rounds, one, other, "s")
 
 
 def service(loaded: Loaded, rounds: int) -> dict[str, Any]:

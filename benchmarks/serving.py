@@ -23,8 +23,6 @@ from collections import Counter
 from random import Random
 from typing import Any
 
-import httpx2
-
 from xreasoner.engines.driving import finished
 from xreasoner.reasoner import Reasoner
 
@@ -64,38 +62,41 @@ async def load(url: str, answers: dict[str, str], clients: int, seconds: float) 
     latencies: list[float] = []
     wrong: list[str] = []
     tokens, asked, end = 0, list(answers), time.monotonic() + seconds
-    limits = httpx2.Limits(max_connections=None)
-    async with httpx2.AsyncClient(timeout=httpx2.Timeout(120.0), limits=limits) as http:
+    host = url.removeprefix("http://")
 
-        async def one(mine: int) -> None:
-            nonlocal tokens
-            rng = Random(mine)
-            while time.monotonic() < end:
-                question = rng.choice(asked)
-                body = {"messages": [{"role": "user", "content": question}], "prompt": "default"}
-                begun = time.monotonic()
-                try:
-                    reply = await http.post(url + "/v1/chat/completions", json=body)
-                except httpx2.HTTPError as error:
-                    statuses[type(error).__name__] += 1
-                    continue
-                statuses[str(reply.status_code)] += 1
-                if reply.status_code == 429:
-                    await asyncio.sleep(float(reply.headers["retry-after"]))
-                    continue
-                if reply.status_code != 200:
-                    wrong.append(reply.text[:200])
-                    continue
-                found = reply.json()
-                said = found["choices"][0]["message"]
-                latencies.append(time.monotonic() - begun)
-                tokens += found["usage"]["completion_tokens"]
-                if said["content"] + "\n" + (said["reasoning"] or "") != answers[question]:
-                    wrong.append(f"{question} → {said}")
+    async def one(mine: int) -> None:
+        nonlocal tokens
+        rng, connection = Random(mine), None
+        while time.monotonic() < end:
+            question = rng.choice(asked)
+            body = {"messages": [{"role": "user", "content": question}], "prompt": "default"}
+            begun = time.monotonic()
+            try:
+                connection = connection or await asyncio.open_connection(*host.split(":"))
+                status, headers, content = await post(*connection, host, json.dumps(body).encode())
+            except (OSError, EOFError) as error:
+                statuses[type(error).__name__] += 1
+                connection = None
+                continue
+            statuses[status] += 1
+            if status == "429":
+                await asyncio.sleep(float(headers["retry-after"]))
+                continue
+            if status != "200":
+                wrong.append(content[:200].decode())
+                continue
+            found = json.loads(content)
+            said = found["choices"][0]["message"]
+            latencies.append(time.monotonic() - begun)
+            tokens += found["usage"]["completion_tokens"]
+            if said["content"] + "\n" + (said["reasoning"] or "") != answers[question]:
+                wrong.append(f"{question} → {said}")
+        if connection:
+            connection[1].close()
 
-        begun = time.monotonic()
-        await asyncio.gather(*(one(k) for k in range(clients)))
-        spent = time.monotonic() - begun
+    begun = time.monotonic()
+    await asyncio.gather(*(one(k) for k in range(clients)))
+    spent = time.monotonic() - begun
     return {
         "clients": clients,
         "seconds": round(spent, 1),
@@ -107,6 +108,17 @@ async def load(url: str, answers: dict[str, str], clients: int, seconds: float) 
         "tokens": tokens,
         "tokens_per_s": round(tokens / spent, 1),
     }
+
+
+async def post(
+    reader: asyncio.StreamReader, writer: asyncio.StreamWriter, host: str, body: bytes
+) -> tuple[str, dict[str, str], bytes]:
+    """Status, headers and content. By hand: a client library takes as much of the processors as the service."""
+    head = f"POST /v1/chat/completions HTTP/1.1\r\nhost: {host}\r\ncontent-type: application/json\r\n"
+    writer.write(f"{head}content-length: {len(body)}\r\n\r\n".encode() + body)
+    first, *lines = (await reader.readuntil(b"\r\n\r\n")).decode().lower().split("\r\n")
+    headers = dict(line.split(": ", 1) for line in lines if line)
+    return first.split()[1], headers, await reader.readexactly(int(headers["content-length"]))
 
 
 def memory(pid: int) -> float:
