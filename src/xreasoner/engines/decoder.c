@@ -204,28 +204,30 @@ int64_t scratch_size(const Shape *s) {
   return BLOCK * (s->hidden + (2 * s->heads + 2 * s->groups) * s->width + 2 * s->inner) + s->columns + 8 * LANES;
 }
 
-/* One layer for at most BLOCK tokens of a unit. */
-static void block(const Shape *s, const Layer *layer, int64_t n, float *hidden, const int64_t *row,
+/* One layer for at most BLOCK tokens of a unit; of the first `idle` keys and values alone are wanted. */
+static void block(const Shape *s, const Layer *layer, int64_t n, int64_t idle, float *hidden, const int64_t *row,
                   const int64_t *column, const float *cosine, const float *sine, float *scratch) {
   const int64_t width = s->width, q_width = s->heads * width, k_width = s->groups * width;
   float *x = scratch, *q = x + BLOCK * s->hidden, *k = q + BLOCK * q_width, *v = k + BLOCK * k_width;
   float *mixed = v + BLOCK * k_width, *gate = mixed + BLOCK * q_width, *up = gate + BLOCK * s->inner;
   float *scores = up + BLOCK * s->inner;
   norm(n, s->hidden, hidden, layer->norm_in, s->eps, x);
-  product(n, q_width, s->hidden, x, layer->q, layer->q_bias, 0, q);
   product(n, k_width, s->hidden, x, layer->k, layer->k_bias, 0, k);
   product(n, k_width, s->hidden, x, layer->v, layer->v_bias, 0, v);
   for (int64_t i = 0; i < n; i++) {
-    turn(s->heads, width, q + i * q_width, cosine + i * width, sine + i * width);
     turn(s->groups, width, k + i * k_width, cosine + i * width, sine + i * width);
     keep(s, layer, row[i], column[i], k + i * k_width, v + i * k_width);
   }
-  for (int64_t i = 0; i < n; i++)
+  n -= idle, hidden += idle * s->hidden, row += idle, column += idle, cosine += idle * width, sine += idle * width;
+  product(n, q_width, s->hidden, x + idle * s->hidden, layer->q, layer->q_bias, 0, q);
+  for (int64_t i = 0; i < n; i++) {
+    turn(s->heads, width, q + i * q_width, cosine + i * width, sine + i * width);
     for (int64_t h = 0; h < s->heads; h++) {
       const int64_t group = row[i] * s->row + h / (s->heads / s->groups) * width * s->columns;
       const int64_t head = i * q_width + h * width;
       attend(s, q + head, layer->keys + group, layer->values + group, column[i] + 1, scores, mixed + head);
     }
+  }
   product(n, s->hidden, q_width, mixed, layer->o, 0, 1, hidden);
   norm(n, s->hidden, hidden, layer->norm_out, s->eps, x);
   product(n, s->inner, s->hidden, x, layer->gate, 0, 0, gate);
@@ -251,9 +253,12 @@ void forward(const Shape *s, const Layer *layers, const float *norm_weight, cons
     float *own = scratch + omp_get_thread_num() * size;
     for (const Layer *layer = layers; layer < layers + s->layers; layer++) {
       if (prefix) copy(s, layer, prefix, 0, row[begin]);
-      for (int64_t at = begin; at < end; at += BLOCK)
-        block(s, layer, end - at < BLOCK ? end - at : BLOCK, hidden + at * s->hidden, row + at, column + at,
+      const int64_t wanted = prompts && layer == layers + s->layers - 1 ? end - 1 : begin;
+      for (int64_t at = begin; at < end; at += BLOCK) {
+        const int64_t n = end - at < BLOCK ? end - at : BLOCK, before = wanted - at;
+        block(s, layer, n, before < 0 ? 0 : before < n ? before : n, hidden + at * s->hidden, row + at, column + at,
               cosine + at * s->width, sine + at * s->width, own);
+      }
       for (int64_t k = prompts ? copied[u] : 0; k < (prompts ? copied[u + 1] : 0); k++)
         copy(s, layer, column[end - 1] + 1, row[begin], copies[k]);
     }
