@@ -9,19 +9,25 @@ grading  the hard cases through our grader, math-verify alone, lm-eval's filters
 text     the same items through `xreasoner eval`'s code and lm-eval's hf backend at the batch size that suits it best
 image    the same items through ours, lmms-eval's Qwen2.5-VL, and transformers.generate in the loop that it and
          VLMEvalKit (one item at a time) use
+
+Ours and each peer take turns for ROUNDS rounds, each time in a fresh process that has answered WARM items before the
+clock starts. A ratio is taken within a round; the table has medians, and the ratios' smallest and largest.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import multiprocessing
 import os
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 ROOT = Path(__file__).parents[1]
@@ -31,6 +37,7 @@ CASES = ROOT / "tests" / "grading" / "extraction_examples.jsonl"
 MODEL, PROMPT, THINKING, ANSWER = "tiny", "brief", 160, 64
 THREADS = int(os.environ.get("THREADS") or os.cpu_count() or 1)
 SWEEP = (1, 8, 32, 64, 128)
+ROUNDS, WARM = 3, 64
 Result = dict[str, Any]
 
 
@@ -98,6 +105,12 @@ def accuracy(asked: Sequence[Any], replies: Sequence[str]) -> float:
     return sum(judge(problem, text).correct for problem, text in zip(asked, replies, strict=True)) / len(asked)
 
 
+def fresh(measure: Callable[..., Result], *given: Any) -> Result:
+    """`measure(*given)` in a process of its own."""
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
+        return pool.submit(measure, *given).result()
+
+
 def ours(bench: str, items: int) -> Result:
     """`xreasoner eval`'s own code on a fresh folder: generation, judging and storing. Loading is left out, and so is
     drawing the items, which the peers are handed.
@@ -114,15 +127,31 @@ def ours(bench: str, items: int) -> Result:
     named: Result = {"stage": "bench", "model_hash": "bench", "prompt": PROMPT, "seed": 0, "sampling": sampling}
     with tempfile.TemporaryDirectory() as folder:
         engine = TorchEngine(load(MODEL))
-        evaluate(engine, [bench], Path(folder) / "warm", n=min(8, items), **named)
+        evaluate(engine, [bench], Path(folder) / "warm", n=min(WARM, items), **named)
         start = time.perf_counter()
         problems(bench, items)
         drawing = time.perf_counter() - start
         start = time.perf_counter()
         rows = evaluate(engine, [bench], Path(folder) / "run", n=items, **named)
         seconds = time.perf_counter() - start - drawing
-    right = sum(row["correct"] for row in rows) / len(rows)
-    return {"items": len(rows), "seconds": seconds, "items_per_s": len(rows) / seconds, "accuracy": right}
+    return {"seconds": seconds, "accuracy": sum(row["correct"] for row in rows) / len(rows)}
+
+
+def rounds(asked: Sequence[Any], own: Callable[[], Result], peers: Mapping[str, Callable[[], Result]]) -> Result:
+    """Ours and the peers in turn: of each the median of items a second, and of the ratios to ours within a round."""
+    n, speeds, found = len(asked), dict[str, list[float]](), dict[str, Result]()
+    for _ in range(ROUNDS):
+        for name, measure in {"ours": own, **peers}.items():
+            run = measure()
+            right = run["accuracy"] if "accuracy" in run else accuracy(asked, run["replies"])
+            speeds.setdefault(name, []).append(n / run["seconds"])
+            found[name] = {"items": n, "accuracy": right}
+            print(f"{name}: {n / run['seconds']:.2f} items/s, {right:.1%} right", flush=True)
+    for name, entry in found.items():
+        ratios = [our / their for our, their in zip(speeds["ours"], speeds[name], strict=True)]
+        entry |= {"speeds": speeds[name], "items_per_s": median(speeds[name])}
+        entry |= {"ratio": median(ratios), "low": min(ratios), "high": max(ratios)}
+    return found
 
 
 def text(items: int, out: Path) -> Result:
@@ -134,37 +163,43 @@ def text(items: int, out: Path) -> Result:
     asked = problems(bench, items)
     rows = [{"prompt": render(problem, PROMPT), "gold": problem.gold} for problem in asked]
     given = {"model": find(MODEL), "max_new_tokens": THINKING + ANSWER, "threads": THREADS}
+
+    def lm_eval(batch: int, n: int) -> Result:
+        return peer("lm-eval", {**given, "rows": rows[:n], "batch": batch, "warm": min(WARM, n)})
+
     sweep = {}
     for size in (size for size in SWEEP if size <= items):
-        found = peer("lm-eval", {**given, "rows": rows[: min(items, max(64, size))], "batch": size})
-        sweep[size] = len(found["replies"]) / found["seconds"]
+        n = min(items, max(64, size))
+        sweep[size] = n / lm_eval(size, n)["seconds"]
         print(f"lm-eval, batch {size}: {sweep[size]:.2f} items/s", flush=True)
     best = max(sweep, key=lambda size: sweep[size])
-    whole = peer("lm-eval", {**given, "rows": rows, "batch": best})
-    theirs = _theirs(asked, whole, best)
-    return {"bench": bench, "ours": ours(bench, items), "lm-eval hf": {**theirs, "sweep": sweep}}
-
-
-def _theirs(asked: Sequence[Any], found: Mapping[str, Any], batch: int) -> Result:
-    speed = len(asked) / found["seconds"]
-    entry: Result = {"items": len(asked), "seconds": found["seconds"], "items_per_s": speed, "batch": batch}
-    return {**entry, "accuracy": accuracy(asked, found["replies"])}
+    found = rounds(
+        asked, lambda: fresh(ours, bench, items), {f"lm-eval hf, batch {best}": lambda: lm_eval(best, items)}
+    )
+    return {"bench": bench, "sweep": sweep, **found}
 
 
 def image(items: int, out: Path) -> Result:
     """Ours beside transformers.generate, one item after the other (VLMEvalKit) and in padded batches, and lmms-eval."""
     bench = "tiny-image-general"
     asked = problems(bench, items)
-    found: Result = {"bench": bench, "ours": ours(bench, items)}
-    few = asked[: min(items, 64)]
-    sweep = {size: len(few) / generate_loop(few, size)["seconds"] for size in SWEEP if size <= len(few)}
-    found["sweep"] = sweep
+
+    def lmms_eval(batch: int, n: int) -> Result:
+        with tempfile.TemporaryDirectory() as folder:
+            return peer("lmms-eval", _pictured(asked[:n], batch, Path(folder)))
+
+    sweep = {}
+    for size in (size for size in SWEEP if size <= items):
+        n = min(items, max(64, size))
+        sweep[size] = n / lmms_eval(size, n)["seconds"]
+        print(f"lmms-eval, batch {size}: {sweep[size]:.2f} items/s", flush=True)
     best = max(sweep, key=lambda size: sweep[size])
-    for size in sorted({1, best}):
-        found[f"transformers.generate, batch {size}"] = _theirs(asked, generate_loop(asked, size), size)
-    with tempfile.TemporaryDirectory() as folder:
-        found["lmms-eval"] = _theirs(asked, peer("lmms-eval", _pictured(asked, best, Path(folder))), best)
-    return found
+    peers = {
+        f"lmms-eval's Qwen2.5-VL, batch {best}": lambda: lmms_eval(best, items),
+        "`transformers.generate`, batch 1": lambda: fresh(generate_loop, bench, items, 1),
+        f"`transformers.generate`, batch {best}": lambda: fresh(generate_loop, bench, items, best),
+    }
+    return {"bench": bench, "sweep": sweep, **rounds(asked, lambda: fresh(ours, bench, items), peers)}
 
 
 def _pictured(asked: Sequence[Any], batch: int, folder: Path) -> Result:
@@ -181,10 +216,10 @@ def _pictured(asked: Sequence[Any], batch: int, folder: Path) -> Result:
     size = json.loads((Path(find(MODEL)) / "preprocessor_config.json").read_text())["size"]
     pixels = {"min_pixels": size["shortest_edge"], "max_pixels": size["longest_edge"]}
     given = {"model": find(MODEL), "max_new_tokens": THINKING + ANSWER, "threads": THREADS, "batch": batch}
-    return {**given, "pixels": pixels, "rows": rows}
+    return {**given, "warm": min(WARM, len(rows)), "pixels": pixels, "rows": rows}
 
 
-def generate_loop(asked: Sequence[Any], batch: int) -> Result:
+def generate_loop(bench: str, items: int, batch: int) -> Result:
     """Replies by `model.generate`, batch by batch in the order of the items, padded on the left."""
     import torch
 
@@ -192,16 +227,19 @@ def generate_loop(asked: Sequence[Any], batch: int) -> Result:
     from xreasoner.prompts import chat_messages
 
     torch.set_num_threads(THREADS)
-    loaded = load(MODEL)
-    replies = list[str]()
-    start = time.perf_counter()
-    for first in range(0, len(asked), batch):
-        some = asked[first : first + batch]
+    loaded, asked = load(MODEL), problems(bench, items)
+
+    def answer(some: Sequence[Any]) -> list[str]:
         inputs = _inputs(loaded, [(chat_messages(problem, PROMPT), problem.images) for problem in some])
         with torch.inference_mode():
             ids = loaded.model.generate(**inputs, max_new_tokens=THINKING + ANSWER, do_sample=False)
         new = ids[:, inputs["input_ids"].shape[1] :]
-        replies += loaded.tokenizer.batch_decode(new, skip_special_tokens=True)
+        return list(loaded.tokenizer.batch_decode(new, skip_special_tokens=True))
+
+    answer(asked[: min(batch, WARM)])
+    replies, start = list[str](), time.perf_counter()
+    for first in range(0, items, batch):
+        replies += answer(asked[first : first + batch])
     return {"replies": replies, "seconds": time.perf_counter() - start}
 
 
@@ -246,15 +284,14 @@ def _part(name: str, found: Mapping[str, Any]) -> str:
         for grader, e in found["graders"].items():
             lines.append(f"| {grader} | {e['right']} of {e['n']} | {e['false_credit']} | {e['seconds']:.2f} |")
         return "\n".join([f"## The {found['cases']} hard cases\n", *lines])
-    lines = ["| | items/s | accuracy | items | times ours is faster |", "|---|---|---|---|---|"]
-    for key, e in found.items():
+    lines = ["| | items a second | accuracy | times ours is faster (smallest–largest) |", "|---|---|---|---|"]
+    for name, e in found.items():
         if isinstance(e, Mapping) and "items_per_s" in e:
-            named = key if "batch" not in e or "batch" in key else f"{key}, batch {e['batch']}"
-            faster = found["ours"]["items_per_s"] / e["items_per_s"]
-            lines.append(
-                f"| {named} | {e['items_per_s']:.2f} | {100 * e['accuracy']:.1f} % | {e['items']} | {faster:.1f} |"
-            )
-    return "\n".join([f"## {found['bench']}, {found['threads']} threads\n", *lines])
+            faster = "" if name == "ours" else f"{e['ratio']:.2f} ({e['low']:.2f}–{e['high']:.2f})"
+            lines.append(f"| {name} | {e['items_per_s']:.1f} | {100 * e['accuracy']:.1f} % | {faster} |")
+    sweep = ", ".join(f"{size}: {speed:.1f}" for size, speed in found["sweep"].items())
+    title = f"## {found['bench']}, {found['threads']} threads, {found['ours']['items']} items"
+    return "\n".join([f"{title}\n", *lines, f"\nThe peer's sweep, items a second by batch: {sweep}."])
 
 
 def main() -> None:

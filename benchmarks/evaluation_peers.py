@@ -6,6 +6,7 @@ python evaluation_peers.py grade|lm-eval|lmms-eval INPUT.json      the last line
 from __future__ import annotations
 
 import asyncio
+import copy
 import json
 import sys
 import time
@@ -120,7 +121,7 @@ def grade(given: dict[str, Any]) -> dict[str, Any]:
 
 
 def lm_eval(given: dict[str, Any]) -> dict[str, Any]:
-    """Generations of lm-eval's hf backend under the chat template, and the seconds of `simple_evaluate`."""
+    """Generations of lm-eval's hf backend under the chat template, and the seconds of `simple_evaluate`, after a warm one."""
     import tempfile
 
     import lm_eval
@@ -153,10 +154,20 @@ def lm_eval(given: dict[str, Any]) -> dict[str, Any]:
             "generation_kwargs": {"until": [], "max_gen_toks": given["max_new_tokens"], "do_sample": False},
             "metric_list": [{"metric": "exact_match", "aggregation": "mean", "higher_is_better": True}],
         }
+
+        def evaluate(limit: int | None) -> Any:
+            return lm_eval.simple_evaluate(
+                model=backend,
+                tasks=[copy.deepcopy(task)],
+                apply_chat_template=True,
+                bootstrap_iters=0,
+                log_samples=True,
+                limit=limit,
+            )
+
+        evaluate(given["warm"])
         start = time.perf_counter()
-        found = lm_eval.simple_evaluate(
-            model=backend, tasks=[task], apply_chat_template=True, bootstrap_iters=0, log_samples=True
-        )
+        found = evaluate(None)
         seconds = time.perf_counter() - start
     samples = sorted(found["samples"]["items"], key=lambda sample: sample["doc"]["n"])
     return {"replies": [sample["resps"][0][0] for sample in samples], "seconds": seconds}
@@ -193,6 +204,7 @@ def lmms_eval(given: dict[str, Any]) -> dict[str, Any]:
         )
         for n in range(len(rows))
     ]
+    backend.generate_until(asked[: given["warm"]])
     start = time.perf_counter()
     found = backend.generate_until(asked)
     return {"replies": [reply.text for reply in found], "seconds": time.perf_counter() - start}
