@@ -121,7 +121,7 @@ def grade(given: dict[str, Any]) -> dict[str, Any]:
 
 
 def lm_eval(given: dict[str, Any]) -> dict[str, Any]:
-    """Generations of lm-eval's hf backend under the chat template, and the seconds of `simple_evaluate`, after a warm one."""
+    """Generations of lm-eval's hf backend under the chat template, and the seconds of `simple_evaluate`, once warm."""
     import tempfile
 
     import lm_eval
