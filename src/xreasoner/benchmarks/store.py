@@ -184,9 +184,8 @@ def save_picture(picture: Image, out: Path, hashed: str | None = None) -> str:
     path = out / name
     if not path.exists():
         buffer = io.BytesIO()
-        picture.save(
-            buffer, format="PNG", compress_level=1, compress_type=zlib.Z_RLE
-        )  # as small, in a third of the time
+        # by run lengths: as small as by zlib's own choice, in a third of the time
+        picture.save(buffer, format="PNG", compress_level=1, compress_type=zlib.Z_RLE)
         aside = path.with_suffix(f".{os.getpid()}.part")
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
