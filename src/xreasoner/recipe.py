@@ -129,7 +129,7 @@ class SFTStage(_Stage):
     epochs: float = Field(1.0, gt=0)
     """Passes over the data."""
     batch_examples: int = Field(32, gt=0)
-    """Examples in an optimiser step."""
+    """Examples in an optimiser step, at most: a pass is parted into steps of like size, so that none is left out."""
     max_length: int = Field(4096, gt=0)
     """Longest example in tokens, prompt included."""
     longer: Literal["drop", "close", "cut"] = "drop"

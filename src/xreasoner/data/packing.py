@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from random import Random
 from typing import Any, Literal
 
@@ -105,18 +106,21 @@ def digest(items: Sequence[Tokens]) -> str:
 def schedule(lengths: Sequence[int], batch: int, epochs: float, seed: int) -> list[list[int]]:
     """Indices of each step's batch: shuffled, then neighbours in length within a window of eight batches.
 
-    Fewer examples than a batch make one batch of all of them in each pass.
+    Each pass has every example once, in batches of like size and at most `batch`: what a cut into full ones would
+    leave over is the longest of a window, and of few examples the same ones in every pass.
     """
-    batch = min(batch, len(lengths))
-    steps = max(1, round(epochs * len(lengths) / batch))
+    count = -(-len(lengths) // batch)
+    ends = [k * len(lengths) // count for k in range(count + 1)]
+    steps = max(1, round(epochs * count))
     rng = Random(seed)
     batches: list[list[int]] = []
     while len(batches) < steps:
         order = list(range(len(lengths)))
         rng.shuffle(order)
-        for begin in range(0, len(order) - batch + 1, 8 * batch):
-            window = sorted(order[begin : begin + 8 * batch], key=lambda i: lengths[i])
-            parts = [window[k : k + batch] for k in range(0, len(window) - batch + 1, batch)]
+        for first in range(0, count, 8):
+            begin, *rest = ends[first : first + 9]
+            window = sorted(order[begin : rest[-1]], key=lambda i: lengths[i])
+            parts = [window[a - begin : b - begin] for a, b in pairwise((begin, *rest))]
             rng.shuffle(parts)
             batches += parts
     return batches[:steps]
