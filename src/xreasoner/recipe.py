@@ -311,6 +311,30 @@ class Recipe(_Part):
         return stage.from_ or names[names.index(stage.name) - 1]
 
 
+HOW = (
+    "checkpoint_seconds",
+    "checkpoints_kept",
+    "chunk_tokens",
+    "activation_checkpointing",
+    "compile",
+    "urls",
+    "load_seconds",
+    "patience_seconds",
+)
+"""Fields that say how and not what is computed: a run goes on with others, on other nodes or with less memory."""
+
+
+def difference(old: Any, new: Any, where: str = "") -> str:
+    """The first field in which two dumped recipes say different things, with both values; "" where they do not."""
+    if isinstance(old, dict) and isinstance(new, dict):
+        parts = [(key, old.get(key), new.get(key)) for key in {**old, **new} if key not in HOW]
+    elif isinstance(old, list) and isinstance(new, list) and len(old) == len(new):
+        parts = [(k, *pair) for k, pair in enumerate(zip(old, new, strict=True))]
+    else:
+        return "" if old == new else f"{where or 'recipe'}: it was {old!r:.100}, now {new!r:.100}"
+    return next(filter(None, (difference(a, b, f"{where}.{key}" if where else str(key)) for key, a, b in parts)), "")
+
+
 def _check_prompt(name: str) -> None:
     if name not in PROMPTS:
         raise ValueError(f"unknown prompt {name!r}; {_nearest(name, list(PROMPTS))}")

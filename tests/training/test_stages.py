@@ -22,7 +22,7 @@ from PIL import Image
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from xreasoner.data.packing import hidden_states
-from xreasoner.demo import evaluate_stage
+from xreasoner.demo import claim, evaluate_stage
 from xreasoner.engines.torch_engine import TorchEngine
 from xreasoner.errors import RecipeError, TrainingError, UserError
 from xreasoner.models.loading import Loaded, load
@@ -209,6 +209,24 @@ def test_stopped_runs_end_as_unbroken_ones(unbroken: tuple[Path, Any], random_fo
             for run in (whole, tmp_path)
         ]
         assert lines[0] == lines[1]
+
+
+def test_a_run_goes_on_with_what_changes_no_result_alone(random_folder: Path, tmp_path: Path) -> None:
+    servers = {"urls": ["http://node1:8000/v1"]}
+    recipe = coin(random_folder, tmp_path, rl={"rollouts": servers})
+    with after_update(1, _kill), pytest.raises(Killed):
+        run_stage(recipe, recipe.stages[0], tmp_path)
+    moved = {"rollouts": {"urls": ["http://node2:8000/v1"], "load_seconds": 5}}  # the queue gave another node
+    how = {"checkpoint_seconds": 9.0, "checkpoints_kept": 3, "chunk_tokens": 512}
+    run_stage(changed := coin(random_folder, tmp_path, sft=how, rl=moved), changed.stages[0], tmp_path)
+    other = coin(random_folder, tmp_path, rl={"rollouts": servers, "temperature": 0.5})
+    differ = r"another recipe \(stages\.1\.temperature: it was 1\.0, now 0\.5\)"
+    with pytest.raises(UserError, match=differ):
+        run_stage(other, other.stages[0], tmp_path)
+    claim(recipe, tmp_path)
+    claim(changed, tmp_path)
+    with pytest.raises(UserError, match=differ):
+        claim(other, tmp_path)
 
 
 def test_a_signal_waits_for_the_steps_end() -> None:

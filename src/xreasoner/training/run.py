@@ -24,7 +24,7 @@ from xreasoner.models.freezing import fingerprint, freeze
 from xreasoner.models.loading import Loaded, load
 from xreasoner.models.lora import adapt, merged
 from xreasoner.problem import Problem
-from xreasoner.recipe import DataEntry, Recipe, RLStage, SFTStage
+from xreasoner.recipe import DataEntry, Recipe, RLStage, SFTStage, difference
 from xreasoner.registry import SOURCES, resolve
 from xreasoner.training import checkpoints, parallel
 from xreasoner.training.common import Learner, Progress, ready
@@ -54,8 +54,9 @@ def run_stage(recipe: Recipe, stage: SFTStage | RLStage, out: Path, progress: Pr
     wanted = {"recipe": json.loads(recipe.model_dump_json(by_alias=True, exclude={"evaluation"})), "stage": stage.name}
     old = read_json(folder / "manifest.json")
     parallel.barrier()  # nobody writes before everybody has read
-    if old and {key: old.get(key) for key in wanted} != wanted:
-        raise UserError(f"{folder} belongs to another recipe or seed; choose another --out, or remove it")
+    differs = old and difference(old.get("recipe"), wanted["recipe"])
+    if differs:
+        raise UserError(f"{folder} was begun by another recipe ({differs}); set it back, or choose another --out")
     if old.get("done"):
         return folder / "export"
     parent = recipe.parent(stage)
