@@ -53,7 +53,7 @@ class AdamW(_Part):
     lr: float = Field(gt=0, lt=1)
     """Peak learning rate."""
     schedule: Literal["constant", "linear", "cosine", "epoch-decay"] = "linear"
-    """After the warm-up: constant; linear or cosine to 0; or × 0.8 after each epoch (paper, section 3)."""
+    """After the warm-up: constant; linear or cosine to 0; or (SFT) × 0.8 after each epoch (paper, section 3)."""
     warmup: float = Field(0.05, ge=0, lt=1)
     """Share of the steps over which the rate rises from 0."""
     weight_decay: float = Field(0.0, ge=0)
@@ -228,6 +228,13 @@ class RLStage(_Stage):
             raise ValueError(
                 "rollouts.max_staleness: replies of older weights need a correction; set correction: token"
             )
+        if self.correction != "none" and self.temperature != 1:
+            raise ValueError(
+                f"correction: engines say log-probabilities at temperature 1, which do not weigh replies sampled at "
+                f"{self.temperature}; set temperature: 1, or correction: none"
+            )
+        if self.optimiser.schedule == "epoch-decay":
+            raise ValueError("optimiser.schedule: an RL stage has steps and no epochs; set constant, linear or cosine")
         if self.activation_checkpointing and self.batching == "padded":
             raise ValueError("activation_checkpointing: an RL stage can have it packed alone; set batching: packed")
         return self

@@ -382,6 +382,8 @@ def test_the_rate_follows_its_schedule() -> None:
     assert rates("linear") == [1, 0.75, 0.5, 0.25]
     assert rates("cosine") == [1, 0.853553, 0.5, 0.146447]
     assert rates("epoch-decay", epochs=2) == [1, 1, 0.8, 0.8]
+    settings = AdamW.model_validate({"lr": 0.5, "schedule": "epoch-decay", "warmup": 0.0})
+    assert rate(settings, 1, 49, 49) == 0.5 * 0.8  # 1 / 49 * 49 is less than 1
     assert rates("constant", warmup=0.5) == [0.333333, 0.666667, 1, 1]
 
 
