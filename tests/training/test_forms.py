@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from random import Random
 from typing import Any
 
 import pytest
@@ -182,6 +183,9 @@ def test_places_of_groups_that_teach_nothing_are_filled_again(random_folder: Pat
         assert len(rollouts) == 3 * (1 + refills) * stage.group_size
         found = rl.describe(stage, rollouts)
         assert (found["zero_variance"], found["groups"]) == (1.0, 3 * (1 + refills))
+        learner = ready(stage, loaded)
+        optimiser = make_optimiser(learner.model, stage.optimiser)
+        assert rl.improve(stage, learner, optimiser, rollouts, engine.banned, 1e-3, Random(0), tmp_path) == {}
 
 
 @pytest.mark.parametrize("policy", ["keep", "mask", "penalise"])

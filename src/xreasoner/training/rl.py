@@ -110,7 +110,10 @@ def improve(
     rng: Random,
     out: Path,
 ) -> dict[str, float]:
-    """The optimiser steps on one step's rollouts, a group never parted; returns the loss's metrics."""
+    """The optimiser steps on one step's rollouts, a group never parted; returns the loss's metrics.
+
+    No metric where every group was dropped: a 0 would read as an entropy that collapsed.
+    """
     reward_B = torch.tensor([rollout.reward for rollout in rollouts])
     advantage_B = losses.group_advantages(reward_B, stage.group_size, stage.normalise_std)
     idle_P = losses.zero_variance(reward_B, stage.group_size)
@@ -126,7 +129,7 @@ def improve(
         found.append(_minibatch(stage, scorer, rollouts, rows, advantage_B, out))
         found[-1]["grad_norm"] = update(optimiser, lr, stage.optimiser.clip, out, [rollouts[i] for i in rows])
     if not found:
-        return dict.fromkeys(LEARNT, 0.0)
+        return {}
     metrics = {name: sum(part[name] for part in found) / len(found) for name in LEARNT}
     # the gap is the first minibatch's: later ones would count the policy's own movement
     gap, largest = found[0]["logprob_gap"], max(part["ratio_max"] for part in found)
