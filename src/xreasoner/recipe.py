@@ -168,7 +168,7 @@ class RLStage(_Stage):
     prompts_per_step: int = Field(32, gt=0)
     """Problems in a step."""
     shuffle: bool = True
-    """In an order of its own in each pass; false keeps the data's order, which a curriculum needs."""
+    """In an order of its own in each pass; false keeps the files' and sources', which a curriculum needs."""
     group_size: int = Field(8, gt=1)
     """Rollouts of each problem."""
     minibatches: int = Field(1, gt=0)
