@@ -32,7 +32,7 @@ from xreasoner.showing import shown
 from xreasoner.training import checkpoints, rl
 from xreasoner.training.common import make_optimiser, rate, ready, uninterrupted
 from xreasoner.training.rollouts import Asking, Rollout
-from xreasoner.training.run import check, rl_data, run_recipe, run_stage, sft_examples
+from xreasoner.training.run import check, known_sources, rl_data, run_recipe, run_stage, sft_examples
 
 PARTS = (Recipe, SFTStage, RLStage, Evaluation, AdamW, LoRA, DataEntry)
 
@@ -227,6 +227,18 @@ def test_a_run_goes_on_with_what_changes_no_result_alone(random_folder: Path, tm
     claim(changed, tmp_path)
     with pytest.raises(UserError, match=differ):
         claim(other, tmp_path)
+
+
+def test_a_later_stages_wrong_row_is_named_before_anything_is_trained(random_folder: Path, tmp_path: Path) -> None:
+    recipe = coin(random_folder, tmp_path)
+    known_sources(recipe, tmp_path)
+    path = tmp_path / "wrong.jsonl"
+    path.write_text('{"question": "How many?", "gold": "1"}\n{"question": "Which?", "gold": "apple"}\n')
+    for data, message in (("wrong", "wrong.jsonl:2: its gold cannot be judged"), ("empty", "empty.jsonl: is empty")):
+        (tmp_path / "empty.jsonl").touch()
+        entry = {"source": "rows", "n": 2, "options": {"path": str(tmp_path / f"{data}.jsonl")}}
+        with pytest.raises(UserError, match=rf"^stages\.rl\.data\.0: .*{message}"):
+            known_sources(coin(random_folder, tmp_path, rl={"data": [entry]}), tmp_path)
 
 
 def test_a_signal_waits_for_the_steps_end() -> None:

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 
 from xreasoner.data import packing
-from xreasoner.data.sources import Example, Source
+from xreasoner.data.sources import Example, Rows, Source
 from xreasoner.engines.torch_engine import TorchEngine
 from xreasoner.errors import CheckpointError, RecipeError, TrainingError, UserError
 from xreasoner.models.export import export
@@ -131,14 +131,19 @@ def source(entry: DataEntry) -> Source:
 
 
 def known_sources(recipe: Recipe, out: Path) -> None:
-    """Raise `UserError` for data of a later stage that nobody could read, before the first one is trained."""
-    for stage in recipe.stages:
-        if not read_json(out / stage.name / "manifest.json").get("done"):
-            for k, entry in enumerate(stage.data):
-                try:
-                    source(entry)
-                except UserError as error:
-                    raise UserError(f"stages.{stage.name}.data.{k}: {error}") from None
+    """Raise `UserError` for data of a later stage that nobody could read, before the first one is trained.
+
+    Files are read to their end; what is made by rule has no wrong row.
+    """
+    waiting = [stage for stage in recipe.stages if not read_json(out / stage.name / "manifest.json").get("done")]
+    for stage in waiting:
+        for k, entry in enumerate(stage.data):
+            part = stage.model_copy(update={"data": (entry,)})
+            try:
+                if isinstance(source(entry), Rows) and stage is not waiting[0]:  # which reads its own at once
+                    sft_examples(part, recipe.seed) if isinstance(part, SFTStage) else rl_data(part, recipe.seed)
+            except UserError as error:
+                raise UserError(f"stages.{stage.name}.data.{k}: {error}") from None
 
 
 def check(stage: SFTStage | RLStage, problems: Sequence[Problem]) -> None:
