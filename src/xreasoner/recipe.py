@@ -169,6 +169,8 @@ class RLStage(_Stage):
     """Problems in a step."""
     shuffle: bool = True
     """In an order of its own in each pass; false keeps the files' and sources', which a curriculum needs."""
+    max_prompt: int = Field(2048, gt=0)
+    """Longest prompt in tokens; problems with a longer one are left out, counted in the manifest."""
     group_size: int = Field(8, gt=1)
     """Rollouts of each problem."""
     minibatches: int = Field(1, gt=0)

@@ -241,6 +241,27 @@ def test_a_later_stages_wrong_row_is_named_before_anything_is_trained(random_fol
             known_sources(coin(random_folder, tmp_path, rl={"data": [entry]}), tmp_path)
 
 
+def test_what_is_too_long_is_left_out_aloud(random_folder: Path, tmp_path: Path) -> None:
+    """One prompt that the model has no room for would stop the run in the step that draws it."""
+    recipe = coin(random_folder, tmp_path, sft={"max_length": 110}, rl={"steps": 3, "prompts_per_step": 8})
+    with (tmp_path / "coin.jsonl").open("a") as file:
+        response = f"<think> {'so ' * 60} </think> <answer>1</answer>"
+        row = {"question": "Say it.", "gold": "1", "answer_type": "integer", "response": response}
+        file.write("".join(json.dumps(row | change) + "\n" for change in ({}, {"question": "so " * 3000})))
+    changes = {"data": [{**recipe.stages[0].data[0].model_dump(), "n": 10}]}
+    recipe = recipe.model_copy(
+        update={"stages": tuple(type(s).model_validate({**s.model_dump(), **changes}) for s in recipe.stages)}
+    )
+    with pytest.warns(UserWarning, match="are longer than") as said:
+        run_recipe(recipe, tmp_path)
+    assert [str(line.message) for line in said] == [
+        "stage sft: 2 of 10 examples are longer than max_length 110 and left out",
+        "stage rl: 1 of 10 prompts are longer than max_prompt 2,048 or what the model takes and left out",
+    ]
+    lengths = json.loads((tmp_path / "rl" / "manifest.json").read_text())["lengths"]
+    assert (lengths["total"], lengths["dropped"], len(_metrics(tmp_path / "rl"))) == (10, 1, 3)
+
+
 def test_a_signal_waits_for_the_steps_end() -> None:
     done = []
 

@@ -22,6 +22,7 @@ from xreasoner.errors import TrainingError
 from xreasoner.models import attention
 from xreasoner.models.attention import Documents
 from xreasoner.models.loading import Loaded, encode
+from xreasoner.problem import Problem
 from xreasoner.prompts import chat_messages
 from xreasoner.trace import CLOSE, OPEN
 
@@ -78,7 +79,7 @@ def tokenise(
 
 
 def _text_ids(tokenizer: Any, text: str) -> list[int]:
-    ids: list[int] = tokenizer.encode(text, add_special_tokens=False, split_special_tokens=True)
+    ids: list[int] = tokenizer.encode(text, add_special_tokens=False, split_special_tokens=True, verbose=False)
     return ids
 
 
@@ -93,6 +94,17 @@ def _shorten(tokenizer: Any, response: str, room: int, longer: str, exit_text: s
         if left > 0:
             return _text_ids(tokenizer, thought)[:left] + end
     return None
+
+
+def askable(
+    loaded: Loaded, problems: Sequence[Problem], prompt: str, longest: int, exit_text: str
+) -> tuple[list[Problem], Lengths]:
+    """The problems whose prompt has at most `longest` tokens, and leaves room in the model for closing the thought."""
+    positions = getattr(loaded.text_config, "max_position_embeddings", None) or 1 << 60
+    most = min(longest, positions - len(_text_ids(loaded.tokenizer, exit_text)) - 1)
+    counts = [len(encode(loaded, chat_messages(problem, prompt)).input_ids) for problem in problems]
+    kept = [problem for problem, count in zip(problems, counts, strict=True) if count <= most]
+    return kept, Lengths(total=len(counts), dropped=len(counts) - len(kept), longest=max(counts, default=0))
 
 
 def digest(items: Sequence[Tokens]) -> str:

@@ -289,7 +289,7 @@ def encode(
     if loaded.processor is not None:
         return _encode_by_processor(loaded, text, pictures)
     pad = loaded.model.config.image_token_id
-    ids: list[int] = loaded.tokenizer.encode(text, add_special_tokens=False)
+    ids: list[int] = loaded.tokenizer.encode(text, add_special_tokens=False, verbose=False)  # lengths are our affair
     _check_count(ids.count(pad), images)
     patches = grids = None
     if images:

@@ -7,6 +7,7 @@ import importlib.metadata
 import json
 import os
 import platform
+import warnings
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, replace
@@ -120,9 +121,23 @@ def _data(
     """What the stage learns from (tokens for SFT, problems for RL), and the manifest's facts of it."""
     if isinstance(stage, SFTStage):
         tokens, facts = sft_data(stage, loaded, seed)
+        _tell_dropped(stage, facts, "examples", f"max_length {stage.max_length:,}")
         return tokens, [], facts
     problems, facts = rl_data(stage, seed)
+    problems, lengths = packing.askable(loaded, problems, stage.prompt, stage.max_prompt, stage.exit_text)
+    if not problems:
+        raise RecipeError(f"stage {stage.name}: no prompt is left under max_prompt {stage.max_prompt}")
+    facts |= {"lengths": asdict(lengths)}
+    _tell_dropped(stage, facts, "prompts", f"max_prompt {stage.max_prompt:,} or what the model takes")
     return [], problems, facts
+
+
+def _tell_dropped(stage: SFTStage | RLStage, facts: dict[str, Any], what: str, limit: str) -> None:
+    """Nothing is left out silently."""
+    lengths = facts["lengths"]
+    if lengths["dropped"] and parallel.rank() == 0:
+        shares = f"{lengths['dropped']:,} of {lengths['total']:,} {what}"
+        warnings.warn(f"stage {stage.name}: {shares} are longer than {limit} and left out", stacklevel=2)
 
 
 def source(entry: DataEntry) -> Source:
