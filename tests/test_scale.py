@@ -54,7 +54,7 @@ FAKES = {
     "srun": 'while [[ "$1" == --* ]]; do shift; done; exec "$@"',
     "vllm": 'trap "echo server stopped >> $LOG" TERM; sleep 4',
     "curl": "exit 0",
-    "torchrun": 'trap "sleep 0.5; echo saved >> $LOG; exit 1" TERM; echo "$*" >> "$LOG"; for k in {1..300}; do sleep 0.1; done',
+    "torchrun": 'trap "sleep 1; echo saved >> $LOG; exit 1" TERM; echo "$*" >> "$LOG"; sleep 30 & wait',
 }
 
 

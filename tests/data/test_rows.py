@@ -105,6 +105,17 @@ CHAT = [
 ]
 
 
+def test_prompts_and_completions_of_messages(tmp_path: Path) -> None:
+    """As TRL and verl lay them out."""
+    prompt = [{"role": "user", "content": "What is 1 + 1?"}]
+    reply = [{"role": "assistant", "content": "<think> 2 </think> 2"}]
+    (trl,) = messages(_file(tmp_path, {"prompt": prompt, "completion": reply})).examples(1, 0, "chain")
+    assert (trl.problem.question, trl.response) == ("What is 1 + 1?", "<think> 2 </think> 2")
+    judged = {"prompt": prompt, "data_source": "x", "reward_model": {"style": "rule", "ground_truth": "2"}}
+    (verl,) = messages(_file(tmp_path, judged)).problems(1, 0)
+    assert (verl.question, verl.gold) == ("What is 1 + 1?", "2")
+
+
 def test_chat_messages(tmp_path: Path) -> None:
     (example,) = messages(_file(tmp_path, {"messages": CHAT})).examples(1, 0, "chain")
     assert example.problem.question == "Be brief.\n\nWhat is 1 + 1?"
