@@ -119,13 +119,14 @@ def improve(
     idle_P = losses.zero_variance(reward_B, stage.group_size)
     groups = [p for p in range(len(idle_P)) if not (stage.drop_zero_variance and idle_P[p])]
     rng.shuffle(groups)
+    kept = [p * stage.group_size + k for p in groups for k in range(stage.group_size)]
     scorer = Scorer(learner, banned, stage.temperature, stage.group_size, stage.chunk_tokens)
     if stage.temperature != 1 or stage.correction != "none":
-        rollouts = reread(scorer, rollouts)
-    size = max(1, -(-len(groups) // stage.minibatches))
+        rollouts = reread(scorer, rollouts, kept)
+    size = max(1, -(-len(groups) // stage.minibatches)) * stage.group_size
     found: list[dict[str, float]] = []
-    for begin in range(0, len(groups), size):
-        rows = [p * stage.group_size + k for p in groups[begin : begin + size] for k in range(stage.group_size)]
+    for begin in range(0, len(kept), size):
+        rows = kept[begin : begin + size]
         found.append(_minibatch(stage, scorer, rollouts, rows, advantage_B, out))
         found[-1]["grad_norm"] = update(optimiser, lr, stage.optimiser.clip, out, [rollouts[i] for i in rows])
     if not found:
@@ -141,17 +142,19 @@ LEARNT = ("loss", "entropy", "kl", "clip_low", "clip_high", "logprob_gap", "rati
 
 
 @torch.no_grad()
-def reread(scorer: Scorer, rollouts: Sequence[Rollout]) -> list[Rollout]:
-    """The rollouts with the old log-probabilities computed by the trainer, at the temperature of the sampling."""
+def reread(scorer: Scorer, rollouts: Sequence[Rollout], rows: Sequence[int]) -> list[Rollout]:
+    """The rollouts, those of the rows (of whole groups) with the old log-probabilities computed by the trainer, at the
+    temperature of the sampling. Groups that are dropped are not worth a pass.
+    """
     found: dict[int, Rollout] = {}
-    for part, weight in grouped(range(len(rollouts)), rollouts, scorer):
+    for part, weight in grouped(rows, rollouts, scorer):
         logprob_BR = scorer([rollouts[i] for i in part]).logprob
         for i, logprob_R in zip(part, logprob_BR.tolist(), strict=True):
             if weight:
                 found[i] = replace(rollouts[i], old=tuple(logprob_R[: len(rollouts[i].completion.token_ids)]))
     for other in parallel.gathered([found]):
         found |= other
-    return [found[i] for i in range(len(rollouts))]
+    return [found.get(i, rollout) for i, rollout in enumerate(rollouts)]
 
 
 def grouped(rows: Sequence[int], rollouts: Sequence[Rollout], scorer: Scorer) -> list[tuple[list[int], float]]:
