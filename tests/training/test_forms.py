@@ -170,6 +170,21 @@ def test_rl_learns_the_same_from_packed_replies(random_folder: Path, tmp_path: P
             torch.testing.assert_close(gradient, other, atol=5e-5 * float(other.abs().max()) + 1e-6, rtol=0)
 
 
+def test_a_shared_prompts_gradient_is_summed_in_one_order(loaded: Loaded) -> None:
+    """That of `keys[rows]` is summed by atomic adds, so that with two threads no two runs ended alike."""
+    ids_BR = torch.arange(24).view(6, 4) + 300
+    states = rl.reply_states(loaded.model, [[5, 6, 7], [8, 9]], ids_BR, [4, 2, 3, 4, 1, 2], 3)
+    waiting, seen = [states.grad_fn], set[Any]()
+    while waiting:
+        node = waiting.pop()
+        if node is not None and node not in seen:
+            seen.add(node)
+            waiting += [before for before, _ in node.next_functions]
+    names = {node.name() for node in seen}
+    assert "IndexSelectBackward0" in names
+    assert "IndexBackward0" not in names
+
+
 def test_places_of_groups_that_teach_nothing_are_filled_again(
     random_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

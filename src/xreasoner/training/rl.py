@@ -379,16 +379,20 @@ def reply_states(
     for rows_b in order.tensor_split(min(PARTS, share)):
         # one step at least, so that every rank makes as many calls
         prompt_b, steps = rows_b // share, max(1, max(lengths[k] for k in rows_b.tolist()) - 1)
-        before = DynamicCache([(layer.keys[prompt_b], layer.values[prompt_b]) for layer in cache.layers])
+        before = DynamicCache([(_rows(layer.keys, prompt_b), _rows(layer.values, prompt_b)) for layer in cache.layers])
         later_SS = torch.ones(steps, steps, dtype=torch.bool, device=device).triu(1)
         later_bSS = later_SS.expand(len(rows_b), -1, -1)
         hidden_bSW = torch.cat([pad_PT[prompt_b, None].expand(-1, steps, -1), later_bSS], dim=2)
         position_bS = position_PT[prompt_b, -1:] + torch.arange(1, steps + 1, device=device)
         reply_bSD = _states(language, ids_BR[rows_b, :steps], position_bS, hidden_bSW, before)
-        states_bTD = torch.cat([prompt_PTD[prompt_b, -1:], reply_bSD], dim=1)
+        states_bTD = torch.cat([_rows(prompt_PTD[:, -1:], prompt_b), reply_bSD], dim=1)
         found.append(F.pad(states_bTD, (0, 0, 0, most - steps)))
-    states_BRD: Tensor = torch.cat(found)[order.argsort()]
-    return states_BRD
+    return _rows(torch.cat(found), order.argsort())
+
+
+def _rows(tensor: Tensor, rows: Tensor) -> Tensor:
+    """tensor[rows], whose gradient several threads would sum by atomic adds: in another order in every run."""
+    return tensor.index_select(0, rows)
 
 
 PARTS = 4
