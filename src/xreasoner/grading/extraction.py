@@ -37,13 +37,19 @@ _STARRED = re.compile(r"(?<![\w*])\*([^*\n]+)\*(?![\w*])|(?<!\w)_([^_\n]+)_(?!\w
 _GSM_MARK = re.compile(r"^####[ \t]*(?=[-+$\d.])", re.MULTILINE)
 _HEADING = re.compile(r"^#{1,6}[ \t]+", re.MULTILINE)
 _SPACES = re.compile(r"\s+")
+_GROUPED = re.compile(r"(?<=\d),\s*\\!\s*(?=\d{3})")
+_COURTESY = re.compile(
+    r"(?:\n|(?<=[.!])\s)\s*(?:let\s+me\s+know\b|(?:i\s+)?hope\s+(?:this|that|it)\b|feel\s+free\b"
+    r"|this\s+(?:solves|completes|answers)\b)[^\n\d]*$",
+    re.IGNORECASE,
+)
 _BOX = re.compile(r"\\(?:boxed|fbox|framebox)\s*\{")
 _JOINED = re.compile(r"[\s$]*(?:,|/|;|\bor\b|\band\b)[\s$]*", re.IGNORECASE)
 _ADVERB = (
     r"(?:(?:therefore|thus|then|clearly|definitely|most|very|probably|likely|simply|indeed|hence|still|actually)\s+)*"
 )
 _CUE = re.compile(
-    r"(?:\b(?:answers?|ans|solution|result|antwort|lösung|réponse|respuesta|risposta|resposta|jawaban|cevap|odpowiedź"
+    r"(?:\b(?:answers?|ans|solution|result|(?:final_)?decision|verdict|antwort|lösung|réponse|respuesta|risposta|resposta|jawaban|cevap|odpowiedź"
     r"|antwoord|svar|ответ|đáp\s+án|(?:correct|best|right|final|chosen|selected|remaining|my)\s+(?:option|choice|letter|one|pick|selection)"
     r"|the\s+(?:option|choice|letter)|conclusion|(?:best\s+)?guess)\b"
     r"(?:\s+(?:choice|option|letter|correct[ae]?|corr?etta|correta|final[e]?|yang\s+benar|here|then))?"
@@ -99,7 +105,7 @@ _DENIED_AFTER = re.compile(
     r"(?:not|never|incorrect|wrong|false|excluded|ruled\s+out|eliminated|impossible|unlikely|less\s+likely|a\s+(?:common\s+)?distractor"
     r"|a\s+common\s+(?:mistake|error)|out)\b"
     r"|(?:is|was|does|do|did|can|could)n't\b|(?:does|do|did|cannot|can)\s*not\b|(?:is|are|was)?\s*(?:only\s+)?(?:if|unless)\b"
-    r"|(?:was|is)\s+considered,?\s+but\b|would\s+be\s+(?:wrong|incorrect|false)\b|不|错|錯|ではな|ではあり|[이가]?\s?아니|아닙)",
+    r"|(?:was|is)\s+considered,?\s+but\b|would\s+be\s+(?:wrong|incorrect|false)\b|不(?!是\s*[A-Z](?![A-Za-z]))|错|錯|ではな|ではあり|[이가]?\s?아니|아닙)",
     re.IGNORECASE,
 )
 _CLAUSE = re.compile(
@@ -116,7 +122,7 @@ _QUOTED = re.compile(r'\s*"([^"]+)"')
 _BUT = re.compile(r"\bbut\s+(?:rather\s+)?|\brather,?\s+|\binstead,?\s+|而是", re.IGNORECASE)
 _FILLER = re.compile(
     r"[\s:]*(?:(?:it\s+is|it's|it\s+must\s+be|that|i\s+(?:think|believe|guess|would\s+say|am\s+sure)|probably|likely|maybe"
-    r"|perhaps|most\s+likely|clearly|definitely|certainly|surely|simply|therefore|thus|indeed|actually|about"
+    r"|perhaps|most\s+likely|clearly|definitely|certainly|surely|for\s+sure|of\s+course|obviously|simply|therefore|thus|indeed|actually|about"
     r"|approximately|roughly|exactly|≈|~|just|only)\b[\s,:]*)+",
     re.IGNORECASE,
 )
@@ -194,12 +200,18 @@ def clean(text: str) -> str:
     text = _BLANKS.sub(_blank, plain(text[-_READ:]))
     for _ in range(3 if "\\" in text else 0):  # wrappers nest
         text = _WRAPPER.sub(r"\1", text)
-    text = _DEGREE.sub("°", _ROLE.sub("", text)).replace("{,}", ",").replace("\\%", "%").replace("\\quad", " ")
+    text = (
+        _DEGREE.sub("°", _GROUPED.sub(",", _ROLE.sub("", text)))
+        .replace("{,}", ",")
+        .replace("\\%", "%")
+        .replace("\\quad", " ")
+    )
     if "oxed" in text:  # its backslash lost, or its braces
         text = _BARE_BOX.sub(r"\\boxed{\1}", _ODD_BOX.sub(r"\\boxed", text))
     text = _STRUCK.sub(" ", _PAIRED.sub(r"\2", text))
     text = _HEADING.sub("", _GSM_MARK.sub("Answer: ", _MARKUP.sub("", _POWER.sub("^", text))))
-    return _STARRED.sub(lambda match: match[1] or match[2], text).strip()
+    text = _STARRED.sub(lambda match: match[1] or match[2], text).strip()
+    return _COURTESY.sub("", text)  # "I hope it is correct." is no answer
 
 
 def boxes(text: str) -> list[tuple[int, int, str]]:

@@ -23,6 +23,7 @@ TIMED_OUT = f"mathematics: more than {mathematics.LIMIT:g} s of CPU time"
 _FULL_MARKS = 1 - 1e-9
 _TWICE = re.compile(r"\s*(?:,?\s*\bi\.e\.,?|,?\s*\bthat\s+is,?|,?\s*\bor\s+equivalently\b,?|=|\s\()\s*")
 _ROUNDED = re.compile(r"\s*(?:≈|\\approx).*$")
+_PERCENT_BEHIND = re.compile(r"(\\boxed\s*\{[^{}]*)\}\s*(?:%|percent\b|pct\b)")
 _LIST_JOINT = re.compile(r"\s*(?:[,;]|\band\b)\s*")
 
 
@@ -195,9 +196,14 @@ def _quantity(problem: Problem, reply: Reply) -> Verdict:
 def _latex(problem: Problem, reply: Reply) -> Verdict:
     """Mathematical equality. What cannot be read is unparsed, what takes too long an error: neither is "wrong"."""
     gold = extraction.unboxed(extraction.clean(problem.gold.replace("\x0crac", "\\frac")))
+    if "%" in gold:  # a sign behind the box belongs to the number
+        reply = Reply(_PERCENT_BEHIND.sub(r"\1%}", reply.content), reply.tagged, reply.reached)
     outcome, given = "unparsed", ""
     for given in _candidates(reply):
         outcome = mathematics.same(gold, given)
+        exact = _ROUNDED.sub("", given).strip()
+        if outcome in ("unparsed", "different") and exact not in ("", given):
+            outcome = mathematics.same(gold, exact)
         parts = _said_twice(given)
         if outcome in ("unparsed", "different") and parts and parts != [given]:
             outcome = "equal" if all(mathematics.same(gold, part) == "equal" for part in parts) else outcome

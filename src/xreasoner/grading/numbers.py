@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import unicodedata
 from decimal import Decimal
 from fractions import Fraction
 
@@ -57,12 +58,16 @@ _WORDS = re.compile(
     rf"(minus\s+|negative\s+)?(?:({_UNDER_1000})\s+thousand\b)?(?:,?\s*(?:and\s+)?({_UNDER_1000}))?[\s.!]*",
     re.IGNORECASE,
 )
+_CURRENCY = re.compile(r"(?:USD|EUR|GBP|JPY|CNY|RMB)")
 _LIMIT = 200
 """Characters; a longer run of digits is no answer, and costs time."""
 
 
 def _in_words(text: str) -> int | None:
-    """The number that the whole text spells ("forty-two", "one hundred and five"), or None."""
+    """The number that the whole text spells ("forty-two", "one hundred and five", "三"), or None."""
+    sign = unicodedata.numeric(text, None) if len(text) == 1 else None
+    if sign is not None and sign == int(sign):
+        return int(sign)
     match = _WORDS.fullmatch(text.strip())
     if match is None or not (match[2] or match[3]):
         return None
@@ -185,8 +190,16 @@ def numeral(text: str, exclaims: bool = False) -> str | None:
     cut = _CUT.search(rest)
     shown = text[: len(text) - len(found[1])].strip() if found[1] else text
     unit = rest[: cut.start()] if cut else rest
+    glued = unit[:1].isalpha()
     unit = unit.strip().rstrip(".")
-    return shown if is_unit(unit) else None
+    return shown if is_unit(unit) and not (glued and _unheard_of(unit)) else None
+
+
+def _unheard_of(unit: str) -> bool:
+    """Is this, written without a space behind a number, no unit ("5abc")?"""
+    from xreasoner.grading.quantities import is_known  # which reads its numbers here
+
+    return _CURRENCY.fullmatch(unit) is None and not is_known(unit)
 
 
 def stated_number(reply: Reply) -> str | None:

@@ -84,15 +84,16 @@ def _patterns(labels: tuple[str, ...]) -> Patterns:
         r"[\s\"'>*•-]*(?:(?:the|la|le|el|die|der|das|[ao](?=\s+(?:opção|letra|alternativa)))\s+)?"
         r"(?:(?:option|choice|letter|answer|statement|opción|opção|opzione|lettre|letra|alternativa)\s+|选项)?"
     )
+    ordinals = "|".join([*_ORDINALS[: len(labels)], "last"])
     rest = (
-        r"(?P<rest>\s*$|\s*[:.)\]},;!/&+?–—](?!\d).*|\s*-\s.*|\s*\n.*|\s*[(\[].*"
+        rf"(?P<rest>\s+(?:the\s+)?(?:{ordinals})\s+(?:option|choice|answer)\b.*|\s+(?:non|nicht|pas)\s+(?:{upper}){_AFTER}.*|"
+        r"\s*$|\s*[:.)\]},;!/&+?–—](?!\d).*|\s*-\s.*|\s*\n.*|\s*[(\[].*"
         r"|(?<=[)\]}>])\s+\S.*|\s+(?:and|or|is|was|because|since|as|for|with|not|but\s+not|rather|instead|by|over|to\s+me|given|due|based|according|here|overall|from)\b.*|\s+(?=[A-Z]).*|\s*[\u3040-\u30ff\u4e00-\u9fff\uac00-\ud7af].*)"
     )
     joint = (
         r"\s*(?:,?\s*(?:but|or|and|though|although)\s+(?:it\s+)?(?:could|might|may|possibly|perhaps|maybe)\b"
         r"(?:\s+also)?(?:\s+be)?|\s*\(\s*(?:or|and|maybe|perhaps|possibly)\s+|\s*[.;,]\s*(?:[Oo]r|[Aa]nd)\s+(?:maybe\s+|perhaps\s+)?|\s*[和与或및과와かと]\s*|,\s*(?:and\s+|or\s+)?(?:maybe\s+|perhaps\s+|possibly\s+)?|/|&|\+|;|\.|\band\b|\bor\b|\bas\s+well\s+as\b|\s)\s*(?:option\s+|choice\s+)?"
     )
-    ordinals = "|".join([*_ORDINALS[: len(labels)], "last"])
     return Patterns(
         start=re.compile(rf"(?i:{prefix})(?:{closed}|{open_}){rest}", re.DOTALL),
         another=re.compile(

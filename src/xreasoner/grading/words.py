@@ -24,6 +24,7 @@ _AT_END = re.compile(
     r"(?:(?!(?:if|unless|when|whether|suppose|yes|no)\b)[^.!?\n]{1,80},\s*|(?:absolutely|definitely|certainly|clearly|probably|most\s+likely)\s+)(yes|no|maybe)[\s.!]*",
     re.IGNORECASE,
 )
+_LAST_SENTENCE = re.compile(r"[^?]*[.!]\s+(yes|no|maybe)[\s.!]*", re.IGNORECASE)
 _APPOSITION = re.compile(r"(?<=\w\w)[.;]\s|,\s+(?:the|an?|which|because|since|as)\s|\s+because\s")
 _IT_IS = re.compile(r"(?:it|this|that)(?:'s|\s+(?:is|was|(?:appears|seems)\s+to\s+be))\s+", re.IGNORECASE)
 
@@ -68,6 +69,9 @@ def yes_or_no(reply: Reply) -> str | None:
         and (ending := _AT_END.fullmatch(text))
         and not extraction.denied(text, ending.start(1), len(text))
     ):
+        return plain_word(ending[1])
+    ending = _LAST_SENTENCE.fullmatch(text)
+    if found is None and ending and len(_WORD.findall(text)) == 1:
         return plain_word(ending[1])
     if found is None or extraction.asked(text, 0):
         return last
