@@ -16,7 +16,7 @@ _LEAKED_TURN = re.compile(
     r"<\|[^|>\s]{1,40}\|>|</s>|<(?:start|end)_of_turn>|\[/?INST\]"
     r"|\n[ \t]{0,8}(?:#{1,6}[ \t]*)?(?:user|human|assistant|system|instruction"
     r"|(?:next\s+)?question(?:\s+\d+)?|q\d*|problem\s+\d+)\s*:"
-    r"|\n[ \t]*(?:user|human)[ \t]*\n",
+    r"|\n[ \t]*(?:user|human)[ \t]*\n|\n[ \t]*\n[ \t]{0,8}(?:#{1,6}[ \t]*)?(?P<another>problem)\s*:",
     re.IGNORECASE,
 )
 _WRAPPER = re.compile(
@@ -39,12 +39,14 @@ _HEADING = re.compile(r"^#{1,6}[ \t]+", re.MULTILINE)
 _SPACES = re.compile(r"\s+")
 _GROUPED = re.compile(r"(?<=\d),\s*\\!\s*(?=\d{3})")
 _COURTESY = re.compile(
-    r"(?:\n|(?<=[.!])\s)\s*(?:let\s+me\s+know\b|(?:i\s+)?hope\s+(?:this|that|it)\b|feel\s+free\b"
-    r"|this\s+(?:solves|completes|answers)\b)[^\n\d]*$",
+    r"(?:\n|(?<=[.!])\s)\s*(?:(?:please\s+)?(?:let\s+me\s+know\s+if|feel\s+free\s+to)\b[^\n\d.!]*"
+    r"|(?:i\s+)?hope\s+(?:this|that|it)\s+(?:helps?|is\s+(?:correct|right|clear|helpful)|was\s+helpful)"
+    r"|this\s+(?:solves|completes|answers)\s+(?:the|your)\s+(?:problem|question|task))[.!\s]*$",
     re.IGNORECASE,
 )
 _BOX = re.compile(r"\\(?:boxed|fbox|framebox)\s*\{")
 _JOINED = re.compile(r"[\s$]*(?:,|/|;|\bor\b|\band\b)[\s$]*", re.IGNORECASE)
+_ABOUT = re.compile(r"[\s$]*(?:≈|\\approx)[\s$]*")
 _ADVERB = (
     r"(?:(?:therefore|thus|then|clearly|definitely|most|very|probably|likely|simply|indeed|hence|still|actually)\s+)*"
 )
@@ -58,7 +60,7 @@ _CUE = re.compile(
     rf"(?:[:=]|\s[-–—]\s|->|→|⇒|\b(?:is|was|turns\s+out\s+to\s+be|(?:must|should|would|could|might|may|will|can\s+only|has\s+to)\s+{_ADVERB}be"
     rf"|seems(?:\s+to\s+be)?|appears\s+to\s+be|adalah|lautet|ist|est|es|é|è)\b)"
     r"|(?:正确的|答案|答え|正解|정답|답|الإجابة(?:\s+الصحيحة)?|الجواب(?:\s+الصحيح)?|उत्तर)\s?(?:应该|應該)?(?:是|为|為|は|은|는|هي|هو|है|:|=|ist)?"
-    rf"|\b(?:option|choice|pick|selection|final|correct|total)[\"']?\s*:)\s*{_ADVERB}[\s:]*",
+    rf"|\b(?:option|choice|pick|selection|selected|final|correct|total)[\"']?\s*:)\s*{_ADVERB}[\s:]*",
     re.IGNORECASE,
 )
 _CHINESE_CHOICE = re.compile(r"(?:故|应|應|所以|因此|我)?(?:选择|選擇|选项|選項|选|選)(?:是|为|為|:)?\s*")
@@ -85,7 +87,11 @@ _TAG = re.compile(
 _FOREIGN = re.compile(r"<\|(?:begin|end)_of_(?:thought|solution)\|>|◁/?think▷|\[/?THINK\]")
 """Other models' tags: OpenThinker's, Kimi's, Magistral's."""
 _ANSWER_AT_END = re.compile(r"<answer>((?:(?!<answer>).)*)</answer>\s*$", re.DOTALL)
-_CERTAINLY = re.compile(r"\b(?:no|without(?:\s+any)?|not?\s+in)\s+(?:doubt|question)\b|\bnot\s+only\b", re.IGNORECASE)
+_CERTAINLY = re.compile(
+    r"\b(?:no|without(?:\s+any)?|not?\s+in)\s+(?:doubt|question)\b|\bnot\s+only\b"
+    r"|\b(?:by|after)\s+(?:the\s+)?(?:process\s+of\s+)?elimination\b",
+    re.IGNORECASE,
+)
 _DENIAL = re.compile(
     r"\b(?:not|never|cannot|neither|nor|no|without|incorrect|wrong(?:ly)?|false(?:ly)?|instead\s+of|rather\s+than|(?:more\s+\w+|better)\s+than|unlike"
     r"|unlikely|doubt(?:s|ful)?|(?:all|any\w*|every\w*)\s+(?:but|except)|except\s+for|absence\s+of|initial(?:ly)?|originally|previous(?:ly)?|earlier|at\s+first|naive(?:ly)?|tempting"
@@ -186,7 +192,8 @@ def own_words(text: str) -> str:
     for match in _LEAKED_TURN.finditer(text):
         head, tail = text[: match.start()], text[match.end() :].partition(trace.OPEN)[0]
         thinking = trace.CLOSE not in head and (trace.OPEN in head or trace.CLOSE in tail)
-        if head.strip() and not thinking:
+        restated = match["another"] and _CUE.search(head) is None  # the problem, before it is answered
+        if head.strip() and not thinking and not restated:
             return head
     return text
 
@@ -291,6 +298,8 @@ def _boxed(text: str) -> list[Declaration]:
     for start, end, content in boxes(text):
         if denied(text, start, end):
             continue
+        if found and last >= 0 and _ABOUT.fullmatch(text[last:start]):
+            continue  # a rounded value behind the exact one
         joiner = _JOINED.fullmatch(text[last:start]) if last >= 0 else None
         if joiner and found:
             content = f"{found.pop().content}{joiner[0].strip().join('  ')}{content}"
