@@ -31,8 +31,8 @@ _TAKEN_BACK = re.compile(
 )
 _UNIT = re.compile(r"[^\W\d_°][^\W\d_]*|[^\W\d_°][^\d_=<>+,;:\"]{0,39}|°[A-Za-z]?|[€£¥₹]")
 _CUT = re.compile(
-    r"(?:[.;!]?\s*\n|[.;!)]\s+|,\s+(?!\d)|[\s.]+\(|\s+(?:because|since|as|which|where|when|so|after|left|in total|every|each)\b"
-    r"|\s+(?:at|for|from|in|on)\s+the\b|\s+to\s+(?=[a-z]{2,}\s+(?:an?|the|all|each|his|her|their|it|them)\b))"
+    r"(?:[.;!]?\s*\n|[.;!)]\s+|,\s+(?!\d)|[\s.]+\(|\s+(?:because|since|as|which|where|when|so|after|left|every|each)\b"
+    r"|\s+in\s+total\b|\s+(?:at|for|from|in|on)\s+the\b|\s+to\s+(?=[a-z]{2,}\s+(?:an?|the|all|each|his|her|their|it|them)\b))"
 )
 _SCALE = re.compile(
     r"\b(?:hundreds?|thousands?|millions?|billions?|trillions?|dozens?|pairs?|half|percent|per\s?cent|k|mn|bn|times"
