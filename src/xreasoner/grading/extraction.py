@@ -20,9 +20,10 @@ _LEAKED_TURN = re.compile(
     re.IGNORECASE,
 )
 _WRAPPER = re.compile(
-    r"\\(?:text|textbf|textit|textrm|texttt|mathrm|mathbf|mathit|mathsf|boldsymbol|operatorname|mbox|emph|underline)"
+    r"\\(?:text|textbf|textit|textrm|textnormal|textsf|texttt|mathrm|mathbf|mathit|mathsf|boldsymbol|operatorname|mbox|emph|underline)"
     r"\s*\{([^{}]*)\}"
 )
+_TIE = re.compile(r"(?<!~)~(?=[A-Za-z])")
 _POWER = re.compile(r"(?<=[\d)])\*\*(?=[\d(])")
 _MARKUP = re.compile(
     r"\*\*|__|`{1,3}(?:\w+\n)?|\\?\$|(?<!\\)\\[()\[\]]|(?<!\\)\\[,;:! ]|\\(?:left|right|displaystyle)\b"
@@ -53,7 +54,7 @@ _ADVERB = (
 _CUE = re.compile(
     r"(?:\b(?:answers?|ans|solution|result|(?:final_)?decision|verdict|antwort|lösung|réponse|respuesta|risposta|resposta|jawaban|cevap|odpowiedź"
     r"|antwoord|svar|ответ|đáp\s+án|(?:correct|best|right|final|chosen|selected|remaining|my)\s+(?:option|choice|letter|one|pick|selection)"
-    r"|the\s+(?:option|choice|letter)|conclusion|(?:best\s+)?guess)\b"
+    r"|the\s+(?:option|choice|letter)|(?:most\s+(?:likely|probable)|correct|best|final)\s+diagnosis|conclusion|(?:best\s+)?guess)\b"
     r"(?:\s+(?:choice|option|letter|correct[ae]?|corr?etta|correta|final[e]?|yang\s+benar|here|then))?"
     r"(?:,\s(?!(?:if|unless|when|whether|says?|some|many)\b)[^.:,;\n]{1,60},)?"
     r"(?:\s+(?:that\s+)?(?:I|we)\s+(?:get|got|find|found|obtain|chose|give))?(?:\s+(?:to|for|of)\s[^.:\n]{0,60}?)?[\"']?\s*"
@@ -104,7 +105,7 @@ _OTHERS_VIEW = re.compile(
     re.IGNORECASE,
 )
 _SUPPOSED = re.compile(
-    r"\b(?:if|unless|whether|suppose|assume|imagine|were\s+it|had\s+it|in\s+case)\b|如果|若", re.IGNORECASE
+    r"\b(?:if|unless|whether|suppose|assume|imagine|were\s+it|had\s+it|in\s+case|otherwise)\b|如果|若", re.IGNORECASE
 )
 _DENIED_AFTER = re.compile(
     r"\W{0,3}(?:,\s*)?(?:(?:is|was|are|were|be|seems?)\s+(?:clearly\s+|therefore\s+|also\s+|definitely\s+|very\s+)?"
@@ -206,7 +207,7 @@ def clean(text: str) -> str:
     """Plain characters, and no Markdown, HTML emphasis or LaTeX wrappers (`\\boxed` stays: it declares)."""
     text = _BLANKS.sub(_blank, plain(text[-_READ:]))
     for _ in range(3 if "\\" in text else 0):  # wrappers nest
-        text = _WRAPPER.sub(r"\1", text)
+        text = _WRAPPER.sub(r"\1", _TIE.sub(" ", text))
     text = (
         _DEGREE.sub("°", _GROUPED.sub(",", _ROLE.sub("", text)))
         .replace("{,}", ",")

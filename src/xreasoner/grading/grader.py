@@ -24,6 +24,11 @@ _FULL_MARKS = 1 - 1e-9
 _TWICE = re.compile(r"\s*(?:,?\s*\bi\.e\.,?|,?\s*\bthat\s+is,?|,?\s*\bor\s+equivalently\b,?|=|\s\()\s*")
 _ROUNDED = re.compile(r"\s*(?:≈|\\approx).*$")
 _PERCENT_BEHIND = re.compile(r"(\\boxed\s*\{[^{}]*)\}\s*(?:%|percent\b|pct\b)")
+_PROSE = re.compile(
+    r"(?:(?:therefore|thus|hence|so|then)\b,?\s*)?(?:(?:we|i)\s+(?:find|get|have|obtain|conclude|see)\s+(?:that\s+)?)?"
+    r"(\S.*?)(?:\s+is\s+(?:the|our|my)\s+(?:final\s+)?(?:solution|answer|result))?[\s.]*",
+    re.IGNORECASE,
+)
 _LIST_JOINT = re.compile(r"\s*(?:[,;]|\band\b)\s*")
 
 
@@ -152,7 +157,8 @@ def _candidates(reply: Reply) -> list[str]:
     found = [text, extraction.bare(text), *([weak[0].content] if weak else [])]
     if ending and not extraction.denied(text, ending.start(), ending.end()):
         found.append(ending[1])
-    return found
+    prose = _PROSE.fullmatch(text)
+    return [*found, prose[1]] if prose and prose[1] not in found else found
 
 
 def _said_twice(text: str) -> list[str]:

@@ -54,9 +54,11 @@ _COMMON: tuple[tuple[re.Pattern[str], str | Callable[[re.Match[str]], str]], ...
     (re.compile(r"(\d{1,20})\.(\d{0,20})\\(?:overline|bar|dot)\s*\{(\d{1,20})\}"), _recurring),
     (re.compile(r"\\varnothing|∅|\\\{\s*\\\}"), r"\\emptyset"),
     (re.compile(r"\^?\s*\{?\s*(?:\\circ|\\degree|°|掳)\s*\}?"), ""),
-    (re.compile(r"\\(?:leqslant|leq)(?![a-z])|≤"), r"\\le"),
-    (re.compile(r"\\(?:geqslant|geq)(?![a-z])|≥"), r"\\ge"),
-    (re.compile(r"\\neq|≠"), r"\\ne"),
+    (re.compile(r"\\(?:leqslant|leq)(?![a-z])|≤|<="), r"\\le"),
+    (re.compile(r"\\(?:geqslant|geq)(?![a-z])|≥|>="), r"\\ge"),
+    (re.compile(r"\\neq|≠|(?<![\w)])!="), r"\\ne"),
+    (re.compile(r"\\lt(?![a-z])"), "<"),
+    (re.compile(r"\\gt(?![a-z])"), ">"),
     (re.compile(r"_\{(\w)\}"), r"_\1"),
     (re.compile(r"^\s*(?:\\approx|≈)"), ""),
     (re.compile(r"(?<=[\d}])\s*(?:percent(?:age(?!\s*point))?|per\s?cent|pct)\b"), "%"),
@@ -231,7 +233,7 @@ def _ratios(gold: str, given: str) -> Sameness:
 def _interval(text: str) -> str:
     """The interval that a chain of inequalities is ("0 < x \\le 1"), or ""."""
     sides = [side.strip() for side in _RELATION.split(text)]
-    signs = [sign.strip().replace("\\lt", "<") for sign in _RELATION.findall(text)]
+    signs = [sign.strip() for sign in _RELATION.findall(text)]
     if len(sides) != 3 or not set(signs) <= {"<", "\\le"} or _NAME.fullmatch(f"{sides[1]} =") is None:
         return ""
     return f"{'(' if signs[0] == '<' else '['}{sides[0]}, {sides[2]}{')' if signs[1] == '<' else ']'}"

@@ -39,6 +39,7 @@ _CALLED = re.compile(
 _DIGIT = re.compile(r"\d")
 _GROUP = re.compile(r"(?<=\d),(?=\d{3}(?!\d))")
 _ENDING = re.compile(r"(?:\b(?:is|are|equals|be)\b|=)\s*([^=\n]{1,80}?)[\s.]*$")
+_SENTENCES = re.compile(r"(?<=[.!])(?<!vs\.)\s+(?![a-z])")
 _BEFORE, _AFTER = r"(?<![A-Za-z0-9_À-ɏ'])", r"(?![A-Za-z0-9_À-ɏ'])"
 """Where a label may stand; other scripts write no spaces around it."""
 _SHORT = 25
@@ -287,6 +288,15 @@ def _lone(lines: list[str], text: str, options: Options) -> str | None:
     return CONFLICT if others - {label} else label
 
 
+def _concluded(line: str, options: Options) -> str | None:
+    """The option with whose label and text a line ends ("the most likely cause is B) Asthma")."""
+    ending = _ENDING.search(line)
+    label, rest = read(ending[1], options) if ending else (None, "")
+    if ending is None or label not in options.own or extraction.denied(line, ending.start(1), ending.end()):
+        return None
+    return label if rest and extraction.normalise(_SEPARATOR.sub("", rest)) == options.own[label] else None
+
+
 def _listed(text: str, options: Options) -> set[str]:
     """The labels that the text lists ("A: …", "(B) …"), but for those that it denies in the same line."""
     found = set()
@@ -308,7 +318,7 @@ def _opening(text: str, options: Options) -> str | None:
 def _quoted(text: str, options: Options) -> str | None:
     """The one option whose text stands in the reply; a longer option's text hides a shorter one inside it."""
     said = extraction.collapse(text).casefold()
-    both = {exact(part, options) for part in re.split(r"\s*(?:,|/|;|\bor\b|\band\b)\s*", said)}
+    both = {exact(part, options) for part in re.split(r"\s*(?:,|/|;|\bor\b|\band\b|\bvs\b\.?|\bversus\b)\s*", said)}
     if None not in both and len(both) > 1:
         return CONFLICT
     ending = _ENDING.search(said)
@@ -350,7 +360,9 @@ def chosen(reply: Reply, options: Options) -> tuple[str | None, str]:
             label = _ordinal(text, options)
         if label in options.own and _listed(text, options) - {label}:
             label = CONFLICT
-    parts = [part.strip() for part in text.split("\n") if part.strip()] if lines else re.split(r"(?<=[.!])\s+", text)
+    parts = [part.strip() for part in text.split("\n") if part.strip()] if lines else _SENTENCES.split(text)
+    if label is None and lines:
+        label, rest = _concluded(parts[-1], options), ""
     if label is None and len(parts) > 1:
         label, rest = _lone(parts, text, options), ""
     if label is None and not lines:
