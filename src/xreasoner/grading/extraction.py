@@ -73,9 +73,10 @@ _WEAK_CUE = re.compile(
     r"|say|vote\s+for|think|believe|guess)\b(?:\s+(?:that|it\s+is|it's))?\s*:?\s*"
     rf"|\b(?:it|this|that)(?:'s|\s+(?:is|was|(?:must|should|could|might|may|can\s+only|has\s+to)\s+be|seems\s+to\s+be))"
     rf"\s+{_ADVERB}"
+    r"|\blet(?:'s|\s+us)\s+(?:go\s+with|choose|pick|select|say)\s+"
     r"|\bif\s+(?:I|we)\s+(?:had|have)\s+to\s+(?:guess|choose|pick|answer|say),?\s+"
     r"|\bwill\s+(?:go\s+with|choose|pick|select|answer)\s+|\b(?:looks|seems)\s+like\s+"
-    r"|\b(?:going\s+with|leaning\s+towards?|(?:settled|decided)\s+(?:on|for))\s+|而是\s*|\b(?:corresponds?\s+to|match(?:es)?|points?\s+to|(?:I|we)\s+(?:find|found|get|got))\s+(?=(?:the\s+)?(?:option|choice|answer)\b|[(\[]?[A-Z][)\]]?\W*(?:$|\n))"
+    r"|\b(?:going\s+with|leaning\s+towards?|(?:settled|decided)\s+(?:on|for))\s+|而是\s*|\b(?:corresponds?\s+to|match(?:es)?|points?\s+to|consistent\s+with|supports?|suggests?|indicates?|favou?rs?|(?:I|we)\s+(?:find|found|get|got))\s+(?=(?:the\s+)?(?:option|choice|answer)\b|[(\[]?[A-Z][)\]]?\W*(?:$|\n))"
     r"|(?:^|\n)\s*(?:∴|=>|->|→|⇒)\s*|\b(?:no|yes),\s+(?=\S{1,12}\s*(?:$|\n))"
     r"|(?:^|[.,:;!?\n])\s*(?:so|thus|hence|therefore|finally|ultimately|consequently|in\s+conclusion|answer)\b[,:]?\s*"
     r"|\b(?:no,?\s+)?(?:wait|actually|correction|rather|sorry|i\s+mean)\b[,:.!]?\s*(?:no,?\s+(?=\w))?"
@@ -96,7 +97,7 @@ _CERTAINLY = re.compile(
 _DENIAL = re.compile(
     r"\b(?:not|never|cannot|neither|nor|no|without|incorrect|wrong(?:ly)?|false(?:ly)?|instead\s+of|rather\s+than|(?:more\s+\w+|better)\s+than|unlike"
     r"|unlikely|doubt(?:s|ful)?|(?:all|any\w*|every\w*)\s+(?:but|except)|except\s+for|absence\s+of|initial(?:ly)?|originally|previous(?:ly)?|earlier|at\s+first|naive(?:ly)?|tempting"
-    r"|exclud\w+|eliminat\w+|rul(?:e|es|ed|ing)\s+out|common\s+(?:mistake|error)|kein|nicht)\b|n't\b|[不非]",
+    r"|(?:common|popular|typical|usual|frequent)(?=\s*$)|exclud\w+|eliminat\w+|rul(?:e|es|ed|ing)\s+out|common\s+(?:mistake|error)|kein|nicht)\b|n't\b|[不非]",
     re.IGNORECASE,
 )
 _OTHERS_VIEW = re.compile(
@@ -136,6 +137,7 @@ _FILLER = re.compile(
 _RETRACTED = re.compile(
     r"\b(?:that|this|it)(?:'s|\s+is|\s+was)\s+(?:wrong|incorrect|not\s+(?:right|correct)|a\s+mistake|an\s+error|mistaken)\b"
     r"|\bscratch\s+that\b|\bi\s+(?:made\s+(?:a\s+mistake|an\s+error)|was\s+(?:wrong|mistaken)\b(?!\s+to)|take\s+(?:that|it)\s+back)|\b(?:actually|wait|hmm),?\s+no\W*$"
+    r"|\b(?:it|this|that|the\s+answer)\s+(?:could|might|may)\s+also\s+be\b(?!\s+\w+ed\b)"
     r"|\blet\s+me\s+(?:reconsider|start\s+over|redo)\b|\bon\s+second\s+thought\b",
     re.IGNORECASE,
 )
@@ -218,7 +220,7 @@ def clean(text: str) -> str:
         text = _BARE_BOX.sub(r"\\boxed{\1}", _ODD_BOX.sub(r"\\boxed", text))
     text = _STRUCK.sub(" ", _PAIRED.sub(r"\2", text))
     text = _HEADING.sub("", _GSM_MARK.sub("Answer: ", _MARKUP.sub("", _POWER.sub("^", text))))
-    text = _STARRED.sub(lambda match: match[1] or match[2], text).strip()
+    text = _STARRED.sub(lambda match: match[1] or match[2], text).strip().rstrip("\\").rstrip()
     return _COURTESY.sub("", text)  # "I hope it is correct." is no answer
 
 

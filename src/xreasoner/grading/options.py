@@ -28,7 +28,7 @@ _RIGHT = (
     r"|is\s+the\s+(?:only\s+)?(?:option|choice|one)\s+(?:that|which)\s+(?:best\s+)?(?:fits|works|matches|is\s+(?:correct|right|consistent))\b"
     r"|it\s+is(?=\W*(?:$|\n))|fits\s+best\b|makes\s+the\s+most\s+sense\b|(?:是)?正确)"
 )
-_DISMISSED = re.compile(r"[\s:.)\]–—-]*(?:false|wrong|incorrect|not\b|✗|✘|❌|×)", re.IGNORECASE)
+_DISMISSED = re.compile(r"[\s:.)\]–—-]*(?:false|wrong|incorrect|not\b|no(?=\s*(?:$|[.,;\n])))", re.IGNORECASE)
 _ARTICLE = re.compile(r"(?:(?:it|this|that)\s+(?:is|was)\s+|it's\s+)?(?:(?:an?|the)\s+)?", re.IGNORECASE)
 _TOO = re.compile(r",?\s*(?:too|also|as\s+well|and\s+so\s+is)\b")
 _REJECTED = re.compile(r"\W*(?:false|incorrect|wrong)\b", re.IGNORECASE)
@@ -61,7 +61,8 @@ class Options:
 class Patterns:
     """start: a label at the start and what follows. another: a second label joined to the first. marker: a label that
     begins a line, or is set off in it. named: a label in brackets, or after "option". right: a label that is said to be
-    right. whole: nothing but a label. marked: a line that calls a label true or false."""
+    right. whole: nothing but a label. marked: a line that calls a label true or false. case: a label that
+    holds only for some ("C for children")."""
 
     start: re.Pattern[str]
     another: re.Pattern[str]
@@ -70,6 +71,7 @@ class Patterns:
     right: re.Pattern[str]
     whole: re.Pattern[str]
     marked: re.Pattern[str]
+    case: re.Pattern[str]
 
 
 @lru_cache(maxsize=256)
@@ -110,8 +112,10 @@ def _patterns(labels: tuple[str, ...]) -> Patterns:
             rf"(?:\s*[:.)]?\s*\([^()]{{1,80}}\))?(?:{_RIGHT})"
         ),
         marked=re.compile(
-            rf"(?:^|\n|[.;,]\s)[\s*•-]*[(\[]?({any_case})[)\].:]+\s*(?:[-–—]\s*)?((?i:true|correct|false|incorrect|wrong))\b"
+            rf"(?:^|\n|[.;,]\s)[\s*•-]*[(\[]?({any_case})(?:[)\].:]+\s*(?:[-–—]\s*)?|\s+[-–—]\s*)"
+            r"((?i:true|correct|false|incorrect|wrong|yes|no))\b(?=\s*(?:$|[.,;:\n]))"
         ),
+        case=re.compile(rf"{_BEFORE}({upper}){_AFTER}\s*[:,]?\s*\(?(for|if|when|in)\b"),
         whole=re.compile(rf"(?i:{prefix})[(\[{{\"']?({any_case})[)\]}}\"']?[.:)]?"),
     )
 
@@ -210,7 +214,8 @@ def read(text: str, options: Options) -> tuple[str | None, str]:
     rest = match["rest"]
     own = options.own[label]
     said = extraction.collapse(_SEPARATOR.sub("", rest)).casefold()
-    dismissed = _DISMISSED.match(rest) and not _starts_with(said, own)
+    a_text = _starts_with(said, own) or extraction.normalise(said) in options.own.values()
+    dismissed = _DISMISSED.match(rest) and not a_text
     if dismissed or extraction.denied(text, match.start(), match.start("rest")):
         return None, ""
     behind = said[len(own) :] if _starts_with(said, own) else rest
@@ -219,13 +224,16 @@ def read(text: str, options: Options) -> tuple[str | None, str]:
         return CONFLICT, ""
     if re.match(r"\s+(?:and|or|is|was)\b", rest) and not re.match(rf"{_RIGHT}", rest) and not _starts_with(said, own):
         return None, ""
+    case = re.match(r"\s*[:,]?\s*\(?(for|if|when|in)\b", rest)
+    if case and any(each[1] != label for each in options.patterns.case.finditer(rest) if each[2] == case[1]):
+        return CONFLICT, ""  # "A for adults; C for children"
     if label in ("A", "I") and re.match(r"\s+[a-z]", rest) and contradiction(label, rest, options):
         return CONFLICT, ""  # "A beta particle": a label, or an article?
     return label, rest
 
 
 def _ordinal(text: str, options: Options) -> str | None:
-    match = re.match(r"\s*(?:the\s+)?(\w+)\s+(?:option|choice|answer|one)\b", text, re.IGNORECASE)
+    match = re.match(r"\s*(?:the\s+)?(\w+)(?:\s+(?:option|choice|answer|one)\b|[\s.!]*$)", text, re.IGNORECASE)
     word = match[1].lower() if match else ""
     counted = _COUNTED.fullmatch(text.strip())
     if (
@@ -278,14 +286,20 @@ def _lone(lines: list[str], text: str, options: Options) -> str | None:
             and not options.patterns.whole.fullmatch(beside)
         ):
             found[line] = label
-    right = {label for label, word in options.patterns.marked.findall(text) if word.lower() in ("true", "correct")}
-    if not found and right:
-        return next(iter(right)).upper() if len(right) == 1 else CONFLICT
     others = _listed(text, options)
     if len(set(found.values())) != 1:
         return CONFLICT if found else None
     label = next(iter(found.values()))
     return CONFLICT if others - {label} else label
+
+
+def _marked(text: str, options: Options) -> str | None:
+    """The one label of several that the text calls true ("A: no. B: yes.")."""
+    marked = options.patterns.marked.findall(text)
+    right = {label.upper() for label, word in marked if word.lower() in ("true", "correct", "yes")}
+    if not right or len(marked) < 2 or any(word.lower() in options.own.values() for _, word in marked):
+        return None
+    return right.pop() if len(right) == 1 else CONFLICT
 
 
 def _concluded(line: str, options: Options) -> str | None:
@@ -363,6 +377,8 @@ def chosen(reply: Reply, options: Options) -> tuple[str | None, str]:
     parts = [part.strip() for part in text.split("\n") if part.strip()] if lines else _SENTENCES.split(text)
     if label is None and lines:
         label, rest = _concluded(parts[-1], options), ""
+    if label is None:
+        label, rest = _marked(text, options), ""
     if label is None and len(parts) > 1:
         label, rest = _lone(parts, text, options), ""
     if label is None and not lines:
