@@ -38,6 +38,7 @@ _STARRED = re.compile(r"(?<![\w*])\*([^*\n]+)\*(?![\w*])|(?<!\w)_([^_\n]+)_(?!\w
 _GSM_MARK = re.compile(r"^####[ \t]*(?=[-+$\d.])", re.MULTILINE)
 _HEADING = re.compile(r"^#{1,6}[ \t]+", re.MULTILINE)
 _SPACES = re.compile(r"\s+")
+_GAP = re.compile(r"(?<!\\)\\[,;: ](?=[A-Za-z])")
 _GROUPED = re.compile(r"(?<=\d),\s*\\!\s*(?=\d{3})")
 _COURTESY = re.compile(
     r"(?:\n|(?<=[.!])\s)\s*(?:(?:please\s+)?(?:let\s+me\s+know\s+if|feel\s+free\s+to)\b[^\n\d.!]*"
@@ -89,7 +90,7 @@ _TAG = re.compile(
 _FOREIGN = re.compile(r"<\|(?:begin|end)_of_(?:thought|solution)\|>|◁/?think▷|\[/?THINK\]")
 """Other models' tags: OpenThinker's, Kimi's, Magistral's."""
 _ANSWER_AT_END = re.compile(r"<answer>((?:(?!<answer>).)*)</answer>\s*$", re.DOTALL)
-_CERTAINLY = re.compile(
+CERTAINLY = re.compile(
     r"\b(?:no|without(?:\s+any)?|not?\s+in)\s+(?:doubt|question)\b|\bnot\s+only\b"
     r"|\b(?:by|after)\s+(?:the\s+)?(?:process\s+of\s+)?elimination\b",
     re.IGNORECASE,
@@ -219,7 +220,7 @@ def clean(text: str) -> str:
     if "oxed" in text:  # its backslash lost, or its braces
         text = _BARE_BOX.sub(r"\\boxed{\1}", _ODD_BOX.sub(r"\\boxed", text))
     text = _STRUCK.sub(" ", _PAIRED.sub(r"\2", text))
-    text = _HEADING.sub("", _GSM_MARK.sub("Answer: ", _MARKUP.sub("", _POWER.sub("^", text))))
+    text = _HEADING.sub("", _GSM_MARK.sub("Answer: ", _MARKUP.sub("", _GAP.sub(" ", _POWER.sub("^", text)))))
     text = _STARRED.sub(lambda match: match[1] or match[2], text).strip().rstrip("\\").rstrip()
     return _COURTESY.sub("", text)  # "I hope it is correct." is no answer
 
@@ -251,7 +252,7 @@ def _since(pattern: re.Pattern[str], text: str) -> str:
 
 def denied(text: str, start: int, end: int) -> bool:
     """Is what stands at text[start:end] negated, only supposed, asked, or somebody else's view?"""
-    before = _CERTAINLY.sub("", text[max(0, start - 160) : start])
+    before = CERTAINLY.sub("", text[max(0, start - 160) : start])
     clause, sentence = _since(_CLAUSE, before), _since(_SENTENCE, before)
     if _DENIAL.search(clause) or _OTHERS_VIEW.search(clause) or _SUPPOSED.search(sentence):
         return True

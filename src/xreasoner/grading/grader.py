@@ -29,6 +29,10 @@ _PROSE = re.compile(
     r"(\S.*?)(?:\s+is\s+(?:the|our|my)\s+(?:final\s+)?(?:solution|answer|result))?[\s.]*",
     re.IGNORECASE,
 )
+_LED_IN = re.compile(
+    r".*(?:\b(?:get|have|obtain|find|is|are|gives|yields|therefore|thus|hence|answer|result)[\s,:]*|:\s*)",
+    re.IGNORECASE,
+)
 _LIST_JOINT = re.compile(r"\s*(?:[,;]|\band\b)\s*")
 
 
@@ -151,7 +155,9 @@ def _candidates(reply: Reply) -> list[str]:
             content = extraction.bare(declaration.content)
             return [content] if declaration.boxed else [content, re.split(r"\.\s|\s+because\b", content, maxsplit=1)[0]]
     if not reply.tagged and "\n" in text:
-        return []
+        lines = [line.strip() for line in text.split("\n") if line.strip()]
+        alone = _LED_IN.fullmatch(lines[-2]) and not extraction.negates(lines[-2]) and not lines[-1].endswith("?")
+        return [lines[-1]] if alone else []
     weak = extraction.declarations(text)
     ending = re.search(r"\b(?:is|equals|are)\s+(\S[^=]*?)[\s.]*$", text)
     found = [text, extraction.bare(text), *([weak[0].content] if weak else [])]

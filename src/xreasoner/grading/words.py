@@ -84,7 +84,7 @@ def yes_or_no(reply: Reply) -> str | None:
 
 
 def _others(text: str, found: str) -> bool:
-    first = re.split(r"[.;\n]", text, maxsplit=1)[0]
+    first = extraction.CERTAINLY.sub("", re.split(r"[.;\n]", text, maxsplit=1)[0])
     joined = re.search(r"\b(?:or|and|/)\s*|/", first) is not None or len(first.split()) <= 6
     return joined and any(
         plain_word(match[1]) != found and not extraction.denied(first, match.start(), match.end())
