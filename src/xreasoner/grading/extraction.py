@@ -13,7 +13,7 @@ from xreasoner import trace
 from xreasoner.grading.characters import plain
 
 _LEAKED_TURN = re.compile(
-    r"<\|[^|>\s]{1,40}\|>|</s>|<(?:start|end)_of_turn>|\[/?INST\]"
+    r"<\|[^|>\s]{1,40}\|>|<｜[^｜>\s]{1,40}｜>|</s>|<eos>|<(?:start|end)_of_turn>|\[/?INST\]"
     r"|\n[ \t]{0,8}(?:#{1,6}[ \t]*)?(?:user|human|assistant|system|instruction"
     r"|(?:next\s+)?question(?:\s+\d+)?|q\d*|problem\s+\d+)\s*:"
     r"|\n[ \t]*(?:user|human)[ \t]*\n|\n[ \t]*\n[ \t]{0,8}(?:#{1,6}[ \t]*)?(?P<another>problem)\s*:",
@@ -85,10 +85,14 @@ _WEAK_CUE = re.compile(
     re.IGNORECASE,
 )
 _TAG = re.compile(
-    r"(?:<|&lt;)\s*(/?)\s*(think(?:ing)?|thought|reasoning|(?:final_)?answer)\s*(?:>|&gt;)", re.IGNORECASE
+    r"(?:<|&lt;)\s*(/?)\s*((?:seed:)?think(?:ing)?|thought|reasoning|(?:final_)?answer)(?:\s[^<>&]{0,40})?\s*(?:>|&gt;)",
+    re.IGNORECASE,
 )
-_FOREIGN = re.compile(r"<\|(?:begin|end)_of_(?:thought|solution)\|>|◁/?think▷|\[/?THINK\]")
-"""Other models' tags: OpenThinker's, Kimi's, Magistral's."""
+_FOREIGN = re.compile(
+    r"<\|(?:begin|end)_of_(?:thought|solution|box)\|>|◁/?think▷|\[/?THINK\]"
+    r"|(?:<\|end\|>)?(?:<\|start\|>assistant)?<\|channel\|>(?:final|analysis|commentary)[^<|]{0,40}<\|message\|>"
+)
+"""Other models' tags: OpenThinker's, GLM's, Kimi's, Magistral's, Harmony's channels."""
 _ANSWER_AT_END = re.compile(r"<answer>((?:(?!<answer>).)*)</answer>\s*$", re.DOTALL)
 CERTAINLY = re.compile(
     r"\b(?:no|without(?:\s+any)?|not?\s+in)\s+(?:doubt|question)\b|\bnot\s+only\b"
@@ -347,6 +351,10 @@ def _tag(match: re.Match[str]) -> str:
 def _foreign(match: re.Match[str]) -> str:
     if "solution" in match[0]:
         return ""
+    if "box" in match[0]:
+        return trace.ANSWER_CLOSE if "end" in match[0] else trace.ANSWER_OPEN
+    if "channel" in match[0]:
+        return trace.CLOSE if "final" in match[0] else trace.OPEN
     return trace.CLOSE if "/" in match[0] or "end" in match[0] else trace.OPEN
 
 

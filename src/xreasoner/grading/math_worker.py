@@ -59,6 +59,7 @@ _COMMON: tuple[tuple[re.Pattern[str], str | Callable[[re.Match[str]], str]], ...
     (re.compile(r"\\neq|≠|(?<![\w)])!="), r"\\ne"),
     (re.compile(r"\\lt(?![a-z])"), "<"),
     (re.compile(r"\\gt(?![a-z])"), ">"),
+    (re.compile(r"\^\s*\{?\s*\\prime\s*\}?"), "'"),
     (re.compile(r"_\{(\w)\}"), r"_\1"),
     (re.compile(r"^\s*(?:\\approx|≈)"), ""),
     (re.compile(r"(?<=[\d}])\s*(?:percent(?:age(?!\s*point))?|per\s?cent|pct)\b"), "%"),
@@ -291,7 +292,7 @@ def _one(gold: str, given: str) -> Sameness:
         return _one(gold, given)
     if _WORD.search(gold) or _WORD.search(given):
         return "equal" if _letters(gold) == _letters(given) else "different"
-    if ("=" in gold) != ("=" in given):
+    if ("=" in gold) != ("=" in given) or gold.count("'") != given.count("'"):  # f'(x) is read as f(x)
         return "different"
     if "=" in gold:
         return _equations(gold, given)

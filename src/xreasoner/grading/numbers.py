@@ -32,7 +32,7 @@ _TAKEN_BACK = re.compile(
 _UNIT = re.compile(r"[^\W\d_°][^\W\d_]*|[^\W\d_°][^\d_=<>+,;:\"]{0,39}|°[A-Za-z]?|[€£¥₹]")
 _CUT = re.compile(
     r"(?:[.;!]?\s*\n|[.;!)]\s+|,\s+(?!\d)|[\s.]+\(|\s+(?:because|since|as|which|where|when|so|after|left|every|each)\b"
-    r"|\s+in\s+total\b|\s+(?:at|for|from|in|on)\s+the\b|\s+of\s+(?:them|these|those|us)\b|\s+to\s+(?=[a-z]{2,}\s+(?:an?|the|all|each|his|her|their|it|them)\b))"
+    r"|\s+in\s+total\b|\s+more\s*$|\s*\}\s*$|\s+(?:at|for|from|in|on)\s+the\b|\s+of\s+(?:them|these|those|us)\b|\s+to\s+(?=[a-z]{2,}\s+(?:an?|the|all|each|his|her|their|it|them)\b))"
 )
 _SCALE = re.compile(
     r"\b(?:hundreds?|thousands?|millions?|billions?|trillions?|dozens?|pairs?|half|percent|per\s?cent|k|mn|bn|times"
@@ -51,8 +51,8 @@ _TENS = ["twenty", "thirty", "forty", "fifty", "sixty", "seventy", "eighty", "ni
 _UNDER_100 = rf"(?:(?:{'|'.join(_TENS)})(?:[-\s](?:{'|'.join(_SMALL[1:10])}))?|{'|'.join(_SMALL)})\b"
 _UNDER_1000 = rf"(?:(?:(?:a|{'|'.join(_SMALL[1:10])})\s+hundred(?:\s+(?:and\s+)?{_UNDER_100})?)|{_UNDER_100})"
 _ENDING = re.compile(
-    r".*(?:\b(?:is|are|be|equals|makes|leaves|gives|get|got|was|were|total(?:s|ing)?|has|have|cost|costs|pay|pays|earns?|earned|spent|spends|needs?|takes?|took|saved?|saves|sold|made|counts?|counted|see|find|found|bought|paid|weighs?)\b|=)"
-    rf"\s*(?:only\s+|exactly\s+|about\s+)?((?:[-+]\s*)?[€£¥]?[\d.\\][^=\n]*|(?:{_UNDER_1000}))$",
+    r".*(?:\b(?:is|are|be|equals|makes|leaves|gives|get|got|was|were|(?:comes?|came|amounts?|adds?\s+up)\s+to|total(?:s|ing)?|has|have|cost|costs|pay|pays|earns?|earned|spent|spends|needs?|takes?|took|saved?|saves|sold|made|counts?|counted|see|find|found|bought|paid|weighs?)\b|=)"
+    rf"\s*(?:only\s+|exactly\s+|about\s+|(?:him|her|them|me|us|you|it)\s+)?((?:[-+]\s*)?[€£¥]?[\d.\\][^=\n]*|(?:{_UNDER_1000}))$",
     re.DOTALL,
 )
 _WORDS = re.compile(
