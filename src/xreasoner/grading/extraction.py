@@ -102,7 +102,7 @@ CERTAINLY = re.compile(
 _DENIAL = re.compile(
     r"\b(?:not|never|cannot|neither|nor|no|without|incorrect|wrong(?:ly)?|false(?:ly)?|instead\s+of|rather\s+than|(?:more\s+\w+|better)\s+than|unlike"
     r"|unlikely|doubt(?:s|ful)?|(?:all|any\w*|every\w*)\s+(?:but|except)|except\s+for|absence\s+of|initial(?:ly)?|originally|previous(?:ly)?|earlier|at\s+first|naive(?:ly)?|tempting"
-    r"|(?:common|popular|typical|usual|frequent)(?=\s*$)|exclud\w+|eliminat\w+|rul(?:e|es|ed|ing)\s+out|common\s+(?:mistake|error)|kein|nicht)\b|n't\b|[不非]",
+    r"|(?:common|popular|typical|usual|frequent|over|(?:history|risk|possibility)\s+of)(?=\s*$)|exclud\w+|eliminat\w+|rul(?:e|es|ed|ing)\s+out|common\s+(?:mistake|error)|kein|nicht)\b|n't\b|[不非]",
     re.IGNORECASE,
 )
 _OTHERS_VIEW = re.compile(
@@ -118,7 +118,8 @@ _DENIED_AFTER = re.compile(
     r"(?:not|never|incorrect|wrong|false|excluded|ruled\s+out|eliminated|impossible|unlikely|less\s+likely|a\s+(?:common\s+)?distractor"
     r"|a\s+common\s+(?:mistake|error)|out)\b"
     r"|(?:is|was|does|do|did|can|could)n't\b|(?:does|do|did|cannot|can)\s*not\b|(?:is|are|was)?\s*(?:only\s+)?(?:if|unless)\b"
-    r"|(?:was|is)\s+considered,?\s+but\b|would\s+be\s+(?:wrong|incorrect|false)\b|不(?!是\s*[A-Z](?![A-Za-z]))|错|錯|ではな|ではあり|[이가]?\s?아니|아닙)",
+    r"|(?:was|is)\s+considered,?\s+but\b|would\s+be\s+(?:wrong|incorrect|false)\b"
+    r"|(?:must|should|could|can|may)\s+(?:still\s+)?be\s+(?:considered|excluded|rejected|eliminated|ruled\s+out)\b|不(?!是\s*[A-Z](?![A-Za-z]))|错|錯|ではな|ではあり|[이가]?\s?아니|아닙)",
     re.IGNORECASE,
 )
 _CLAUSE = re.compile(

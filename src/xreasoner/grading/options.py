@@ -36,6 +36,7 @@ _COUNTED = re.compile(r"(?:option|choice|answer)\s+(?:number\s+|no\.?\s*|#\s*)?(
 _CALLED = re.compile(
     r"(?:the\s+)?(?:\w+\s+)?(?:option|choice|answer|one)(?:\s+(?:number\s+|no\.?\s*|#\s*)?\d+)?[\s.!]*", re.I
 )
+_NOT = re.compile(r",?\s+(?:not|rather\s+than|instead\s+of)\b")
 _DIGIT = re.compile(r"\d")
 _GROUP = re.compile(r"(?<=\d),(?=\d{3}(?!\d))")
 _ENDING = re.compile(r"(?:\b(?:is|are|equals|be)\b|=)\s*([^=\n]{1,80}?)[\s.]*$")
@@ -251,12 +252,17 @@ def _ungrouped(text: str) -> str:
     return _GROUP.sub("", text)
 
 
+def _shorter(content: str) -> tuple[str, str]:
+    """The first sentence, and what stands before "not …" ("pneumothorax, not asthma")."""
+    return content.split(". ", 1)[0], _NOT.split(content, maxsplit=1)[0]
+
+
 def _declared(text: str, options: Options) -> tuple[int, str | None, str]:
     """(where, label, what stands behind it) of the last option that the text declares or says to be right."""
     last: tuple[int, str | None, str] = (-1, None, "")
     for declaration in extraction.declarations(text):
         content = declaration.content
-        for said in dict.fromkeys((content, extraction.bare(content), content.split(". ", 1)[0])):
+        for said in dict.fromkeys((content, extraction.bare(content), *_shorter(content))):
             label, rest = read(said, options)
             label = label or (_ordinal(said, options) if declaration.strong else None)
             if label is not None:
@@ -342,7 +348,7 @@ def _quoted(text: str, options: Options) -> str | None:
             if ending and extraction.normalise(ending[1]) == option and not extraction.denied(said, *ending.span()):
                 found.add(label)
             continue
-        for match in re.finditer(rf"(?<![\w.,-]){re.escape(option)}(?!\w|[.,]\d)", said):
+        for match in re.finditer(rf"(?<![\w.,-]){re.escape(option)}(?!\w|-\w|[.,]\d)", said):
             if not extraction.denied(said, match.start(), match.end()):
                 found.add(label)
             said = said[: match.start()] + " " * len(option) + said[match.end() :]
