@@ -116,8 +116,8 @@ def _text(problem: Problem, reply: Reply) -> Verdict:
 
 
 def _gold_number(text: str) -> Fraction | None:
-    found = numbers.read_number(extraction.unboxed(extraction.clean(text)))
-    return found[0] if found is not None and numbers.is_unit(found[1].replace("%", "")) else None
+    found = numbers.read_number(numbers.without_percent(extraction.unboxed(extraction.clean(text))))
+    return found[0] if found is not None and numbers.is_unit(found[1]) else None
 
 
 def _number(problem: Problem, reply: Reply) -> Verdict:
@@ -129,8 +129,12 @@ def _number_is(gold: str, problem: Problem, reply: Reply) -> Verdict:
     wanted = _gold_number(gold)
     if wanted is None:
         return Verdict("error", reply.content, "", f"gold: found {gold!r}, expected a number")
-    if "%" in gold:  # 50 % against 50 %, both without the sign
-        reply = Reply(reply.content.replace("%", ""), reply.tagged, reply.reached)
+    golds = [wanted]
+    if numbers.without_percent(gold) != gold:
+        plain = numbers.without_percent(reply.content)
+        exact = problem.meta.get("precision") is None
+        golds += [wanted / 100] if exact and plain == reply.content else []  # 0.5 for 50 %, but not 0.5 %
+        reply = Reply(plain, reply.tagged, reply.reached)  # 50 % against 50 %, both without the sign
     given = numbers.stated_number(reply)
     if given is None or given == options.CONFLICT:
         return _compare(given, "", reply)
@@ -138,9 +142,9 @@ def _number_is(gold: str, problem: Problem, reply: Reply) -> Verdict:
     assert parsed is not None
     places = problem.meta.get("precision")
     if places is None:
-        right = parsed[0] == wanted
+        right = parsed[0] in golds
     else:
-        right = numbers.rounded(parsed[0], int(places)) == numbers.rounded(wanted, int(places))
+        right = numbers.rounded(parsed[0], int(places)) in [numbers.rounded(each, int(places)) for each in golds]
     return Verdict("correct" if right else "wrong", given, numbers.shown(parsed[0]))
 
 

@@ -44,6 +44,7 @@ _LETTER_UNITS = "mgsLlVANJWKCFhTH°€£¥"
 _FIRST_SENTENCE = re.compile(r"[.!;]\s+(?=[A-Z(])")
 _SUM = re.compile(r"[\d.\s]+[-+*/×·][-+*/×·().\d\s]*")
 _SCALES = {"dozen": 12, "hundred": 100, "thousand": 10**3, "million": 10**6, "billion": 10**9, "trillion": 10**12}
+_PERCENT = re.compile(r"\s*(?:%|(?:percent|per\s?cent|pct)\b)(?!\s*points?\b)", re.IGNORECASE)
 _SCALED = re.compile(rf"\s+({'|'.join(_SCALES)})\b", re.IGNORECASE)
 _SMALL = "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen".split()  # noqa: SIM905
 _SMALL += ["seventeen", "eighteen", "nineteen"]
@@ -107,7 +108,7 @@ def read_number(text: str) -> tuple[Fraction, str] | None:
     """A number at the start of the text and what follows it, or None.
 
     Reads 1,234; 10 080; -3.5; 6.02e23; 6.02 \\times 10^{23}; 10^{-3}; 3/4; 1 3/4; \\frac{3}{4}; \\frac12; €5;
-    3 million; a name before an equals sign is passed over.
+    3 million; 5 % (a twentieth); a name before an equals sign is passed over.
     """
     text = text.strip()
     named = _NAMED.match(text)
@@ -136,7 +137,15 @@ def read_number(text: str) -> tuple[Fraction, str] | None:
     scale = _SCALED.match(text, match.end())
     if scale is not None:
         return _signed(sign, value * _SCALES[scale[1].lower()]), text[scale.end() :]
+    percent = _PERCENT.match(text, match.end())
+    if percent is not None:
+        return _signed(sign, value / 100), text[percent.end() :]
     return _signed(sign, value), text[match.end() :]
+
+
+def without_percent(text: str) -> str:
+    """The text without its percent signs and words, for two that both count in hundredths."""
+    return _PERCENT.sub("", text)
 
 
 def parse_number(text: str) -> Fraction | None:
