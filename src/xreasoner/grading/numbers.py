@@ -53,7 +53,7 @@ _UNDER_100 = rf"(?:(?:{'|'.join(_TENS)})(?:[-\s](?:{'|'.join(_SMALL[1:10])}))?|{
 _UNDER_1000 = rf"(?:(?:(?:a|{'|'.join(_SMALL[1:10])})\s+hundred(?:\s+(?:and\s+)?{_UNDER_100})?)|{_UNDER_100})"
 _ENDING = re.compile(
     r".*(?:\b(?:is|are|be|equals|makes|leaves|gives|get|got|was|were|(?:comes?|came|amounts?|adds?\s+up)\s+to|total(?:s|ing)?|has|have|cost|costs|pay|pays|earns?|earned|spent|spends|needs?|takes?|took|saved?|saves|sold|made|counts?|counted|see|find|found|bought|paid|weighs?)\b|=)"
-    rf"\s*(?:only\s+|exactly\s+|about\s+|(?:him|her|them|me|us|you|it)\s+)?((?:[-+]\s*)?[€£¥]?[\d.\\][^=\n]*|(?:{_UNDER_1000}))$",
+    rf"\s*(?:only\s+|exactly\s+|about\s+|approximately\s+|roughly\s+|(?:him|her|them|me|us|you|it)\s+)?((?:[-+]\s*)?[€£¥]?[\d.\\][^=\n]*|(?:{_UNDER_1000}))$",
     re.DOTALL,
 )
 _WORDS = re.compile(

@@ -323,7 +323,8 @@ def _listed(text: str, options: Options) -> set[str]:
     for match in list(options.patterns.marker.finditer(text))[-extraction.LAST :]:
         begin = match.end() - len(match[0].lstrip())
         behind = text[match.end() :].split("\n", 1)[0]
-        if not extraction.denied(text, begin, match.end()) and not extraction.negates(behind):
+        merely_compared = re.match(r"\s*would\s+(?!be\b)", behind)  # "Asthma (A) would show …"
+        if not (extraction.denied(text, begin, match.end()) or extraction.negates(behind) or merely_compared):
             found.add(next(group for group in match.groups() if group).upper())
     return found
 

@@ -19,7 +19,10 @@ _ARTICLE = re.compile(r"^(?:(?:in|on|at)\s+(?=the\s))?(?:an?|the)\s+")
 _SHORT = re.compile(r"\(([A-Z][A-Za-z]{0,2}[A-Z]\w{0,3})\)\W*$")
 _HYPHEN = re.compile(r"(?<=\w)-(?=[^\W\d])")
 _ASIDE = re.compile(r"\s\(|,\s+(?:the|an?)\s")
-_SUBJECT = re.compile(r"(?:the|this|that)\s[\w ]{1,40}?\s(?:is|was|shows|appears\s+to\s+be)\s+(.+)", re.IGNORECASE)
+_SUBJECT = re.compile(
+    r"(?:the|this|that)\s[\w ]{1,40}?\s(?:is|was|shows|appears\s+to\s+be)\s+(?:(?:located|seen|found)\s+)?(.+)",
+    re.IGNORECASE,
+)
 _AT_END = re.compile(
     r"(?:(?!(?:if|unless|when|whether|suppose|yes|no)\b)[^.!?\n]{1,80},\s*|(?:absolutely|definitely|certainly|clearly|probably|most\s+likely)\s+)(yes|no|maybe)[\s.!]*",
     re.IGNORECASE,
