@@ -115,6 +115,19 @@ def test_sign_flips_count_items_and_not_samples() -> None:
     assert statistics.sign_flips(after, after, items) == 1
 
 
+def test_the_order_in_which_results_were_finished_changes_nothing() -> None:
+    rng = np.random.default_rng(5)
+    text = rng.random(60).round()
+    image, order = text * rng.random(60).round(), rng.permutation(60)
+    items = [("bench", f"item-{i}") for i in range(60)]
+    other = [items[i] for i in order]
+    assert statistics.paired_difference(image, text, items) == statistics.paired_difference(
+        image[order], text[order], other
+    )
+    together = statistics.gain_ratio(image, items, text, items)
+    assert statistics.gain_ratio(image[order], other, text, items) == together  # still the same items, drawn together
+
+
 def test_gain_ratio_of_scaled_gains() -> None:
     rng = np.random.default_rng(2)
     text = (rng.random(600) < 0.6).astype(float)

@@ -47,11 +47,14 @@ def wilson(correct: float, n: int, level: float = 0.95) -> Estimate:
 
 
 def by_item(values_N: ArrayLike, items_N: Sequence[Any]) -> tuple[Floats, Floats]:
-    """Sums and counts of the values of each item: two arrays of shape (C,), in the order of first appearance."""
+    """Sums and counts of the values of each item: two arrays of shape (C,), in the order of the items' names.
+
+    Results lie in the order in which they were finished, which no two runs share; a bootstrap must not depend on it.
+    """
     values = np.asarray(values_N, dtype=np.float64)
     if values.ndim != 1 or len(values) != len(items_N) or len(values) == 0:
         raise ValueError(f"{values.shape} values for {len(items_N)} items; expected as many as items, and at least one")
-    order = {item: index for index, item in enumerate(dict.fromkeys(items_N))}
+    order = {item: index for index, item in enumerate(sorted(dict.fromkeys(items_N), key=repr))}
     index_N = np.fromiter((order[item] for item in items_N), dtype=np.intp, count=len(items_N))
     counts_C = np.bincount(index_N)
     return np.bincount(index_N, weights=values).astype(np.float64), counts_C.astype(np.float64)
@@ -168,7 +171,7 @@ def gain_ratio(
     may be nothing says nothing; the value is NaN where the text gain is 0.
     """
     image, text = by_item(image_gain_N, image_items_N), by_item(text_gain_M, text_items_M)
-    same = list(dict.fromkeys(image_items_N)) == list(dict.fromkeys(text_items_M))
+    same = set(image_items_N) == set(text_items_M)
     if same:
         image_R, text_R = _resampled_means([image[0], text[0]], [image[1], text[1]], resamples, seed)
     else:
