@@ -15,7 +15,7 @@ from functools import lru_cache
 from typing import Any
 
 from xreasoner.benchmarks import parsers, statistics
-from xreasoner.benchmarks.samples import by_item, ensemble
+from xreasoner.benchmarks.samples import by_item, ensemble, majority, pass_at
 from xreasoner.benchmarks.store import Condition, Row, condition_of
 from xreasoner.benchmarks.table import TABLE
 
@@ -407,7 +407,7 @@ def _exits(rows: Sequence[Row]) -> dict[str, Any]:
 def sampled(results_by_stage: Mapping[str, Sequence[Row]]) -> list[dict[str, Any]]:
     """Several samples an item, for each place and stage that has them; greedy replies stand aside: {"group", "name",
     "stage", "samples" (K, the most of any item), "n" (items that have them all), "average" (avg@K as {"value", "low",
-    "high", "n"}), "majority" (majority@K), "pass" ({"k": pass@k})}; see `samples.ensemble`.
+    "high", "n"}), "majority" (majority@K) and "pass" ({"k": pass@k}) alike}; see `samples.ensemble`.
     """
     found = []
     for stage, rows in results_by_stage.items():
@@ -415,11 +415,23 @@ def sampled(results_by_stage: Mapping[str, Sequence[Row]]) -> list[dict[str, Any
         for (group, name), members in by_place(drawn).items():
             together = ensemble(members)
             if (k := together["samples"]) > 1:
-                whole = [row for samples in by_item(members) if len(samples) == k for row in samples]
-                average = _share(_by_item(whole))
-                entry = {"group": group, "name": name, "stage": stage, "samples": k, "n": len(whole) // k}
-                passes = {str(few): value for few, value in together["pass"].items()}
-                found.append({**entry, "average": average, "majority": together["majority"], "pass": passes})
+                whole = {(some[0]["bench"], some[0]["id"]): some for some in by_item(members) if len(some) == k}
+                right = {item: sum(bool(row["correct"]) for row in some) for item, some in whole.items()}
+                found.append(
+                    {
+                        "group": group,
+                        "name": name,
+                        "stage": stage,
+                        "samples": k,
+                        "n": len(whole),
+                        "average": _share({item: n / k for item, n in right.items()}),
+                        "majority": _share({item: majority(some) for item, some in whole.items()}),
+                        "pass": {
+                            str(few): _share({item: pass_at(few, k, n) for item, n in right.items()})
+                            for few in together["pass"]
+                        },
+                    }
+                )
     return found
 
 
