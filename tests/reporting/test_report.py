@@ -187,6 +187,12 @@ def test_results_alone_make_a_page(small: Path) -> None:
     assert all(cell in page.text and cell in wanted for cell in cells)
 
 
+def test_a_place_that_no_page_can_have_is_refused(small: Path) -> None:
+    for place in (small, small / "page.md", small / "page.csv"):  # the Markdown would lie over the page
+        with pytest.raises(UserError, match=r"--out .*: expected the page's file, such as .*\.html"):
+            write_report(small, place)
+
+
 def test_no_run_and_damaged_files_are_named(tmp_path: Path, small: Path) -> None:
     with pytest.raises(UserError, match=r"holds no results"):
         write_report(tmp_path)
@@ -378,10 +384,13 @@ def test_several_runs_make_one_report(tmp_path: Path) -> None:
     first, second = fabricate(tmp_path / "one", n=12), fabricate(tmp_path / "two", n=12)
     for stage in ("sft", "sft+rl"):
         change_rows(second, stage, model=f"other {stage}")
+    again = second / "eval" / "base" / "results.jsonl"
+    fresh = {**read_rows(again)[0], "key": "fresh", "id": "general-9-9"}
+    write_lines(again, [*read_rows(again), fresh])
     html = write_report([first, second], tmp_path / "both.html").read_text(encoding="utf-8")
     run = read_runs([first, second])
     assert run.stages == ("base", "base-direct", "sft", "sft+rl", "sft@two", "sft+rl@two")
-    assert len(run.rows["base"]) == 2 * len(run.rows["sft@two"])
+    assert len(run.rows["base"]) == 1 + len(run.rows["sft@two"])  # a sample that lies in both folders counts once
     page = Page(html)
     assert "sft@two" in page.text
     compared = {(g["after"], g["before"]) for g in run.summary["gains"] if g["kind"] == "cell"}
