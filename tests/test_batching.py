@@ -197,6 +197,9 @@ def test_files_that_do_not_belong_are_named(tiny: Reasoner, tmp_path: Path) -> N
         assert out.read_bytes() == kept
     with pytest.raises(DataError, match="is empty"):
         run_batch(tiny, _write(tmp_path / "empty.jsonl", []), tmp_path / "out.jsonl", Guard())
+    with pytest.raises(UserError, match="is a folder; expected a file's name"):
+        run_batch(tiny, source, tmp_path, Guard())
+    assert run_batch(tiny, source, tmp_path / "new" / "out.jsonl", Guard()).answered == 1
     (tmp_path / "latin").write_bytes(b"\xe9\n")
     with pytest.raises(DataError, match="not UTF-8"):
         list(read_lines(tmp_path / "latin"))
