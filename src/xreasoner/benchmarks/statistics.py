@@ -86,12 +86,19 @@ def _percentiles(values_R: Floats, level: float) -> tuple[float, float]:
 def accuracy(
     correct_N: ArrayLike, items_N: Sequence[Any], level: float = 0.95, resamples: int = 2000, seed: int = 0
 ) -> Estimate:
-    """Accuracy over N results: Wilson's interval for one result an item, else a bootstrap clustered by item."""
+    """Accuracy over N results: Wilson's interval for one result an item, and where all results are alike (by items);
+    else a bootstrap clustered by item.
+    """
     sums_C, counts_C = by_item(correct_N, items_N)
-    if len(sums_C) == len(items_N):
-        return wilson(float(sums_C.sum()), len(items_N), level)
+    if len(sums_C) == len(items_N) or sums_C.sum() in (0, counts_C.sum()):
+        return wilson(float((sums_C / counts_C).sum()), len(sums_C), level)
     means_R = _resampled_means([sums_C], [counts_C], resamples, seed)[0]
     return Estimate(float(sums_C.sum() / counts_C.sum()), *_percentiles(means_R, level))
+
+
+def unseen(n: int, level: float = 0.95) -> float:
+    """The share that items of a kind may have of which n items show none: Wilson's upper end for 0 of n."""
+    return wilson(0, n, level).high
 
 
 def paired_difference(
@@ -104,14 +111,19 @@ def paired_difference(
 ) -> Estimate:
     """Mean of after − before over paired results, with a bootstrap interval clustered by item.
 
-    after_N, before_N: results of the same items in the same order; items_N: the id of each.
+    after_N, before_N: results of the same items in the same order; items_N: the id of each. Items that all differ alike
+    (or not at all) have no spread to draw from: the interval then leaves room for the `unseen` others.
     """
     after, before = np.asarray(after_N, dtype=np.float64), np.asarray(before_N, dtype=np.float64)
     if after.shape != before.shape:
         raise ValueError(f"{after.shape} results after, {before.shape} before; expected pairs")
     sums_C, counts_C = by_item(after - before, items_N)
+    value = float(sums_C.sum() / counts_C.sum())
+    if np.ptp(sums_C / counts_C) == 0:
+        room = unseen(len(sums_C), level)
+        return Estimate(value, value - room * (1 + value), value + room * (1 - value))
     means_R = _resampled_means([sums_C], [counts_C], resamples, seed)[0]
-    return Estimate(float(sums_C.sum() / counts_C.sum()), *_percentiles(means_R, level))
+    return Estimate(value, *_percentiles(means_R, level))
 
 
 def mcnemar(after_N: ArrayLike, before_N: ArrayLike) -> float:
@@ -189,8 +201,10 @@ def gain_ratio(
 def detectable_paired(n: int, discordant: float, power: float = 0.8, level: float = 0.95) -> float:
     """The smallest paired difference that n items show with this power: (z_{level} + z_{power})·√(d/n).
 
-    discordant: d, the share of items on which the two differ; it bounds the variance of a paired difference.
+    discordant: d, the share of items on which the two differ; it bounds the variance of a paired difference, and is
+    taken to be at least what n items leave `unseen`: no difference seen is not none to be seen.
     """
     if n <= 0 or not 0 <= discordant <= 1 or not 0 < power < 1:
         raise ValueError(f"n={n}, discordant={discordant}, power={power}; expected n >= 1 and shares")
-    return (_z(level) + NormalDist().inv_cdf(power)) * math.sqrt(discordant / n)
+    share = max(discordant, unseen(n, level))
+    return (_z(level) + NormalDist().inv_cdf(power)) * math.sqrt(share / n)

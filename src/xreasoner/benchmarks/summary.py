@@ -309,7 +309,8 @@ def _share(items: Mapping[Any, float]) -> dict[str, Any] | None:
     values = list(items.values())
     if all(value in (0.0, 1.0) for value in values):
         return _estimate(statistics.wilson(sum(values), len(values)), len(values))
-    return _estimate(statistics.paired_difference(values, [0.0] * len(values), list(items)), len(values))
+    found = statistics.paired_difference(values, [0.0] * len(values), list(items))
+    return _estimate(found._replace(low=max(0.0, found.low), high=min(1.0, found.high)), len(values))
 
 
 def sight(results_by_stage: Mapping[str, Sequence[Row]]) -> list[dict[str, Any]]:
@@ -389,13 +390,15 @@ def _exits(rows: Sequence[Row]) -> dict[str, Any]:
     ended = {exit: [row for row in rows if row["exit"] == exit] for exit in EXITS}
     without = [{**row, "correct": row["correct"] and row["exit"] == "natural"} for row in rows]
     lengths = sorted(row["thought_tokens"] for row in rows)
+    gained = _over(_by_item(rows), _by_item(without))
+    assert gained is not None
     return {
         "n": len(rows),
         **{exit: len(members) / len(rows) for exit, members in ended.items()},
         "accuracy_by_exit": {exit: _accuracy(members).value for exit, members in ended.items() if members},
         "with_exit": _share(_by_item(rows)),
         "without_exit": _share(_by_item(without)),
-        "gained": _over(_by_item(rows), _by_item(without)),
+        "gained": {**gained, "low": max(0.0, gained["low"])},  # a forced exit takes no answer away
         "thought_tokens": {
             "mean": sum(lengths) / len(lengths),
             "median": lengths[len(lengths) // 2],
