@@ -101,6 +101,7 @@ def test_killed_again_and_again_it_ends_with_each_line_answered_once(tmp_path: P
         )
     assert result.returncode == 2  # the bad lines
     assert "6 lines are no good requests (lines 1, 11, 21," in result.stderr
+    assert "mended ones are asked with another -o" in result.stderr
     rows = _rows(out)
     assert sorted(int(row["id"].removeprefix("batch_req_")) for row in rows) == list(range(1, n + 1))
     assert sum(row["error"] is not None for row in rows) == 6
@@ -197,6 +198,9 @@ def test_files_that_do_not_belong_are_named(tiny: Reasoner, tmp_path: Path) -> N
         assert out.read_bytes() == kept
     with pytest.raises(DataError, match="is empty"):
         run_batch(tiny, _write(tmp_path / "empty.jsonl", []), tmp_path / "out.jsonl", Guard())
+    with pytest.raises(UserError, match="is a folder; expected a file's name"):
+        run_batch(tiny, source, tmp_path, Guard())
+    assert run_batch(tiny, source, tmp_path / "new" / "out.jsonl", Guard()).answered == 1
     (tmp_path / "latin").write_bytes(b"\xe9\n")
     with pytest.raises(DataError, match="not UTF-8"):
         list(read_lines(tmp_path / "latin"))

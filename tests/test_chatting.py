@@ -195,6 +195,29 @@ def test_paths_in_a_message(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     assert marked("x" * 5000 + ".png") == ("x" * 5000 + ".png", [])
 
 
+def test_a_dropped_path_is_no_command(
+    tiny: Reasoner, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Terminals write a file that is dropped on them with its spaces escaped."""
+    Image.new("RGB", (40, 40)).save(tmp_path / "a b.png")
+    dropped, asked = f"{tmp_path}/a\\ b.png", list[object]()
+    chat = Chat(tiny)
+    monkeypatch.setattr(chat, "_say", asked.append)
+    assert chat.line(f"{dropped} What is it?")
+    assert chat.line(f"/image {dropped}")
+    assert (asked, chat.waiting) == ([f"{dropped} What is it?"], [f"{tmp_path}/a b.png"])
+    for wrong, said in (("/image", "expected a picture's path"), ("/" + "x" * 5000, "unknown command /xxx")):
+        assert chat.line(wrong)
+        assert said in capsys.readouterr().err
+
+
+def test_a_reply_does_not_command_the_terminal(capsys: pytest.CaptureFixture[str]) -> None:
+    paper = Paper()
+    paper.write(Piece("answer", "a\x1b]0;title\x07b\x9b2J\r\n\tc"))
+    paper.end()
+    assert capsys.readouterr().out == "a]0;titleb2J\n\tc\n"
+
+
 def test_space_around_thought_and_answer_is_left_out(capsys: pytest.CaptureFixture[str]) -> None:
     paper = Paper()
     for label, text in (

@@ -28,6 +28,7 @@ from xreasoner.problem import Problem
 from xreasoner.prompts import PROMPTS, chat_messages
 from xreasoner.tiny import benchmarks
 from xreasoner.trace import split
+from xreasoner.wire import read_chat
 
 QUESTION = "Ana has 14, Ben has 9, Cara has 20. By how much does the highest score exceed the lowest?"
 
@@ -226,6 +227,13 @@ def test_a_big_checkpoint_gets_the_cards_pixels_and_budget(tiny: Reasoner) -> No
     assert (big.min_pixels, big.max_pixels) == (262144, 262144)
     assert big.sampling.thinking_budget + big.sampling.answer_budget == 4000
     assert big.request("x").min_pixels == 262144
+    lower = Reasoner("somebody/big", engine=big.engine, max_pixels=9000)
+    higher = Reasoner("somebody/big", engine=big.engine, min_pixels=300_000)
+    assert (lower.min_pixels, lower.max_pixels) == (9000, 9000)  # the card's least gives way to what is asked for
+    assert (higher.min_pixels, higher.max_pixels) == (300_000, 300_000)
+    body = {"messages": [{"role": "user", "content": "x"}], "max_pixels": 9000}
+    asked = read_chat(body, big.sampling, Guard(), big.min_pixels, big.max_pixels)
+    assert (asked.min_pixels, asked.max_pixels) == (9000, 9000)
     Big.context = 4096
     assert Reasoner("somebody/big", engine=Big()).sampling.thinking_budget == 2048  # type: ignore[arg-type]
     with pytest.raises(UserError, match="other way round"):

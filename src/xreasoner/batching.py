@@ -157,6 +157,9 @@ def _write(file: IO[bytes], line: Line, result: list[Completion] | Exception, mo
 
 def _locked(out: Path) -> IO[bytes]:
     """The output, open for one run alone."""
+    if out.is_dir():
+        raise UserError(f"{out} is a folder; expected a file's name, such as {out / 'answers.jsonl'}")
+    out.parent.mkdir(parents=True, exist_ok=True)
     file = out.open("a+b")
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

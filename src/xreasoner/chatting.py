@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import signal
 import sys
@@ -46,7 +47,7 @@ class Chat:
     def line(self, text: str) -> bool:
         """One line of the user's; False to leave. Mistakes are said, and the conversation goes on."""
         try:
-            if text.startswith("/") and not Path(text.split()[0]).is_file():
+            if text.startswith("/") and not os.path.isfile(_first(text)):  # Path raises for what is too long
                 return self._command(*text[1:].partition(" ")[::2])
             if text.strip():
                 self._say(text)
@@ -70,8 +71,9 @@ class Chat:
         return True
 
     def _image(self, path: str) -> None:
-        found = _PATH.fullmatch(path)
-        path = next(group for group in found.groups() if group) if found else path
+        if not path:
+            raise UserError("/image: expected a picture's path, as in: /image photo.png")
+        path = _first(path) if _PATH.fullmatch(path) else path
         pictures([located(path)], self.reasoner.guard)  # is it one?
         self.waiting.append(path)
         typer.secho(f"(picture {len(self.waiting)} of the next message)", dim=True)
@@ -117,12 +119,18 @@ class Chat:
         self.waiting = []
 
 
+def _first(text: str) -> str:
+    """The path that a text begins with: quoted, or its spaces escaped, as terminals write what is dropped there."""
+    found = _PATH.match(text)
+    return next(group for group in found.groups() if group).replace("\\ ", " ") if found else ""
+
+
 def marked(text: str) -> tuple[str, list[str]]:
     """A message with `<image>` in the places of the picture files that it names, and their paths."""
     found: list[str] = []
 
     def mark(match: re.Match[str]) -> str:
-        path = next(group for group in match.groups() if group).replace("\\ ", " ")
+        path = _first(match[0])
         with suppress(OSError, ValueError):
             if path.lower().endswith(_SUFFIXES) and Path(path).is_file():
                 found.append(path)

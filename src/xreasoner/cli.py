@@ -484,7 +484,10 @@ def batch(
     typer.echo(f"{done.answered} answered now, {done.before} before, of {done.total}: {out}")
     if done.refused:
         shown = ", ".join(map(str, done.refused[:10])) + (", …" if len(done.refused) > 10 else "")
-        raise UserError(f"{source}: {len(done.refused)} lines are no good requests (lines {shown}); {out} says why")
+        raise UserError(
+            f"{source}: {len(done.refused)} lines are no good requests (lines {shown}); {out} says why, "
+            "and mended ones are asked with another -o"
+        )
 
 
 @app.command()

@@ -17,14 +17,14 @@ from xreasoner.benchmarks.store import Condition, Row
 from xreasoner.benchmarks.summary import group_of, summarise
 from xreasoner.benchmarks.table import TABLE
 from xreasoner.demo import Show, silent
-from xreasoner.engines.base import Engine, Sampling
+from xreasoner.engines.base import Engine, Sampling, sized
 from xreasoner.engines.opening import addresses, open_engine
 from xreasoner.errors import UserError
 from xreasoner.models.freezing import fingerprint
 from xreasoner.models.loading import find
 from xreasoner.problem import Problem
 from xreasoner.prompts import PROMPTS, default_prompt, trained_prompt
-from xreasoner.reasoner import EXIT_TEXT, PIXELS, context, most_pixels, served_name
+from xreasoner.reasoner import EXIT_TEXT, PIXELS, checked, context, most_pixels, served_name
 from xreasoner.registry import MODELS, nearest
 from xreasoner.training.run import read_json
 
@@ -84,13 +84,15 @@ def evaluate_model(
     temperature = _temperature(settings)
     opened = {bench: open_benchmark(bench, settings.n, settings.seed, settings.data) for bench in benches}
     running = open_engine(model, engine=engine, **options)
-    sampling = Sampling(
-        temperature=temperature,
-        thinking_budget=_budget(model, running, settings.budget),
-        answer_budget=64 if model in MODELS else ANSWER_BUDGET,
-        exit_text=settings.exit_text or EXIT_TEXT,
-        exit_on_repeats=settings.exit_on_repeats,
-        seed=settings.seed,
+    sampling = checked(
+        Sampling(
+            temperature=temperature,
+            thinking_budget=_budget(model, running, settings.budget),
+            answer_budget=64 if model in MODELS else ANSWER_BUDGET,
+            exit_text=settings.exit_text or EXIT_TEXT,
+            exit_on_repeats=settings.exit_on_repeats,
+            seed=settings.seed,
+        )
     )
     pixels = _pixels(model, running, settings)
     stage, known = stage_name(model), identity(model, running)
@@ -117,6 +119,11 @@ def evaluate_model(
         )
         if rows:
             found[bench] = _result(rows)
+    if not found and not failures:
+        raise UserError(
+            f"{', '.join(benches)}: no item has a picture, and the {settings.condition} condition asks of pictures; "
+            "leave --blind and --swapped out"
+        )
     return found
 
 
@@ -146,7 +153,7 @@ def _budget(model: str, engine: Engine, asked: int | None) -> int:
 def _pixels(model: str, engine: Engine, settings: Settings) -> tuple[int | None, int | None]:
     """The card's size of pictures, where the model can have it and nothing else was asked for."""
     own = None if model in MODELS or most_pixels(engine) < PIXELS else PIXELS
-    return settings.min_pixels or own, settings.max_pixels or own
+    return sized(settings.min_pixels, settings.max_pixels, (own, own))
 
 
 def own_prompt(model: str) -> str | None:

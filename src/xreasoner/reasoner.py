@@ -19,7 +19,7 @@ from PIL.Image import Image
 
 from xreasoner.completion import Completion, Exit
 from xreasoner.decisions import Decision, decide
-from xreasoner.engines.base import Engine, Message, Request, Sampling
+from xreasoner.engines.base import Engine, Message, Request, Sampling, sized
 from xreasoner.engines.driving import finished
 from xreasoner.engines.opening import addresses, open_engine
 from xreasoner.errors import UserError
@@ -161,11 +161,7 @@ class Reasoner:
             )
         )
         pixels = None if registered or most_pixels(self.engine) < PIXELS else PIXELS
-        self.min_pixels, self.max_pixels = min_pixels or pixels, max_pixels or pixels
-        if self.min_pixels and self.max_pixels and self.min_pixels > self.max_pixels:
-            raise UserError(
-                f"min_pixels is {self.min_pixels} and max_pixels {self.max_pixels}; expected the other way round"
-            )
+        self.min_pixels, self.max_pixels = sized(min_pixels, max_pixels, (pixels, pixels))
 
     def request(
         self,

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 
 import typer
 
 from xreasoner.reasoner import Answer, Piece
+
+_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
+"""What moves the cursor or commands the terminal; a reply is text, whatever the model or a server writes."""
 
 
 class Paper:
@@ -20,7 +24,7 @@ class Paper:
     def write(self, piece: Piece) -> None:
         if piece.label == "thought" and not self.thoughts:
             return
-        text = piece.text
+        text = _CONTROL.sub("", piece.text)
         if piece.label != self.label:
             if not text.strip():
                 return

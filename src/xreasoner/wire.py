@@ -13,7 +13,7 @@ from dataclasses import replace
 from typing import Any
 
 from xreasoner.completion import Completion
-from xreasoner.engines.base import Message, Request, Sampling
+from xreasoner.engines.base import Message, Request, Sampling, sized
 from xreasoner.errors import UserError
 from xreasoner.media import Guard, pictures
 from xreasoner.trace import CLOSE
@@ -95,8 +95,7 @@ def read_chat(
         pictures(references, guard),
         given.get("n", 1),
         _capped(chosen, given.get("max_completion_tokens", given.get("max_tokens")), exit_tokens(chosen.exit_text)),
-        given.get("min_pixels", min_pixels),
-        given.get("max_pixels", max_pixels),
+        *sized(given.get("min_pixels"), given.get("max_pixels"), (min_pixels, max_pixels)),
     )
 
 

@@ -72,7 +72,13 @@ def test_what_cannot_be_is_said_before_anything_runs(tmp_path: Path) -> None:
         evaluate_model("tiny", ["tiny-text-general", "easyvqa"], tmp_path, Settings())
     with pytest.raises(UserError, match="none of its files"):
         evaluate_model("tiny", ["tiny-text-general", "medqa"], tmp_path, Settings(data=tmp_path))
+    with pytest.raises(UserError, match="exit_text is 'enough'; expected a text with </think>"):
+        evaluate_model("tiny", BENCHES, tmp_path, Settings(n=1, exit_text="enough"))
+    with pytest.raises(UserError, match="min_pixels is 900 and max_pixels 800"):
+        evaluate_model("tiny", BENCHES, tmp_path, Settings(n=1, min_pixels=900, max_pixels=800))
     assert not (tmp_path / "eval").exists()
+    with pytest.raises(UserError, match="no item has a picture, and the blind condition"):
+        evaluate_model("tiny", ["tiny-text-general"], tmp_path, Settings(n=1, condition="blind"))
 
 
 def test_names_prompts_and_time() -> None:

@@ -267,7 +267,7 @@ def test_groups_and_unknown_names(tmp_path: Path) -> None:
 def test_the_store_refuses_a_damaged_middle_and_names_the_line(tmp_path: Path) -> None:
     path = tmp_path / "results.jsonl"
     path.write_text('{"key": "a"}\n{"key": \n{"key": "b"}\n')
-    with pytest.raises(DataError, match=r"results\.jsonl, line 2"):
+    with pytest.raises(DataError, match=rf"{path}, line 2: .*delete that line, the others are kept"):
         ResultStore(path)
 
 

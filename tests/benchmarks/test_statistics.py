@@ -57,7 +57,9 @@ def test_paired_difference_is_near_the_normal_interval() -> None:
 @settings(deadline=None, max_examples=40)
 @given(bits, st.integers(0, 3))
 def test_paired_difference_of_equal_results_is_nothing(results: list[int], seed: int) -> None:
-    assert statistics.paired_difference(results, results, range(len(results)), resamples=50, seed=seed) == (0, 0, 0)
+    alike = statistics.paired_difference(results, results, range(len(results)), resamples=50, seed=seed)
+    room = statistics.wilson(0, len(results)).high
+    assert alike == pytest.approx((0, -room, room))
     flipped = [1 - r for r in results]
     there = statistics.paired_difference(results, flipped, range(len(results)), resamples=50, seed=seed)
     back = statistics.paired_difference(flipped, results, range(len(results)), resamples=50, seed=seed)
@@ -113,6 +115,31 @@ def test_sign_flips_count_items_and_not_samples() -> None:
     after, items = [1] * 30, [i // 10 for i in range(30)]
     assert statistics.sign_flips(after, [0] * 30, items) == pytest.approx(0.25, abs=0.02)  # 2 of 2³ sign patterns
     assert statistics.sign_flips(after, after, items) == 1
+
+
+def test_items_that_are_all_alike_are_no_certainty() -> None:
+    """A bootstrap of six items that were never right says 0 to 0."""
+    several = [item for item in range(6) for _ in range(4)]
+    assert statistics.accuracy([0] * 24, several) == statistics.wilson(0, 6)
+    assert statistics.accuracy([1] * 24, several) == statistics.wilson(6, 6)
+    fixed = statistics.paired_difference([1] * 6, [0] * 6, range(6))
+    assert fixed == pytest.approx((1, 1 - 2 * statistics.wilson(0, 6).high, 1))
+    assert statistics.detectable_paired(6, 0.0) > 0.6
+    assert statistics.detectable_paired(10_000, 0.0) < 0.001
+    assert statistics.detectable_paired(500, 0.02) == pytest.approx(2.8016 * math.sqrt(0.02 / 500), abs=1e-5)
+
+
+def test_the_order_in_which_results_were_finished_changes_nothing() -> None:
+    rng = np.random.default_rng(5)
+    text = rng.random(60).round()
+    image, order = text * rng.random(60).round(), rng.permutation(60)
+    items = [("bench", f"item-{i}") for i in range(60)]
+    other = [items[i] for i in order]
+    assert statistics.paired_difference(image, text, items) == statistics.paired_difference(
+        image[order], text[order], other
+    )
+    together = statistics.gain_ratio(image, items, text, items)
+    assert statistics.gain_ratio(image[order], other, text, items) == together  # still the same items, drawn together
 
 
 def test_gain_ratio_of_scaled_gains() -> None:

@@ -15,11 +15,12 @@ from typing import Any
 import pytest
 
 from xreasoner.completion import Completion
-from xreasoner.data.distillation import distill
+from xreasoner.data.distillation import distill, distill_stage
 from xreasoner.data.rows import questions
 from xreasoner.engines.base import Engine, Request, Sampling
-from xreasoner.errors import UserError
+from xreasoner.errors import DataError, UserError
 from xreasoner.problem import Problem
+from xreasoner.recipe import load_recipe
 from xreasoner.trace import split
 
 PROBLEMS = [
@@ -119,6 +120,14 @@ def test_a_stopped_run_goes_on_and_another_one_is_refused(tmp_path: Path) -> Non
     assert run(Written(REPLIES, stop_after=0), out) == report  # nothing is left to ask
     with pytest.raises(UserError, match=r"another run \(teacher differ"):
         run(Written(REPLIES), out, teacher="another")
+    journal.write_bytes(journal.read_bytes().replace(b'{"id"', b'"id"', 1))
+    with pytest.raises(DataError, match=r"chains\.jsonl\.samples: holds a line that is not JSON .* delete that line"):
+        run(Written(REPLIES), out)
+
+
+def test_a_folder_in_the_place_of_the_file_is_refused_before_the_teacher_works(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="is a folder; expected the JSONL file's name"):
+        distill_stage(load_recipe("demo"), None, "no teacher", tmp_path, 1, Sampling(), None, print)
 
 
 PROGRAM = """

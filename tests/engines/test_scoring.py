@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import Split
+from transformers import cache_utils
 
 from xreasoner.engines import scoring
 from xreasoner.engines.base import Request, Sampling
@@ -76,6 +77,14 @@ def test_the_prompt_is_computed_once(loaded: Loaded) -> None:
         watch.remove()
     assert len(seen) == 2
     assert seen[1] < 50
+
+
+def test_scoring_asks_nothing_of_transformers_that_goes_away(loaded: Loaded, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its warning stood on the terminal below an answer with options."""
+    warned: list[str] = []
+    monkeypatch.setattr(cache_utils.logger, "warning_once", warned.append)
+    TorchEngine(loaded).score(_request("text"), GIVEN, CONTINUATIONS)
+    assert warned == []
 
 
 def test_scoring_leaves_those_who_run_alone(loaded: Loaded) -> None:

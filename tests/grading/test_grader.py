@@ -146,7 +146,7 @@ def test_only_the_gold_label_is_right(options: list[str], gold: int, said: int, 
         ("14 pears", "14", "correct"),  # the question asks for pears
         ("14 dozen", "14", "wrong"),
         ("14 dozen", "168", "correct"),
-        ("14%", "14", "unparsed"),
+        ("14%", "14", "wrong"),
         ("14.7", "14", "wrong"),
         ("-14", "14", "wrong"),
         ("140", "14", "wrong"),

@@ -62,7 +62,7 @@ def ask(page: Page, question: str = QUESTION) -> None:
 def test_a_question_by_keyboard(page: Page, reasoner: Reasoner) -> None:
     ask(page)
     expect(page.locator("article .answer")).to_have_text("11")
-    page.wait_for_function("document.activeElement.id === 'question'")
+    expect(page.locator("#question")).to_be_focused()
     thought = page.locator("article .thought")
     expect(thought.locator(".count")).to_have_text(re.compile(r"^\d+ of 160 tokens$"))
     expect(thought.locator("p")).to_be_hidden()
@@ -102,6 +102,22 @@ def test_a_picture_is_pasted_and_taken_back(page: Page) -> None:
     expect(page.locator("#pictures img")).to_have_count(2)
     page.get_by_label("Remove picture 1").click()
     expect(page.locator("#pictures img")).to_have_count(1)
+
+
+def test_a_picture_that_is_still_being_read_goes_with_its_question(page: Page, tmp_path: Path) -> None:
+    Image.new("RGB", (40, 40)).save(tmp_path / "slow.png")
+    page.evaluate(
+        """() => {
+            const read = FileReader.prototype.readAsDataURL;
+            FileReader.prototype.readAsDataURL = function (file) { setTimeout(() => read.call(this, file), 500); };
+        }"""
+    )
+    page.set_input_files("#files", tmp_path / "slow.png")
+    ask(page)
+    page.keyboard.press("Enter")
+    expect(page.locator("article .shown img")).to_have_count(1)
+    expect(page.locator("#pictures img")).to_have_count(0)
+    expect(page.locator("article")).to_have_count(1)
 
 
 def test_a_file_that_is_no_picture_is_said(page: Page, tmp_path: Path) -> None:

@@ -232,7 +232,7 @@ def test_decisions(service: Background) -> None:
         (ask(thinking_budget=10**6), 400, "thinking_budget"),
         (ask(options=["one"]), 400, "options: found 1"),
         (ask(logprobs=True, stream=True), 400, "logprobs"),
-        (ask(model="gpt"), 404, "tiny"),
+        (ask(model="gpt"), 404, "model: found 'gpt', expected tiny"),
         ({"messages": [{"role": "tool", "content": "x"}]}, 400, "messages[0].role"),
         ({"messages": [{"role": "user", "content": [{"type": "video_url"}]}]}, 400, "messages[0].content[0]"),
         ({"messages": [{"role": "user", "content": "x", "name": "Ana"}]}, 400, "messages[0].name: this field is not"),
@@ -245,6 +245,7 @@ def test_what_is_wrong_is_named(service: Background, body: Any, status: int, sai
     assert (found, set(reply)) == (status, {"error"})
     assert said in reply["error"]["message"]
     assert set(reply["error"]) == {"message", "type", "param", "code"}
+    assert status != 404 or reply["error"]["param"] == "model"
 
 
 @pytest.mark.parametrize(
@@ -307,8 +308,12 @@ def test_a_conversation_goes_on_with_what_the_client_was_given(service: Backgrou
 def test_unknown_routes_and_methods(service: Background) -> None:
     status, body, _ = get(service, "/v1/nothing")
     assert (status, json.loads(body)["error"]["code"]) == (404, 404)
+    assert (
+        "/v1/nothing is not served here; expected one of /v1/chat/completions" in json.loads(body)["error"]["message"]
+    )
     status, body, _ = get(service, CHAT)
     assert (status, json.loads(body)["error"]["code"]) == (405, 405)
+    assert json.loads(body)["error"]["message"] == f"{CHAT}: found GET, expected POST"
     assert post(service, CHAT, b"x=1", {"content-type": "text/plain"})[0] == 415
 
 

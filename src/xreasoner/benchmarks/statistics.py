@@ -47,11 +47,14 @@ def wilson(correct: float, n: int, level: float = 0.95) -> Estimate:
 
 
 def by_item(values_N: ArrayLike, items_N: Sequence[Any]) -> tuple[Floats, Floats]:
-    """Sums and counts of the values of each item: two arrays of shape (C,), in the order of first appearance."""
+    """Sums and counts of the values of each item: two arrays of shape (C,), in the order of the items' names.
+
+    Results lie in the order in which they were finished, which no two runs share; a bootstrap must not depend on it.
+    """
     values = np.asarray(values_N, dtype=np.float64)
     if values.ndim != 1 or len(values) != len(items_N) or len(values) == 0:
         raise ValueError(f"{values.shape} values for {len(items_N)} items; expected as many as items, and at least one")
-    order = {item: index for index, item in enumerate(dict.fromkeys(items_N))}
+    order = {item: index for index, item in enumerate(sorted(dict.fromkeys(items_N), key=repr))}
     index_N = np.fromiter((order[item] for item in items_N), dtype=np.intp, count=len(items_N))
     counts_C = np.bincount(index_N)
     return np.bincount(index_N, weights=values).astype(np.float64), counts_C.astype(np.float64)
@@ -83,12 +86,19 @@ def _percentiles(values_R: Floats, level: float) -> tuple[float, float]:
 def accuracy(
     correct_N: ArrayLike, items_N: Sequence[Any], level: float = 0.95, resamples: int = 2000, seed: int = 0
 ) -> Estimate:
-    """Accuracy over N results: Wilson's interval for one result an item, else a bootstrap clustered by item."""
+    """Accuracy over N results: Wilson's interval for one result an item, and where all results are alike (by items);
+    else a bootstrap clustered by item.
+    """
     sums_C, counts_C = by_item(correct_N, items_N)
-    if len(sums_C) == len(items_N):
-        return wilson(float(sums_C.sum()), len(items_N), level)
+    if len(sums_C) == len(items_N) or sums_C.sum() in (0, counts_C.sum()):
+        return wilson(float((sums_C / counts_C).sum()), len(sums_C), level)
     means_R = _resampled_means([sums_C], [counts_C], resamples, seed)[0]
     return Estimate(float(sums_C.sum() / counts_C.sum()), *_percentiles(means_R, level))
+
+
+def unseen(n: int, level: float = 0.95) -> float:
+    """The share that items of a kind may have of which n items show none: Wilson's upper end for 0 of n."""
+    return wilson(0, n, level).high
 
 
 def paired_difference(
@@ -101,14 +111,19 @@ def paired_difference(
 ) -> Estimate:
     """Mean of after − before over paired results, with a bootstrap interval clustered by item.
 
-    after_N, before_N: results of the same items in the same order; items_N: the id of each.
+    after_N, before_N: results of the same items in the same order; items_N: the id of each. Items that all differ alike
+    (or not at all) have no spread to draw from: the interval then leaves room for the `unseen` others.
     """
     after, before = np.asarray(after_N, dtype=np.float64), np.asarray(before_N, dtype=np.float64)
     if after.shape != before.shape:
         raise ValueError(f"{after.shape} results after, {before.shape} before; expected pairs")
     sums_C, counts_C = by_item(after - before, items_N)
+    value = float(sums_C.sum() / counts_C.sum())
+    if np.ptp(sums_C / counts_C) == 0:
+        room = unseen(len(sums_C), level)
+        return Estimate(value, value - room * (1 + value), value + room * (1 - value))
     means_R = _resampled_means([sums_C], [counts_C], resamples, seed)[0]
-    return Estimate(float(sums_C.sum() / counts_C.sum()), *_percentiles(means_R, level))
+    return Estimate(value, *_percentiles(means_R, level))
 
 
 def mcnemar(after_N: ArrayLike, before_N: ArrayLike) -> float:
@@ -168,7 +183,7 @@ def gain_ratio(
     may be nothing says nothing; the value is NaN where the text gain is 0.
     """
     image, text = by_item(image_gain_N, image_items_N), by_item(text_gain_M, text_items_M)
-    same = list(dict.fromkeys(image_items_N)) == list(dict.fromkeys(text_items_M))
+    same = set(image_items_N) == set(text_items_M)
     if same:
         image_R, text_R = _resampled_means([image[0], text[0]], [image[1], text[1]], resamples, seed)
     else:
@@ -186,8 +201,10 @@ def gain_ratio(
 def detectable_paired(n: int, discordant: float, power: float = 0.8, level: float = 0.95) -> float:
     """The smallest paired difference that n items show with this power: (z_{level} + z_{power})·√(d/n).
 
-    discordant: d, the share of items on which the two differ; it bounds the variance of a paired difference.
+    discordant: d, the share of items on which the two differ; it bounds the variance of a paired difference, and is
+    taken to be at least what n items leave `unseen`: no difference seen is not none to be seen.
     """
     if n <= 0 or not 0 <= discordant <= 1 or not 0 < power < 1:
         raise ValueError(f"n={n}, discordant={discordant}, power={power}; expected n >= 1 and shares")
-    return (_z(level) + NormalDist().inv_cdf(power)) * math.sqrt(discordant / n)
+    share = max(discordant, unseen(n, level))
+    return (_z(level) + NormalDist().inv_cdf(power)) * math.sqrt(share / n)

@@ -73,19 +73,21 @@ def read_rows(path: Path) -> list[Row]:
 
     Raises `DataError` for any other line that is no JSON object. A file that does not exist has no rows.
     """
-    return _parsed(path.read_bytes(), path.name, 1) if path.exists() else []
+    return _parsed(path.read_bytes(), path, 1) if path.exists() else []
 
 
-def _parsed(data: bytes, name: str, first: int) -> list[Row]:
+def _parsed(data: bytes, path: Path, first: int) -> list[Row]:
     """The rows of the whole lines of some bytes; first: the number of their first line."""
     rows: list[Row] = []
     for number, line in enumerate(data[: _complete_length(data)].splitlines(), start=first):
         try:
             row = json.loads(line)
         except ValueError as error:
-            raise DataError(f"{name}, line {number}: not JSON ({error}); delete it and run again") from error
+            raise DataError(
+                f"{path}, line {number}: not JSON ({error}); delete that line, the others are kept, and run again"
+            ) from error
         if not isinstance(row, dict):
-            raise DataError(f"{name}, line {number}: expected a JSON object, found {type(row).__name__}")
+            raise DataError(f"{path}, line {number}: expected a JSON object, found {type(row).__name__}")
         rows.append(row)
     return rows
 
@@ -160,7 +162,7 @@ class ResultStore:
         """Read the whole lines that came since the last look; the earlier of two rows with one key holds."""
         file.seek(self._read)
         data = file.read()
-        rows = _parsed(data, self.path.name, self._lines + 1)
+        rows = _parsed(data, self.path, self._lines + 1)
         for row in rows:
             if "key" in row:
                 self._rows.setdefault(str(row["key"]), row)

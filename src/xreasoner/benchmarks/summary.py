@@ -15,7 +15,7 @@ from functools import lru_cache
 from typing import Any
 
 from xreasoner.benchmarks import parsers, statistics
-from xreasoner.benchmarks.samples import by_item, ensemble
+from xreasoner.benchmarks.samples import by_item, ensemble, majority, pass_at
 from xreasoner.benchmarks.store import Condition, Row, condition_of
 from xreasoner.benchmarks.table import TABLE
 
@@ -309,7 +309,8 @@ def _share(items: Mapping[Any, float]) -> dict[str, Any] | None:
     values = list(items.values())
     if all(value in (0.0, 1.0) for value in values):
         return _estimate(statistics.wilson(sum(values), len(values)), len(values))
-    return _estimate(statistics.paired_difference(values, [0.0] * len(values), list(items)), len(values))
+    found = statistics.paired_difference(values, [0.0] * len(values), list(items))
+    return _estimate(found._replace(low=max(0.0, found.low), high=min(1.0, found.high)), len(values))
 
 
 def sight(results_by_stage: Mapping[str, Sequence[Row]]) -> list[dict[str, Any]]:
@@ -389,13 +390,15 @@ def _exits(rows: Sequence[Row]) -> dict[str, Any]:
     ended = {exit: [row for row in rows if row["exit"] == exit] for exit in EXITS}
     without = [{**row, "correct": row["correct"] and row["exit"] == "natural"} for row in rows]
     lengths = sorted(row["thought_tokens"] for row in rows)
+    gained = _over(_by_item(rows), _by_item(without))
+    assert gained is not None
     return {
         "n": len(rows),
         **{exit: len(members) / len(rows) for exit, members in ended.items()},
         "accuracy_by_exit": {exit: _accuracy(members).value for exit, members in ended.items() if members},
         "with_exit": _share(_by_item(rows)),
         "without_exit": _share(_by_item(without)),
-        "gained": _over(_by_item(rows), _by_item(without)),
+        "gained": {**gained, "low": max(0.0, gained["low"])},  # a forced exit takes no answer away
         "thought_tokens": {
             "mean": sum(lengths) / len(lengths),
             "median": lengths[len(lengths) // 2],
@@ -407,7 +410,7 @@ def _exits(rows: Sequence[Row]) -> dict[str, Any]:
 def sampled(results_by_stage: Mapping[str, Sequence[Row]]) -> list[dict[str, Any]]:
     """Several samples an item, for each place and stage that has them; greedy replies stand aside: {"group", "name",
     "stage", "samples" (K, the most of any item), "n" (items that have them all), "average" (avg@K as {"value", "low",
-    "high", "n"}), "majority" (majority@K), "pass" ({"k": pass@k})}; see `samples.ensemble`.
+    "high", "n"}), "majority" (majority@K) and "pass" ({"k": pass@k}) alike}; see `samples.ensemble`.
     """
     found = []
     for stage, rows in results_by_stage.items():
@@ -415,11 +418,23 @@ def sampled(results_by_stage: Mapping[str, Sequence[Row]]) -> list[dict[str, Any
         for (group, name), members in by_place(drawn).items():
             together = ensemble(members)
             if (k := together["samples"]) > 1:
-                whole = [row for samples in by_item(members) if len(samples) == k for row in samples]
-                average = _share(_by_item(whole))
-                entry = {"group": group, "name": name, "stage": stage, "samples": k, "n": len(whole) // k}
-                passes = {str(few): value for few, value in together["pass"].items()}
-                found.append({**entry, "average": average, "majority": together["majority"], "pass": passes})
+                whole = {(some[0]["bench"], some[0]["id"]): some for some in by_item(members) if len(some) == k}
+                right = {item: sum(bool(row["correct"]) for row in some) for item, some in whole.items()}
+                found.append(
+                    {
+                        "group": group,
+                        "name": name,
+                        "stage": stage,
+                        "samples": k,
+                        "n": len(whole),
+                        "average": _share({item: n / k for item, n in right.items()}),
+                        "majority": _share({item: majority(some) for item, some in whole.items()}),
+                        "pass": {
+                            str(few): _share({item: pass_at(few, k, n) for item, n in right.items()})
+                            for few in together["pass"]
+                        },
+                    }
+                )
     return found
 
 

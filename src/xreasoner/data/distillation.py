@@ -19,7 +19,7 @@ from xreasoner.completion import Completion
 from xreasoner.data.decontamination import words
 from xreasoner.data.sources import chain
 from xreasoner.engines.base import Engine, Request, Sampling
-from xreasoner.errors import UserError
+from xreasoner.errors import DataError, UserError
 from xreasoner.grading import judge
 from xreasoner.problem import Problem
 from xreasoner.prompts import PROMPTS, chat_messages
@@ -44,6 +44,8 @@ def distill_stage(
     if not chosen:
         names = [s.name for s in recipe.stages]
         raise UserError(f"stage {stage or 'of kind rl'!r}: not in {recipe.name}; {nearest(stage or '', names)}")
+    if out.is_dir():  # before the teacher has worked for hours
+        raise UserError(f"{out} is a folder; expected the JSONL file's name, such as {out / 'chains.jsonl'}")
     asked = prompt or chosen[0].prompt
     if asked not in PROMPTS:
         raise UserError(f"unknown prompt {asked!r}; {nearest(asked, PROMPTS)}")
@@ -135,7 +137,12 @@ def _resume(journal: Path, head: dict[str, Any]) -> dict[str, list[dict[str, Any
     whole = data[: data.rfind(b"\n") + 1]
     if len(whole) < len(data):
         os.truncate(journal, len(whole))
-    first, *lines = [json.loads(line) for line in whole.splitlines()]
+    try:
+        first, *lines = [json.loads(line) for line in whole.splitlines()]
+    except ValueError as error:
+        raise DataError(
+            f"{journal}: holds a line that is not JSON ({error}); delete that line, or remove the file to begin anew"
+        ) from None
     if first != head:
         differ = ", ".join(key for key in head if first.get(key) != head[key])
         raise UserError(f"{journal} holds samples of another run ({differ} differ); choose another --out, or remove it")

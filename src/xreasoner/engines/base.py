@@ -10,6 +10,7 @@ from typing import Any, Protocol
 from PIL.Image import Image
 
 from xreasoner.completion import Completion
+from xreasoner.errors import UserError
 
 Message = dict[str, Any]
 """A chat message: {"role": …, "content": [{"type": "image"} | {"type": "text", "text": …}, …]}."""
@@ -46,6 +47,19 @@ class Sampling:
     exit_on_repeats: bool = False
     exit_on_end: bool = False
     stop: tuple[str, ...] = ()
+
+
+def sized(least: int | None, most: int | None, default: tuple[int | None, int | None]) -> tuple[int | None, int | None]:
+    """The bounds of pictures that were asked for, else the default's, which gives way: `max_pixels` alone, below the
+    default's least, lowers that too. Raises `UserError` for bounds that cross.
+    """
+    if least is None:
+        least = default[0] if default[0] is None or most is None else min(default[0], most)
+    if most is None:
+        most = default[1] if default[1] is None or least is None else max(default[1], least)
+    if least is not None and most is not None and least > most:
+        raise UserError(f"min_pixels is {least} and max_pixels {most}; expected the other way round")
+    return least, most
 
 
 @dataclass(frozen=True, slots=True)

@@ -73,7 +73,7 @@ def score(engine: TorchEngine, request: Request, given: str, continuations: Sequ
             rows_LV = torch.cat([first_1V, after_TV[at : at + len(tail) - 1]])
             found.append(float(rows_LV.gather(1, torch.tensor(tail)[:, None]).sum()))
             at += len(tail)
-        cache.crop(past)
+        cache.crop(-at)
         time.sleep(0.001)  # a lock is not fair: whoever waits for it has it now
     return found
 

@@ -19,6 +19,7 @@ _INDEX = re.compile("[₀₁₂₃₄₅₆₇₈₉]+")
 _MINUS = re.compile(r"(?:^|(?<=[\s(=:$]))[–—](?=\d)")
 _EXPONENT = re.compile("[⁺⁻]?[⁰¹²³⁴⁵⁶⁷⁸⁹]+")
 _VULGAR = re.compile("(\\d?)([¼½¾⅐⅑⅒⅓⅔⅕⅖⅗⅘⅙⅚⅛⅜⅝⅞])")
+_TICKED = re.compile(r"(?<![A-Za-z])[(\[]?([A-Z])[)\].:]{0,2}[ \t]*(?:([✓✔✅☑])|[✗✘❌✖])(?![A-Za-z])")
 _TABLE: dict[int, str | None] = {**{ord(sign): plain for sign, plain in _SAME.items()}, **_NOTHING}
 
 
@@ -37,10 +38,11 @@ def _one(sign: str) -> str:
 
 def plain(text: str) -> str:
     """The text in plain characters. A raised number becomes a power (`10²³` → `10^{23}`), a lowered
-    one an index, ½ becomes 1/2, and a dash in front of a number its sign."""
+    one an index, ½ becomes 1/2, a dash in front of a number its sign, a tick or cross behind a label a word."""
     if text.isascii():
         return text
     text = _EXPONENT.sub(lambda match: f"^{{{match[0].translate(_RAISED)}}}", text.translate(_TABLE))
+    text = _TICKED.sub(lambda match: f"\n{match[1]}: {'' if match[2] else 'in'}correct\n", text)
     text = _MINUS.sub("-", _INDEX.sub(lambda match: f"_{{{match[0].translate(_LOWERED)}}}", text))
     if _VULGAR.search(text):
         text = _VULGAR.sub(lambda m: m[1] + (" " if m[1] else "") + unicodedata.normalize("NFKC", m[2]), text)

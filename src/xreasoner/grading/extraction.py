@@ -13,16 +13,17 @@ from xreasoner import trace
 from xreasoner.grading.characters import plain
 
 _LEAKED_TURN = re.compile(
-    r"<\|[^|>\s]{1,40}\|>|</s>|<(?:start|end)_of_turn>|\[/?INST\]"
+    r"<\|[^|>\s]{1,40}\|>|<｜[^｜>\s]{1,40}｜>|</s>|<eos>|<(?:start|end)_of_turn>|\[/?INST\]"
     r"|\n[ \t]{0,8}(?:#{1,6}[ \t]*)?(?:user|human|assistant|system|instruction"
     r"|(?:next\s+)?question(?:\s+\d+)?|q\d*|problem\s+\d+)\s*:"
-    r"|\n[ \t]*(?:user|human)[ \t]*\n",
+    r"|\n[ \t]*(?:user|human)[ \t]*\n|\n[ \t]*\n[ \t]{0,8}(?:#{1,6}[ \t]*)?(?P<another>problem)\s*:",
     re.IGNORECASE,
 )
 _WRAPPER = re.compile(
-    r"\\(?:text|textbf|textit|textrm|texttt|mathrm|mathbf|mathit|mathsf|boldsymbol|operatorname|mbox|emph|underline)"
+    r"\\(?:text|textbf|textit|textrm|textnormal|textsf|texttt|mathrm|mathbf|mathit|mathsf|boldsymbol|operatorname|mbox|emph|underline)"
     r"\s*\{([^{}]*)\}"
 )
+_TIE = re.compile(r"(?<!~)~(?=[A-Za-z])")
 _POWER = re.compile(r"(?<=[\d)])\*\*(?=[\d(])")
 _MARKUP = re.compile(
     r"\*\*|__|`{1,3}(?:\w+\n)?|\\?\$|(?<!\\)\\[()\[\]]|(?<!\\)\\[,;:! ]|\\(?:left|right|displaystyle)\b"
@@ -37,22 +38,31 @@ _STARRED = re.compile(r"(?<![\w*])\*([^*\n]+)\*(?![\w*])|(?<!\w)_([^_\n]+)_(?!\w
 _GSM_MARK = re.compile(r"^####[ \t]*(?=[-+$\d.])", re.MULTILINE)
 _HEADING = re.compile(r"^#{1,6}[ \t]+", re.MULTILINE)
 _SPACES = re.compile(r"\s+")
+_GAP = re.compile(r"(?<!\\)\\[,;: ](?=[A-Za-z])")
+_GROUPED = re.compile(r"(?<=\d),\s*\\!\s*(?=\d{3})")
+_COURTESY = re.compile(
+    r"(?:\n|(?<=[.!])\s)\s*(?:(?:please\s+)?(?:let\s+me\s+know\s+if|feel\s+free\s+to)\b[^\n\d.!]*"
+    r"|(?:i\s+)?hope\s+(?:this|that|it)\s+(?:helps?|is\s+(?:correct|right|clear|helpful)|was\s+helpful)"
+    r"|this\s+(?:solves|completes|answers)\s+(?:the|your)\s+(?:problem|question|task))[.!\s]*$",
+    re.IGNORECASE,
+)
 _BOX = re.compile(r"\\(?:boxed|fbox|framebox)\s*\{")
 _JOINED = re.compile(r"[\s$]*(?:,|/|;|\bor\b|\band\b)[\s$]*", re.IGNORECASE)
+_ABOUT = re.compile(r"[\s$]*(?:≈|\\approx)[\s$]*")
 _ADVERB = (
     r"(?:(?:therefore|thus|then|clearly|definitely|most|very|probably|likely|simply|indeed|hence|still|actually)\s+)*"
 )
 _CUE = re.compile(
-    r"(?:\b(?:answers?|ans|solution|result|antwort|lösung|réponse|respuesta|risposta|resposta|jawaban|cevap|odpowiedź"
+    r"(?:\b(?:answers?|ans|solution|result|(?:final_)?decision|verdict|antwort|lösung|réponse|respuesta|risposta|resposta|jawaban|cevap|odpowiedź"
     r"|antwoord|svar|ответ|đáp\s+án|(?:correct|best|right|final|chosen|selected|remaining|my)\s+(?:option|choice|letter|one|pick|selection)"
-    r"|the\s+(?:option|choice|letter)|conclusion|(?:best\s+)?guess)\b"
+    r"|the\s+(?:option|choice|letter)|(?:most\s+(?:likely|probable)|correct|best|final)\s+diagnosis|conclusion|(?:best\s+)?guess)\b"
     r"(?:\s+(?:choice|option|letter|correct[ae]?|corr?etta|correta|final[e]?|yang\s+benar|here|then))?"
     r"(?:,\s(?!(?:if|unless|when|whether|says?|some|many)\b)[^.:,;\n]{1,60},)?"
     r"(?:\s+(?:that\s+)?(?:I|we)\s+(?:get|got|find|found|obtain|chose|give))?(?:\s+(?:to|for|of)\s[^.:\n]{0,60}?)?[\"']?\s*"
     rf"(?:[:=]|\s[-–—]\s|->|→|⇒|\b(?:is|was|turns\s+out\s+to\s+be|(?:must|should|would|could|might|may|will|can\s+only|has\s+to)\s+{_ADVERB}be"
     rf"|seems(?:\s+to\s+be)?|appears\s+to\s+be|adalah|lautet|ist|est|es|é|è)\b)"
     r"|(?:正确的|答案|答え|正解|정답|답|الإجابة(?:\s+الصحيحة)?|الجواب(?:\s+الصحيح)?|उत्तर)\s?(?:应该|應該)?(?:是|为|為|は|은|는|هي|هو|है|:|=|ist)?"
-    rf"|\b(?:option|choice|pick|selection|final|correct|total)[\"']?\s*:)\s*{_ADVERB}[\s:]*",
+    rf"|\b(?:option|choice|pick|selection|selected|final|best|correct|total)[\"']?\s*:)\s*{_ADVERB}[\s:]*",
     re.IGNORECASE,
 )
 _CHINESE_CHOICE = re.compile(r"(?:故|应|應|所以|因此|我)?(?:选择|選擇|选项|選項|选|選)(?:是|为|為|:)?\s*")
@@ -64,9 +74,10 @@ _WEAK_CUE = re.compile(
     r"|say|vote\s+for|think|believe|guess)\b(?:\s+(?:that|it\s+is|it's))?\s*:?\s*"
     rf"|\b(?:it|this|that)(?:'s|\s+(?:is|was|(?:must|should|could|might|may|can\s+only|has\s+to)\s+be|seems\s+to\s+be))"
     rf"\s+{_ADVERB}"
+    r"|\blet(?:'s|\s+us)\s+(?:go\s+with|choose|pick|select|say)\s+"
     r"|\bif\s+(?:I|we)\s+(?:had|have)\s+to\s+(?:guess|choose|pick|answer|say),?\s+"
     r"|\bwill\s+(?:go\s+with|choose|pick|select|answer)\s+|\b(?:looks|seems)\s+like\s+"
-    r"|\b(?:going\s+with|leaning\s+towards?|(?:settled|decided)\s+(?:on|for))\s+|而是\s*|\b(?:corresponds?\s+to|match(?:es)?|points?\s+to|(?:I|we)\s+(?:find|found|get|got))\s+(?=(?:the\s+)?(?:option|choice|answer)\b|[(\[]?[A-Z][)\]]?\W*(?:$|\n))"
+    r"|\b(?:going\s+with|leaning\s+towards?|(?:settled|decided)\s+(?:on|for))\s+|而是\s*|\b(?:corresponds?\s+to|match(?:es)?|points?\s+to|consistent\s+with|supports?|suggests?|indicates?|favou?rs?|(?:I|we)\s+(?:find|found|get|got))\s+(?=(?:the\s+)?(?:option|choice|answer)\b|[(\[]?[A-Z][)\]]?\W*(?:$|\n))"
     r"|(?:^|\n)\s*(?:∴|=>|->|→|⇒)\s*|\b(?:no|yes),\s+(?=\S{1,12}\s*(?:$|\n))"
     r"|(?:^|[.,:;!?\n])\s*(?:so|thus|hence|therefore|finally|ultimately|consequently|in\s+conclusion|answer)\b[,:]?\s*"
     r"|\b(?:no,?\s+)?(?:wait|actually|correction|rather|sorry|i\s+mean)\b[,:.!]?\s*(?:no,?\s+(?=\w))?"
@@ -74,16 +85,24 @@ _WEAK_CUE = re.compile(
     re.IGNORECASE,
 )
 _TAG = re.compile(
-    r"(?:<|&lt;)\s*(/?)\s*(think(?:ing)?|thought|reasoning|(?:final_)?answer)\s*(?:>|&gt;)", re.IGNORECASE
+    r"(?:<|&lt;)\s*(/?)\s*((?:seed:)?think(?:ing)?|thought|reasoning|(?:final_)?answer)(?:\s[^<>&]{0,40})?\s*(?:>|&gt;)",
+    re.IGNORECASE,
 )
-_FOREIGN = re.compile(r"<\|(?:begin|end)_of_(?:thought|solution)\|>|◁/?think▷|\[/?THINK\]")
-"""Other models' tags: OpenThinker's, Kimi's, Magistral's."""
+_FOREIGN = re.compile(
+    r"<\|(?:begin|end)_of_(?:thought|solution|box)\|>|◁/?think▷|\[/?THINK\]"
+    r"|(?:<\|end\|>)?(?:<\|start\|>assistant)?<\|channel\|>(?:final|analysis|commentary)[^<|]{0,40}<\|message\|>"
+)
+"""Other models' tags: OpenThinker's, GLM's, Kimi's, Magistral's, Harmony's channels."""
 _ANSWER_AT_END = re.compile(r"<answer>((?:(?!<answer>).)*)</answer>\s*$", re.DOTALL)
-_CERTAINLY = re.compile(r"\b(?:no|without(?:\s+any)?|not?\s+in)\s+(?:doubt|question)\b|\bnot\s+only\b", re.IGNORECASE)
+CERTAINLY = re.compile(
+    r"\b(?:no|without(?:\s+any)?|not?\s+in)\s+(?:doubt|question)\b|\bnot\s+only\b"
+    r"|\b(?:by|after)\s+(?:the\s+)?(?:process\s+of\s+)?elimination\b",
+    re.IGNORECASE,
+)
 _DENIAL = re.compile(
     r"\b(?:not|never|cannot|neither|nor|no|without|incorrect|wrong(?:ly)?|false(?:ly)?|instead\s+of|rather\s+than|(?:more\s+\w+|better)\s+than|unlike"
     r"|unlikely|doubt(?:s|ful)?|(?:all|any\w*|every\w*)\s+(?:but|except)|except\s+for|absence\s+of|initial(?:ly)?|originally|previous(?:ly)?|earlier|at\s+first|naive(?:ly)?|tempting"
-    r"|exclud\w+|eliminat\w+|rul(?:e|es|ed|ing)\s+out|common\s+(?:mistake|error)|kein|nicht)\b|n't\b|[不非]",
+    r"|(?:common|popular|typical|usual|frequent|over|(?:history|risk|possibility)\s+of)(?=\s*$)|exclud\w+|eliminat\w+|rul(?:e|es|ed|ing)\s+out|common\s+(?:mistake|error)|kein|nicht)\b|n't\b|[不非]",
     re.IGNORECASE,
 )
 _OTHERS_VIEW = re.compile(
@@ -92,14 +111,15 @@ _OTHERS_VIEW = re.compile(
     re.IGNORECASE,
 )
 _SUPPOSED = re.compile(
-    r"\b(?:if|unless|whether|suppose|assume|imagine|were\s+it|had\s+it|in\s+case)\b|如果|若", re.IGNORECASE
+    r"\b(?:if|unless|whether|suppose|assume|imagine|were\s+it|had\s+it|in\s+case|otherwise)\b|如果|若", re.IGNORECASE
 )
 _DENIED_AFTER = re.compile(
     r"\W{0,3}(?:,\s*)?(?:(?:is|was|are|were|be|seems?)\s+(?:clearly\s+|therefore\s+|also\s+|definitely\s+|very\s+)?"
     r"(?:not|never|incorrect|wrong|false|excluded|ruled\s+out|eliminated|impossible|unlikely|less\s+likely|a\s+(?:common\s+)?distractor"
     r"|a\s+common\s+(?:mistake|error)|out)\b"
     r"|(?:is|was|does|do|did|can|could)n't\b|(?:does|do|did|cannot|can)\s*not\b|(?:is|are|was)?\s*(?:only\s+)?(?:if|unless)\b"
-    r"|(?:was|is)\s+considered,?\s+but\b|would\s+be\s+(?:wrong|incorrect|false)\b|不|错|錯|ではな|ではあり|[이가]?\s?아니|아닙)",
+    r"|(?:was|is)\s+considered,?\s+but\b|would\s+be\s+(?:wrong|incorrect|false)\b"
+    r"|(?:must|should|could|can|may)\s+(?:still\s+)?be\s+(?:considered|excluded|rejected|eliminated|ruled\s+out)\b|不(?!是\s*[A-Z](?![A-Za-z]))|错|錯|ではな|ではあり|[이가]?\s?아니|아닙)",
     re.IGNORECASE,
 )
 _CLAUSE = re.compile(
@@ -116,13 +136,14 @@ _QUOTED = re.compile(r'\s*"([^"]+)"')
 _BUT = re.compile(r"\bbut\s+(?:rather\s+)?|\brather,?\s+|\binstead,?\s+|而是", re.IGNORECASE)
 _FILLER = re.compile(
     r"[\s:]*(?:(?:it\s+is|it's|it\s+must\s+be|that|i\s+(?:think|believe|guess|would\s+say|am\s+sure)|probably|likely|maybe"
-    r"|perhaps|most\s+likely|clearly|definitely|certainly|surely|simply|therefore|thus|indeed|actually|about"
+    r"|perhaps|most\s+likely|clearly|definitely|certainly|surely|for\s+sure|of\s+course|obviously|simply|therefore|thus|indeed|actually|about"
     r"|approximately|roughly|exactly|≈|~|just|only)\b[\s,:]*)+",
     re.IGNORECASE,
 )
 _RETRACTED = re.compile(
     r"\b(?:that|this|it)(?:'s|\s+is|\s+was)\s+(?:wrong|incorrect|not\s+(?:right|correct)|a\s+mistake|an\s+error|mistaken)\b"
     r"|\bscratch\s+that\b|\bi\s+(?:made\s+(?:a\s+mistake|an\s+error)|was\s+(?:wrong|mistaken)\b(?!\s+to)|take\s+(?:that|it)\s+back)|\b(?:actually|wait|hmm),?\s+no\W*$"
+    r"|\b(?:it|this|that|the\s+answer)\s+(?:could|might|may)\s+also\s+be\b(?!\s+\w+ed\b)"
     r"|\blet\s+me\s+(?:reconsider|start\s+over|redo)\b|\bon\s+second\s+thought\b",
     re.IGNORECASE,
 )
@@ -180,7 +201,8 @@ def own_words(text: str) -> str:
     for match in _LEAKED_TURN.finditer(text):
         head, tail = text[: match.start()], text[match.end() :].partition(trace.OPEN)[0]
         thinking = trace.CLOSE not in head and (trace.OPEN in head or trace.CLOSE in tail)
-        if head.strip() and not thinking:
+        restated = match["another"] and _CUE.search(head) is None  # the problem, before it is answered
+        if head.strip() and not thinking and not restated:
             return head
     return text
 
@@ -193,13 +215,19 @@ def clean(text: str) -> str:
     """Plain characters, and no Markdown, HTML emphasis or LaTeX wrappers (`\\boxed` stays: it declares)."""
     text = _BLANKS.sub(_blank, plain(text[-_READ:]))
     for _ in range(3 if "\\" in text else 0):  # wrappers nest
-        text = _WRAPPER.sub(r"\1", text)
-    text = _DEGREE.sub("°", _ROLE.sub("", text)).replace("{,}", ",").replace("\\%", "%").replace("\\quad", " ")
+        text = _WRAPPER.sub(r"\1", _TIE.sub(" ", text))
+    text = (
+        _DEGREE.sub("°", _GROUPED.sub(",", _ROLE.sub("", text)))
+        .replace("{,}", ",")
+        .replace("\\%", "%")
+        .replace("\\quad", " ")
+    )
     if "oxed" in text:  # its backslash lost, or its braces
         text = _BARE_BOX.sub(r"\\boxed{\1}", _ODD_BOX.sub(r"\\boxed", text))
     text = _STRUCK.sub(" ", _PAIRED.sub(r"\2", text))
-    text = _HEADING.sub("", _GSM_MARK.sub("Answer: ", _MARKUP.sub("", _POWER.sub("^", text))))
-    return _STARRED.sub(lambda match: match[1] or match[2], text).strip()
+    text = _HEADING.sub("", _GSM_MARK.sub("Answer: ", _MARKUP.sub("", _GAP.sub(" ", _POWER.sub("^", text)))))
+    text = _STARRED.sub(lambda match: match[1] or match[2], text).strip().rstrip("\\").rstrip()
+    return _COURTESY.sub("", text)  # "I hope it is correct." is no answer
 
 
 def boxes(text: str) -> list[tuple[int, int, str]]:
@@ -229,7 +257,7 @@ def _since(pattern: re.Pattern[str], text: str) -> str:
 
 def denied(text: str, start: int, end: int) -> bool:
     """Is what stands at text[start:end] negated, only supposed, asked, or somebody else's view?"""
-    before = _CERTAINLY.sub("", text[max(0, start - 160) : start])
+    before = CERTAINLY.sub("", text[max(0, start - 160) : start])
     clause, sentence = _since(_CLAUSE, before), _since(_SENTENCE, before)
     if _DENIAL.search(clause) or _OTHERS_VIEW.search(clause) or _SUPPOSED.search(sentence):
         return True
@@ -279,6 +307,8 @@ def _boxed(text: str) -> list[Declaration]:
     for start, end, content in boxes(text):
         if denied(text, start, end):
             continue
+        if found and last >= 0 and _ABOUT.fullmatch(text[last:start]):
+            continue  # a rounded value behind the exact one
         joiner = _JOINED.fullmatch(text[last:start]) if last >= 0 else None
         if joiner and found:
             content = f"{found.pop().content}{joiner[0].strip().join('  ')}{content}"
@@ -322,6 +352,10 @@ def _tag(match: re.Match[str]) -> str:
 def _foreign(match: re.Match[str]) -> str:
     if "solution" in match[0]:
         return ""
+    if "box" in match[0]:
+        return trace.ANSWER_CLOSE if "end" in match[0] else trace.ANSWER_OPEN
+    if "channel" in match[0]:
+        return trace.CLOSE if "final" in match[0] else trace.OPEN
     return trace.CLOSE if "/" in match[0] or "end" in match[0] else trace.OPEN
 
 

@@ -23,6 +23,16 @@ TIMED_OUT = f"mathematics: more than {mathematics.LIMIT:g} s of CPU time"
 _FULL_MARKS = 1 - 1e-9
 _TWICE = re.compile(r"\s*(?:,?\s*\bi\.e\.,?|,?\s*\bthat\s+is,?|,?\s*\bor\s+equivalently\b,?|=|\s\()\s*")
 _ROUNDED = re.compile(r"\s*(?:≈|\\approx).*$")
+_PERCENT_BEHIND = re.compile(r"(\\boxed\s*\{[^{}]*)\}\s*(?:%|percent\b|pct\b)")
+_PROSE = re.compile(
+    r"(?:(?:therefore|thus|hence|so|then)\b,?\s*)?(?:(?:we|i)\s+(?:find|get|have|obtain|conclude|see)\s+(?:that\s+)?)?"
+    r"(\S.*?)(?:\s+is\s+(?:the|our|my)\s+(?:final\s+)?(?:solution|answer|result))?[\s.]*",
+    re.IGNORECASE,
+)
+_LED_IN = re.compile(
+    r".*(?:\b(?:get|have|obtain|find|is|are|gives|yields|therefore|thus|hence|answer|result)[\s,:]*|:\s*)",
+    re.IGNORECASE,
+)
 _LIST_JOINT = re.compile(r"\s*(?:[,;]|\band\b)\s*")
 
 
@@ -106,8 +116,8 @@ def _text(problem: Problem, reply: Reply) -> Verdict:
 
 
 def _gold_number(text: str) -> Fraction | None:
-    found = numbers.read_number(extraction.unboxed(extraction.clean(text)))
-    return found[0] if found is not None and numbers.is_unit(found[1].replace("%", "")) else None
+    found = numbers.read_number(numbers.without_percent(extraction.unboxed(extraction.clean(text))))
+    return found[0] if found is not None and numbers.is_unit(found[1]) else None
 
 
 def _number(problem: Problem, reply: Reply) -> Verdict:
@@ -119,8 +129,12 @@ def _number_is(gold: str, problem: Problem, reply: Reply) -> Verdict:
     wanted = _gold_number(gold)
     if wanted is None:
         return Verdict("error", reply.content, "", f"gold: found {gold!r}, expected a number")
-    if "%" in gold:  # 50 % against 50 %, both without the sign
-        reply = Reply(reply.content.replace("%", ""), reply.tagged, reply.reached)
+    golds = [wanted]
+    if numbers.without_percent(gold) != gold:
+        plain = numbers.without_percent(reply.content)
+        exact = problem.meta.get("precision") is None
+        golds += [wanted / 100] if exact and plain == reply.content else []  # 0.5 for 50 %, but not 0.5 %
+        reply = Reply(plain, reply.tagged, reply.reached)  # 50 % against 50 %, both without the sign
     given = numbers.stated_number(reply)
     if given is None or given == options.CONFLICT:
         return _compare(given, "", reply)
@@ -128,9 +142,9 @@ def _number_is(gold: str, problem: Problem, reply: Reply) -> Verdict:
     assert parsed is not None
     places = problem.meta.get("precision")
     if places is None:
-        right = parsed[0] == wanted
+        right = parsed[0] in golds
     else:
-        right = numbers.rounded(parsed[0], int(places)) == numbers.rounded(wanted, int(places))
+        right = numbers.rounded(parsed[0], int(places)) in [numbers.rounded(each, int(places)) for each in golds]
     return Verdict("correct" if right else "wrong", given, numbers.shown(parsed[0]))
 
 
@@ -145,13 +159,16 @@ def _candidates(reply: Reply) -> list[str]:
             content = extraction.bare(declaration.content)
             return [content] if declaration.boxed else [content, re.split(r"\.\s|\s+because\b", content, maxsplit=1)[0]]
     if not reply.tagged and "\n" in text:
-        return []
+        lines = [line.strip() for line in text.split("\n") if line.strip()]
+        alone = _LED_IN.fullmatch(lines[-2]) and not extraction.negates(lines[-2]) and not lines[-1].endswith("?")
+        return [lines[-1]] if alone else []
     weak = extraction.declarations(text)
     ending = re.search(r"\b(?:is|equals|are)\s+(\S[^=]*?)[\s.]*$", text)
     found = [text, extraction.bare(text), *([weak[0].content] if weak else [])]
     if ending and not extraction.denied(text, ending.start(), ending.end()):
         found.append(ending[1])
-    return found
+    prose = _PROSE.fullmatch(text)
+    return [*found, prose[1]] if prose and prose[1] not in found else found
 
 
 def _said_twice(text: str) -> list[str]:
@@ -195,9 +212,14 @@ def _quantity(problem: Problem, reply: Reply) -> Verdict:
 def _latex(problem: Problem, reply: Reply) -> Verdict:
     """Mathematical equality. What cannot be read is unparsed, what takes too long an error: neither is "wrong"."""
     gold = extraction.unboxed(extraction.clean(problem.gold.replace("\x0crac", "\\frac")))
+    if "%" in gold:  # a sign behind the box belongs to the number
+        reply = Reply(_PERCENT_BEHIND.sub(r"\1%}", reply.content), reply.tagged, reply.reached)
     outcome, given = "unparsed", ""
     for given in _candidates(reply):
         outcome = mathematics.same(gold, given)
+        exact = _ROUNDED.sub("", given).strip()
+        if outcome in ("unparsed", "different") and exact not in ("", given):
+            outcome = mathematics.same(gold, exact)
         parts = _said_twice(given)
         if outcome in ("unparsed", "different") and parts and parts != [given]:
             outcome = "equal" if all(mathematics.same(gold, part) == "equal" for part in parts) else outcome

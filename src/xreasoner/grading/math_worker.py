@@ -54,12 +54,19 @@ _COMMON: tuple[tuple[re.Pattern[str], str | Callable[[re.Match[str]], str]], ...
     (re.compile(r"(\d{1,20})\.(\d{0,20})\\(?:overline|bar|dot)\s*\{(\d{1,20})\}"), _recurring),
     (re.compile(r"\\varnothing|∅|\\\{\s*\\\}"), r"\\emptyset"),
     (re.compile(r"\^?\s*\{?\s*(?:\\circ|\\degree|°|掳)\s*\}?"), ""),
-    (re.compile(r"\\(?:leqslant|leq)(?![a-z])|≤"), r"\\le"),
-    (re.compile(r"\\(?:geqslant|geq)(?![a-z])|≥"), r"\\ge"),
-    (re.compile(r"\\neq|≠"), r"\\ne"),
+    (re.compile(r"\\(?:leqslant|leq)(?![a-z])|≤|<="), r"\\le"),
+    (re.compile(r"\\(?:geqslant|geq)(?![a-z])|≥|>="), r"\\ge"),
+    (re.compile(r"\\neq|≠|(?<![\w)])!="), r"\\ne"),
+    (re.compile(r"\\lt(?![a-z])"), "<"),
+    (re.compile(r"\\gt(?![a-z])"), ">"),
+    (re.compile(r"\^\s*\{?\s*\\prime\s*\}?"), "'"),
     (re.compile(r"_\{(\w)\}"), r"_\1"),
     (re.compile(r"^\s*(?:\\approx|≈)"), ""),
-    (re.compile(r"(?<![\w.])(\d+(?:\.\d+)?)\s*\\?%"), r"\\frac{\1}{100}"),
+    (re.compile(r"(?<=[\d}])\s*(?:percent(?:age(?!\s*point))?|per\s?cent|pct)\b"), "%"),
+    (re.compile(r"(?<![\w.])(\d+(?:\.\d+)?|\\frac\s*\{\d+\}\s*\{\d+\})\s*\\?%"), r"\\frac{\1}{100}"),
+    (re.compile(r"(?<![\\a-zA-Z])sqrt\s*\(([^()]*)\)"), r"\\sqrt{\1}"),
+    (re.compile(r"(?<![\\a-zA-Z])(sqrt(?=\s*\{)|(?:sin|cos|tan|log|ln)(?=\s*\()|pi(?![a-zA-Z]))"), r"\\\1 "),
+    (re.compile(r"^\s*\[\s*(\\begin\{array\}.*\\end\{array\})\s*\]\s*$", re.DOTALL), r"\1"),
     (re.compile("π"), r"\\pi "),
     (re.compile("∞"), r"\\infty "),
     (re.compile("√"), r"\\sqrt"),
@@ -70,9 +77,12 @@ _COMMON: tuple[tuple[re.Pattern[str], str | Callable[[re.Match[str]], str]], ...
 _THOUSANDS = re.compile(r"(?<![\d,.])\d{1,3}(?:,\d{3})+(?!\d|,\d)")
 _BOX = re.compile(r"\s*\\(?:boxed|fbox)\s*\{(.*)\}\s*", re.DOTALL)
 _SEPARATOR = re.compile(r"\s*(?:,|;|(?<![a-zA-Z\\])(?:and|or)(?![a-zA-Z]))\s*")
+_LENGTH = r"(?:m?\s*\\(?:angle|triangle)\s*)?\|?[A-Z]{1,4}\|?(?![a-zA-Z])"
 _NAME = re.compile(
-    r"\s*(?:\\[a-zA-Z]+|[a-zA-Z])(?:_\{?\w+\}?)?(?:\^\{?-1\}?)?\s*(?:\(\s*[a-zA-Z](?:\s*,\s*[a-zA-Z])*\s*\))?\s*(?:=|\\in(?![a-z])|\\approx)"
+    rf"\s*(?:\(\s*[a-zA-Z](?:\s*,\s*[a-zA-Z])+\s*\)|{_LENGTH}|\\frac\s*\{{{_LENGTH}\}}\s*\{{{_LENGTH}\}})\s*="
+    r"|\s*(?:\\[a-zA-Z]+|[a-zA-Z])(?:_\{?\w+\}?)?(?:\^\{?-1\}?)?\s*(?:\(\s*[a-zA-Z](?:\s*,\s*[a-zA-Z])*\s*\))?\s*(?:=|\\in(?![a-z])|\\approx)"
 )
+_RATIO = re.compile(r"\s*[a-zA-Z](?:_\{?\w+\}?)?(?:\s*:\s*[a-zA-Z](?:_\{?\w+\}?)?)+\s*=")
 _UNIT = re.compile(
     r"(.*(?:[\d)}]|\\pi(?=\s)))\s*(?<![\\a-zA-Z])((?:[a-zA-Z]{2,}|[a-zA-Z](?=/))[a-zA-Z ./]*(?:\^\s*\{?\d\}?)?)\s*",
     re.DOTALL,
@@ -162,7 +172,7 @@ def shape(text: str) -> Shape:
     if len(union) > 1:
         return "union", union
     if _enclosed(whole):
-        parts = _split(whole[1:-1], re.compile(r"\s*,\s*"))
+        parts = _split(whole[1:-1], re.compile(r"\s*[,;]\s*"))
         return (whole[0] + whole[-1], parts) if len(parts) > 1 else ("one", [whole])
     raw = _split(text, _SEPARATOR)
     names = [match[0] for match in map(_NAME.match, raw) if match]
@@ -192,7 +202,10 @@ def compare(gold: str, given: str) -> Sameness:
     if not given or max(len(gold), len(given)) > _LONGEST:
         return "unparsed"
     if ":" in gold or ":" in given:
-        return "different"
+        return _ratios(gold, given)
+    interval = _interval(gold)
+    if interval and _enclosed(given):
+        gold = interval
     named = [_NAME.match(text) for text in (gold, given)]
     if (
         "=" in gold
@@ -203,9 +216,28 @@ def compare(gold: str, given: str) -> Sameness:
         return _equations(gold, given)
     names = [_squeezed(match[0]).rstrip("=") for match in named if match and match[0].endswith("=")]
     shapes = shape(gold), shape(given)
-    if len(names) == 2 and names[0] != names[1] and not shapes[0][0] == shapes[1][0] == "named":
+    kinds = {kind for kind, _ in shapes}
+    if len(names) == 2 and names[0] != names[1] and kinds not in ({"named"}, {"named", "()"}):
         return "different"
     return _parts(*shapes)
+
+
+def _ratios(gold: str, given: str) -> Sameness:
+    """Ratios are compared as they are written, but for a name in front ("a : b = 7 : 32")."""
+    names = [_RATIO.match(text) for text in (gold, given)]
+    bare = [text[name.end() :] if name else text for text, name in zip((gold, given), names, strict=True)]
+    if not any(names) or (all(names) and _squeezed(names[0][0]) != _squeezed(names[1][0])):  # type: ignore[index]
+        return "different"
+    return compare(*bare)
+
+
+def _interval(text: str) -> str:
+    """The interval that a chain of inequalities is ("0 < x \\le 1"), or ""."""
+    sides = [side.strip() for side in _RELATION.split(text)]
+    signs = [sign.strip() for sign in _RELATION.findall(text)]
+    if len(sides) != 3 or not set(signs) <= {"<", "\\le"} or _NAME.fullmatch(f"{sides[1]} =") is None:
+        return ""
+    return f"{'(' if signs[0] == '<' else '['}{sides[0]}, {sides[2]}{')' if signs[1] == '<' else ']'}"
 
 
 def _parts(gold: Shape, given: Shape) -> Sameness:
@@ -260,7 +292,7 @@ def _one(gold: str, given: str) -> Sameness:
         return _one(gold, given)
     if _WORD.search(gold) or _WORD.search(given):
         return "equal" if _letters(gold) == _letters(given) else "different"
-    if ("=" in gold) != ("=" in given):
+    if ("=" in gold) != ("=" in given) or gold.count("'") != given.count("'"):  # f'(x) is read as f(x)
         return "different"
     if "=" in gold:
         return _equations(gold, given)
@@ -299,9 +331,23 @@ def _relations(gold: str, given: str) -> Sameness:
         found = _all([compare(a, b) for a, b in zip(*sides, strict=True)])
         if found != "different":
             return found
-    if signs[0] == [_FLIPPED[sign] for sign in reversed(signs[1])]:
-        return _all([compare(a, b) for a, b in zip(sides[0], reversed(sides[1]), strict=True)])
-    return "different"
+    flipped = signs[0] == [_FLIPPED[sign] for sign in reversed(signs[1])]
+    if (
+        flipped
+        and (found := _all([compare(a, b) for a, b in zip(sides[0], reversed(sides[1]), strict=True)])) != "different"
+    ):
+        return found
+    return _rearranged(sides, signs[0] == signs[1], flipped) if len(sides[0]) == 2 else "different"
+
+
+def _rearranged(sides: list[list[str]], alike: bool, flipped: bool) -> Sameness:
+    """One inequality is the other where left minus right is the same ("x - 1 < 0"), or its negative ("-x > -1")."""
+    lefts, rights = (_readable(sides[0][at], sides[1][at]) for at in (0, 1))
+    if isinstance(lefts, str) or isinstance(rights, str):
+        return "unparsed" if "unparsed" in (lefts, rights) else "different"
+    gold, given = lefts[0] - rights[0], lefts[1] - rights[1]
+    same = (alike and _agree(gold, given)) or (flipped and _agree(gold, -given))
+    return "equal" if same else "different"
 
 
 class UnreadableError(Exception):

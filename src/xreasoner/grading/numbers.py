@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import unicodedata
 from decimal import Decimal
 from fractions import Fraction
 
@@ -30,39 +31,45 @@ _TAKEN_BACK = re.compile(
 )
 _UNIT = re.compile(r"[^\W\d_°][^\W\d_]*|[^\W\d_°][^\d_=<>+,;:\"]{0,39}|°[A-Za-z]?|[€£¥₹]")
 _CUT = re.compile(
-    r"(?:[.;!]?\s*\n|[.;!)]\s+|,\s+(?!\d)|[\s.]+\(|\s+(?:because|since|as|which|where|when|so|after|left|in total)\b)"
+    r"(?:[.;!]?\s*\n|[.;!)]\s+|,\s+(?!\d)|[\s.]+\(|\s+(?:because|since|as|which|where|when|so|after|left|every|each)\b"
+    r"|\s+in\s+total\b|\s+more\s*$|\s*\}\s*$|\s+(?:at|for|from|in|on)\s+the\b|\s+of\s+(?:them|these|those|us)\b|\s+to\s+(?=[a-z]{2,}\s+(?:an?|the|all|each|his|her|their|it|them)\b))"
 )
 _SCALE = re.compile(
     r"\b(?:hundreds?|thousands?|millions?|billions?|trillions?|dozens?|pairs?|half|percent|per\s?cent|k|mn|bn|times"
     r"|squared|cubed|factorial|minus|plus|or|and|to|if|but|not|more|less|fewer|over|under|of|%)\b|%|[\^]",
     re.IGNORECASE,
 )
-_ENDING = re.compile(
-    r".*(?:\b(?:is|are|be|equals|makes|leaves|gives|get|got|was|were|total(?:s|ing)?|has|have|cost|costs|pay|pays|earns?|earned|spent|spends|needs?|takes?|took|saved?|saves|sold|made|bought|paid|weighs?)\b|=)"
-    r"\s*(?:only\s+|exactly\s+|about\s+)?((?:[-+]\s*)?[€£¥]?[\d.\\][^=\n]*)$",
-    re.DOTALL,
-)
 _LETTER_UNITS = "mgsLlVANJWKCFhTH°€£¥"
 """Units of one letter; any other letter behind a number is a variable."""
 _FIRST_SENTENCE = re.compile(r"[.!;]\s+(?=[A-Z(])")
 _SUM = re.compile(r"[\d.\s]+[-+*/×·][-+*/×·().\d\s]*")
 _SCALES = {"dozen": 12, "hundred": 100, "thousand": 10**3, "million": 10**6, "billion": 10**9, "trillion": 10**12}
+_PERCENT = re.compile(r"\s*(?:%|(?:percent|per\s?cent|pct)\b)(?!\s*points?\b)", re.IGNORECASE)
 _SCALED = re.compile(rf"\s+({'|'.join(_SCALES)})\b", re.IGNORECASE)
 _SMALL = "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen".split()  # noqa: SIM905
 _SMALL += ["seventeen", "eighteen", "nineteen"]
 _TENS = ["twenty", "thirty", "forty", "fifty", "sixty", "seventy", "eighty", "ninety"]
 _UNDER_100 = rf"(?:(?:{'|'.join(_TENS)})(?:[-\s](?:{'|'.join(_SMALL[1:10])}))?|{'|'.join(_SMALL)})\b"
 _UNDER_1000 = rf"(?:(?:(?:a|{'|'.join(_SMALL[1:10])})\s+hundred(?:\s+(?:and\s+)?{_UNDER_100})?)|{_UNDER_100})"
+_ENDING = re.compile(
+    r".*(?:\b(?:is|are|be|equals|makes|leaves|gives|get|got|was|were|(?:comes?|came|amounts?|adds?\s+up)\s+to|total(?:s|ing)?|has|have|cost|costs|pay|pays|earns?|earned|spent|spends|needs?|takes?|took|saved?|saves|sold|made|counts?|counted|see|find|found|bought|paid|weighs?)\b|=)"
+    rf"\s*(?:only\s+|exactly\s+|about\s+|approximately\s+|roughly\s+|(?:him|her|them|me|us|you|it)\s+)?((?:[-+]\s*)?[€£¥]?[\d.\\][^=\n]*|(?:{_UNDER_1000}))$",
+    re.DOTALL,
+)
 _WORDS = re.compile(
     rf"(minus\s+|negative\s+)?(?:({_UNDER_1000})\s+thousand\b)?(?:,?\s*(?:and\s+)?({_UNDER_1000}))?[\s.!]*",
     re.IGNORECASE,
 )
+_CURRENCY = re.compile(r"(?:USD|EUR|GBP|JPY|CNY|RMB)")
 _LIMIT = 200
 """Characters; a longer run of digits is no answer, and costs time."""
 
 
 def _in_words(text: str) -> int | None:
-    """The number that the whole text spells ("forty-two", "one hundred and five"), or None."""
+    """The number that the whole text spells ("forty-two", "one hundred and five", "三"), or None."""
+    sign = unicodedata.numeric(text, None) if len(text) == 1 else None
+    if sign is not None and sign == int(sign):
+        return int(sign)
     match = _WORDS.fullmatch(text.strip())
     if match is None or not (match[2] or match[3]):
         return None
@@ -101,7 +108,7 @@ def read_number(text: str) -> tuple[Fraction, str] | None:
     """A number at the start of the text and what follows it, or None.
 
     Reads 1,234; 10 080; -3.5; 6.02e23; 6.02 \\times 10^{23}; 10^{-3}; 3/4; 1 3/4; \\frac{3}{4}; \\frac12; €5;
-    3 million; a name before an equals sign is passed over.
+    3 million; 5 % (a twentieth); a name before an equals sign is passed over.
     """
     text = text.strip()
     named = _NAMED.match(text)
@@ -130,7 +137,15 @@ def read_number(text: str) -> tuple[Fraction, str] | None:
     scale = _SCALED.match(text, match.end())
     if scale is not None:
         return _signed(sign, value * _SCALES[scale[1].lower()]), text[scale.end() :]
+    percent = _PERCENT.match(text, match.end())
+    if percent is not None:
+        return _signed(sign, value / 100), text[percent.end() :]
     return _signed(sign, value), text[match.end() :]
+
+
+def without_percent(text: str) -> str:
+    """The text without its percent signs and words, for two that both count in hundredths."""
+    return _PERCENT.sub("", text)
 
 
 def parse_number(text: str) -> Fraction | None:
@@ -185,8 +200,16 @@ def numeral(text: str, exclaims: bool = False) -> str | None:
     cut = _CUT.search(rest)
     shown = text[: len(text) - len(found[1])].strip() if found[1] else text
     unit = rest[: cut.start()] if cut else rest
+    glued = unit[:1].isalpha()
     unit = unit.strip().rstrip(".")
-    return shown if is_unit(unit) else None
+    return shown if is_unit(unit) and not (glued and _unheard_of(unit)) else None
+
+
+def _unheard_of(unit: str) -> bool:
+    """Is this, written without a space behind a number, no unit ("5abc")?"""
+    from xreasoner.grading.quantities import is_known  # which reads its numbers here
+
+    return _CURRENCY.fullmatch(unit) is None and not is_known(unit)
 
 
 def stated_number(reply: Reply) -> str | None:

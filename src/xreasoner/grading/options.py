@@ -28,7 +28,7 @@ _RIGHT = (
     r"|is\s+the\s+(?:only\s+)?(?:option|choice|one)\s+(?:that|which)\s+(?:best\s+)?(?:fits|works|matches|is\s+(?:correct|right|consistent))\b"
     r"|it\s+is(?=\W*(?:$|\n))|fits\s+best\b|makes\s+the\s+most\s+sense\b|(?:是)?正确)"
 )
-_DISMISSED = re.compile(r"[\s:.)\]–—-]*(?:false|wrong|incorrect|not\b|✗|✘|❌|×)", re.IGNORECASE)
+_DISMISSED = re.compile(r"[\s:.)\]–—-]*(?:false|wrong|incorrect|not\b|no(?=\s*(?:$|[.,;\n])))", re.IGNORECASE)
 _ARTICLE = re.compile(r"(?:(?:it|this|that)\s+(?:is|was)\s+|it's\s+)?(?:(?:an?|the)\s+)?", re.IGNORECASE)
 _TOO = re.compile(r",?\s*(?:too|also|as\s+well|and\s+so\s+is)\b")
 _REJECTED = re.compile(r"\W*(?:false|incorrect|wrong)\b", re.IGNORECASE)
@@ -36,9 +36,11 @@ _COUNTED = re.compile(r"(?:option|choice|answer)\s+(?:number\s+|no\.?\s*|#\s*)?(
 _CALLED = re.compile(
     r"(?:the\s+)?(?:\w+\s+)?(?:option|choice|answer|one)(?:\s+(?:number\s+|no\.?\s*|#\s*)?\d+)?[\s.!]*", re.I
 )
+_NOT = re.compile(r",?\s+(?:not|rather\s+than|instead\s+of)\b")
 _DIGIT = re.compile(r"\d")
 _GROUP = re.compile(r"(?<=\d),(?=\d{3}(?!\d))")
 _ENDING = re.compile(r"(?:\b(?:is|are|equals|be)\b|=)\s*([^=\n]{1,80}?)[\s.]*$")
+_SENTENCES = re.compile(r"(?<=[.!])(?<!vs\.)\s+(?![a-z])")
 _BEFORE, _AFTER = r"(?<![A-Za-z0-9_À-ɏ'])", r"(?![A-Za-z0-9_À-ɏ'])"
 """Where a label may stand; other scripts write no spaces around it."""
 _SHORT = 25
@@ -60,7 +62,8 @@ class Options:
 class Patterns:
     """start: a label at the start and what follows. another: a second label joined to the first. marker: a label that
     begins a line, or is set off in it. named: a label in brackets, or after "option". right: a label that is said to be
-    right. whole: nothing but a label. marked: a line that calls a label true or false."""
+    right. whole: nothing but a label. marked: a line that calls a label true or false. case: a label that
+    holds only for some ("C for children")."""
 
     start: re.Pattern[str]
     another: re.Pattern[str]
@@ -69,6 +72,7 @@ class Patterns:
     right: re.Pattern[str]
     whole: re.Pattern[str]
     marked: re.Pattern[str]
+    case: re.Pattern[str]
 
 
 @lru_cache(maxsize=256)
@@ -84,15 +88,16 @@ def _patterns(labels: tuple[str, ...]) -> Patterns:
         r"[\s\"'>*•-]*(?:(?:the|la|le|el|die|der|das|[ao](?=\s+(?:opção|letra|alternativa)))\s+)?"
         r"(?:(?:option|choice|letter|answer|statement|opción|opção|opzione|lettre|letra|alternativa)\s+|选项)?"
     )
+    ordinals = "|".join([*_ORDINALS[: len(labels)], "last"])
     rest = (
-        r"(?P<rest>\s*$|\s*[:.)\]},;!/&+?–—](?!\d).*|\s*-\s.*|\s*\n.*|\s*[(\[].*"
+        rf"(?P<rest>\s+(?:the\s+)?(?:{ordinals})\s+(?:option|choice|answer)\b.*|\s+(?:non|nicht|pas)\s+(?:{upper}){_AFTER}.*|"
+        r"\s*$|\s*[:.)\]},;!/&+?–—](?!\d).*|\s*-\s.*|\s*\n.*|\s*[(\[].*"
         r"|(?<=[)\]}>])\s+\S.*|\s+(?:and|or|is|was|because|since|as|for|with|not|but\s+not|rather|instead|by|over|to\s+me|given|due|based|according|here|overall|from)\b.*|\s+(?=[A-Z]).*|\s*[\u3040-\u30ff\u4e00-\u9fff\uac00-\ud7af].*)"
     )
     joint = (
         r"\s*(?:,?\s*(?:but|or|and|though|although)\s+(?:it\s+)?(?:could|might|may|possibly|perhaps|maybe)\b"
         r"(?:\s+also)?(?:\s+be)?|\s*\(\s*(?:or|and|maybe|perhaps|possibly)\s+|\s*[.;,]\s*(?:[Oo]r|[Aa]nd)\s+(?:maybe\s+|perhaps\s+)?|\s*[和与或및과와かと]\s*|,\s*(?:and\s+|or\s+)?(?:maybe\s+|perhaps\s+|possibly\s+)?|/|&|\+|;|\.|\band\b|\bor\b|\bas\s+well\s+as\b|\s)\s*(?:option\s+|choice\s+)?"
     )
-    ordinals = "|".join([*_ORDINALS[: len(labels)], "last"])
     return Patterns(
         start=re.compile(rf"(?i:{prefix})(?:{closed}|{open_}){rest}", re.DOTALL),
         another=re.compile(
@@ -108,8 +113,10 @@ def _patterns(labels: tuple[str, ...]) -> Patterns:
             rf"(?:\s*[:.)]?\s*\([^()]{{1,80}}\))?(?:{_RIGHT})"
         ),
         marked=re.compile(
-            rf"(?:^|\n|[.;,]\s)[\s*•-]*[(\[]?({any_case})[)\].:]+\s*(?:[-–—]\s*)?((?i:true|correct|false|incorrect|wrong))\b"
+            rf"(?:^|\n|[.;,]\s)[\s*•-]*[(\[]?({any_case})(?:[)\].:]+\s*(?:[-–—]\s*)?|\s+[-–—]\s*)"
+            r"((?i:true|correct|false|incorrect|wrong|yes|no))\b(?=\s*(?:$|[.,;:\n]))"
         ),
+        case=re.compile(rf"{_BEFORE}({upper}){_AFTER}\s*[:,]?\s*\(?(for|if|when|in)\b"),
         whole=re.compile(rf"(?i:{prefix})[(\[{{\"']?({any_case})[)\]}}\"']?[.:)]?"),
     )
 
@@ -208,7 +215,8 @@ def read(text: str, options: Options) -> tuple[str | None, str]:
     rest = match["rest"]
     own = options.own[label]
     said = extraction.collapse(_SEPARATOR.sub("", rest)).casefold()
-    dismissed = _DISMISSED.match(rest) and not _starts_with(said, own)
+    a_text = _starts_with(said, own) or extraction.normalise(said) in options.own.values()
+    dismissed = _DISMISSED.match(rest) and not a_text
     if dismissed or extraction.denied(text, match.start(), match.start("rest")):
         return None, ""
     behind = said[len(own) :] if _starts_with(said, own) else rest
@@ -217,13 +225,16 @@ def read(text: str, options: Options) -> tuple[str | None, str]:
         return CONFLICT, ""
     if re.match(r"\s+(?:and|or|is|was)\b", rest) and not re.match(rf"{_RIGHT}", rest) and not _starts_with(said, own):
         return None, ""
+    case = re.match(r"\s*[:,]?\s*\(?(for|if|when|in)\b", rest)
+    if case and any(each[1] != label for each in options.patterns.case.finditer(rest) if each[2] == case[1]):
+        return CONFLICT, ""  # "A for adults; C for children"
     if label in ("A", "I") and re.match(r"\s+[a-z]", rest) and contradiction(label, rest, options):
         return CONFLICT, ""  # "A beta particle": a label, or an article?
     return label, rest
 
 
 def _ordinal(text: str, options: Options) -> str | None:
-    match = re.match(r"\s*(?:the\s+)?(\w+)\s+(?:option|choice|answer|one)\b", text, re.IGNORECASE)
+    match = re.match(r"\s*(?:the\s+)?(\w+)(?:\s+(?:option|choice|answer|one)\b|[\s.!]*$)", text, re.IGNORECASE)
     word = match[1].lower() if match else ""
     counted = _COUNTED.fullmatch(text.strip())
     if (
@@ -241,12 +252,17 @@ def _ungrouped(text: str) -> str:
     return _GROUP.sub("", text)
 
 
+def _shorter(content: str) -> tuple[str, str]:
+    """The first sentence, and what stands before "not …" ("pneumothorax, not asthma")."""
+    return content.split(". ", 1)[0], _NOT.split(content, maxsplit=1)[0]
+
+
 def _declared(text: str, options: Options) -> tuple[int, str | None, str]:
     """(where, label, what stands behind it) of the last option that the text declares or says to be right."""
     last: tuple[int, str | None, str] = (-1, None, "")
     for declaration in extraction.declarations(text):
         content = declaration.content
-        for said in dict.fromkeys((content, extraction.bare(content), content.split(". ", 1)[0])):
+        for said in dict.fromkeys((content, extraction.bare(content), *_shorter(content))):
             label, rest = read(said, options)
             label = label or (_ordinal(said, options) if declaration.strong else None)
             if label is not None:
@@ -276,14 +292,29 @@ def _lone(lines: list[str], text: str, options: Options) -> str | None:
             and not options.patterns.whole.fullmatch(beside)
         ):
             found[line] = label
-    right = {label for label, word in options.patterns.marked.findall(text) if word.lower() in ("true", "correct")}
-    if not found and right:
-        return next(iter(right)).upper() if len(right) == 1 else CONFLICT
     others = _listed(text, options)
     if len(set(found.values())) != 1:
         return CONFLICT if found else None
     label = next(iter(found.values()))
     return CONFLICT if others - {label} else label
+
+
+def _marked(text: str, options: Options) -> str | None:
+    """The one label of several that the text calls true ("A: no. B: yes.")."""
+    marked = options.patterns.marked.findall(text)
+    right = {label.upper() for label, word in marked if word.lower() in ("true", "correct", "yes")}
+    if not right or len(marked) < 2 or any(word.lower() in options.own.values() for _, word in marked):
+        return None
+    return right.pop() if len(right) == 1 else CONFLICT
+
+
+def _concluded(line: str, options: Options) -> str | None:
+    """The option with whose label and text a line ends ("the most likely cause is B) Asthma")."""
+    ending = _ENDING.search(line)
+    label, rest = read(ending[1], options) if ending else (None, "")
+    if ending is None or label not in options.own or extraction.denied(line, ending.start(1), ending.end()):
+        return None
+    return label if rest and extraction.normalise(_SEPARATOR.sub("", rest)) == options.own[label] else None
 
 
 def _listed(text: str, options: Options) -> set[str]:
@@ -292,7 +323,8 @@ def _listed(text: str, options: Options) -> set[str]:
     for match in list(options.patterns.marker.finditer(text))[-extraction.LAST :]:
         begin = match.end() - len(match[0].lstrip())
         behind = text[match.end() :].split("\n", 1)[0]
-        if not extraction.denied(text, begin, match.end()) and not extraction.negates(behind):
+        merely_compared = re.match(r"\s*would\s+(?!be\b)", behind)  # "Asthma (A) would show …"
+        if not (extraction.denied(text, begin, match.end()) or extraction.negates(behind) or merely_compared):
             found.add(next(group for group in match.groups() if group).upper())
     return found
 
@@ -307,7 +339,7 @@ def _opening(text: str, options: Options) -> str | None:
 def _quoted(text: str, options: Options) -> str | None:
     """The one option whose text stands in the reply; a longer option's text hides a shorter one inside it."""
     said = extraction.collapse(text).casefold()
-    both = {exact(part, options) for part in re.split(r"\s*(?:,|/|;|\bor\b|\band\b)\s*", said)}
+    both = {exact(part, options) for part in re.split(r"\s*(?:,|/|;|\bor\b|\band\b|\bvs\b\.?|\bversus\b)\s*", said)}
     if None not in both and len(both) > 1:
         return CONFLICT
     ending = _ENDING.search(said)
@@ -317,7 +349,7 @@ def _quoted(text: str, options: Options) -> str | None:
             if ending and extraction.normalise(ending[1]) == option and not extraction.denied(said, *ending.span()):
                 found.add(label)
             continue
-        for match in re.finditer(rf"(?<![\w.,-]){re.escape(option)}(?!\w|[.,]\d)", said):
+        for match in re.finditer(rf"(?<![\w.,-]){re.escape(option)}(?!\w|-\w|[.,]\d)", said):
             if not extraction.denied(said, match.start(), match.end()):
                 found.add(label)
             said = said[: match.start()] + " " * len(option) + said[match.end() :]
@@ -349,7 +381,11 @@ def chosen(reply: Reply, options: Options) -> tuple[str | None, str]:
             label = _ordinal(text, options)
         if label in options.own and _listed(text, options) - {label}:
             label = CONFLICT
-    parts = [part.strip() for part in text.split("\n") if part.strip()] if lines else re.split(r"(?<=[.!])\s+", text)
+    parts = [part.strip() for part in text.split("\n") if part.strip()] if lines else _SENTENCES.split(text)
+    if label is None and lines:
+        label, rest = _concluded(parts[-1], options), ""
+    if label is None:
+        label, rest = _marked(text, options), ""
     if label is None and len(parts) > 1:
         label, rest = _lone(parts, text, options), ""
     if label is None and not lines:

@@ -39,6 +39,11 @@ def _unit(text: str) -> Any:
         return None
 
 
+def is_known(unit: str) -> bool:
+    """Is this the name of a unit?"""
+    return _unit(unit) is not None
+
+
 def read_quantity(text: str) -> tuple[Fraction, str] | None:
     """(value, unit as written) of a number with a unit that is the whole text; the unit may be ""."""
     found = read_number(text)

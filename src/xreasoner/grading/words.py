@@ -19,11 +19,15 @@ _ARTICLE = re.compile(r"^(?:(?:in|on|at)\s+(?=the\s))?(?:an?|the)\s+")
 _SHORT = re.compile(r"\(([A-Z][A-Za-z]{0,2}[A-Z]\w{0,3})\)\W*$")
 _HYPHEN = re.compile(r"(?<=\w)-(?=[^\W\d])")
 _ASIDE = re.compile(r"\s\(|,\s+(?:the|an?)\s")
-_SUBJECT = re.compile(r"(?:the|this|that)\s[\w ]{1,40}?\s(?:is|was|shows|appears\s+to\s+be)\s+(.+)", re.IGNORECASE)
+_SUBJECT = re.compile(
+    r"(?:the|this|that)\s[\w ]{1,40}?\s(?:is|was|shows|appears\s+to\s+be)\s+(?:(?:located|seen|found)\s+)?(.+)",
+    re.IGNORECASE,
+)
 _AT_END = re.compile(
     r"(?:(?!(?:if|unless|when|whether|suppose|yes|no)\b)[^.!?\n]{1,80},\s*|(?:absolutely|definitely|certainly|clearly|probably|most\s+likely)\s+)(yes|no|maybe)[\s.!]*",
     re.IGNORECASE,
 )
+_LAST_SENTENCE = re.compile(r"[^?]*[.!]\s+(yes|no|maybe)[\s.!]*", re.IGNORECASE)
 _APPOSITION = re.compile(r"(?<=\w\w)[.;]\s|,\s+(?:the|an?|which|because|since|as)\s|\s+because\s")
 _IT_IS = re.compile(r"(?:it|this|that)(?:'s|\s+(?:is|was|(?:appears|seems)\s+to\s+be))\s+", re.IGNORECASE)
 
@@ -69,6 +73,9 @@ def yes_or_no(reply: Reply) -> str | None:
         and not extraction.denied(text, ending.start(1), len(text))
     ):
         return plain_word(ending[1])
+    ending = _LAST_SENTENCE.fullmatch(text)
+    if found is None and ending and len(_WORD.findall(text)) == 1:
+        return plain_word(ending[1])
     if found is None or extraction.asked(text, 0):
         return last
     said_again = {
@@ -80,7 +87,7 @@ def yes_or_no(reply: Reply) -> str | None:
 
 
 def _others(text: str, found: str) -> bool:
-    first = re.split(r"[.;\n]", text, maxsplit=1)[0]
+    first = extraction.CERTAINLY.sub("", re.split(r"[.;\n]", text, maxsplit=1)[0])
     joined = re.search(r"\b(?:or|and|/)\s*|/", first) is not None or len(first.split()) <= 6
     return joined and any(
         plain_word(match[1]) != found and not extraction.denied(first, match.start(), match.end())

@@ -289,7 +289,8 @@ def encode(
     if loaded.processor is not None:
         return _encode_by_processor(loaded, text, pictures)
     pad = loaded.model.config.image_token_id
-    ids: list[int] = loaded.tokenizer.encode(text, add_special_tokens=False, verbose=False)  # lengths are our affair
+    # verbose: the tokenizer warns of what is too long, which is refused in our own words
+    ids: list[int] = loaded.tokenizer.encode(text, add_special_tokens=False, verbose=False)
     _check_count(ids.count(pad), images)
     patches = grids = None
     if images:

@@ -156,8 +156,8 @@ def _samples(run: Run) -> str:
             e["n"],
             e["samples"],
             _share(e["average"]),
-            percent(e["majority"]),
-            ", ".join(f"{k}: {percent(value)}" for k, value in e["pass"].items()),
+            _share(e["majority"]),
+            ", ".join(f"{k}: {_share(value)}" for k, value in e["pass"].items()),
         ]
         for e in run.summary.get("samples") or []
     ]
@@ -212,10 +212,11 @@ def _frozen(run: Run) -> str:
 
 
 def _protocol(run: Run) -> str:
-    head = ("number", "stage", "benchmark", "split", "items", "n", "prompt", "budget", "samples", "seed", "model")
+    head = ("number", "stage", "benchmark", "split", "items", "n", "prompt", "budget", "temperature", "samples",
+            "seed", "model")  # fmt: skip
     lines = [
         [e["name"], e["stage"], e["bench"], e["split"], e["items"], e["entry"]["n"], e["prompt"], e["budget"],
-         e["samples"], e["seed"], e["model"]]
+         e["temperature"], e["samples"], e["seed"], e["model"]]
         for e in findings.protocol(run)
     ]  # fmt: skip
     return _section("The protocol of every number", "Intervals: 95 %.", _table(head, lines))
@@ -263,6 +264,8 @@ def _quantities(table: str, entry: Mapping[str, Any]) -> Iterable[dict[str, Any]
         if isinstance(value, Mapping) and "value" in value:
             yield {**value, **place, "quantity": key}
         elif isinstance(value, Mapping):
-            yield from ({**place, "quantity": f"{key}: {name}", "value": part} for name, part in value.items())
+            for name, part in value.items():
+                numbers = part if isinstance(part, Mapping) else {"value": part}
+                yield {**numbers, **place, "quantity": f"{key}: {name}"}
         elif isinstance(value, float):
             yield {**place, "quantity": key, "value": value, "n": entry.get("n", "")}

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from xreasoner.benchmarks.store import Row, condition_of
-from xreasoner.benchmarks.summary import GROUPS, REASONERS, group_of, with_cells
+from xreasoner.benchmarks.summary import BASES, GROUPS, REASONERS, group_of, with_cells
 from xreasoner.benchmarks.table import TABLE
 from xreasoner.reporting.reading import Run
 from xreasoner.reporting.svg import percent
@@ -86,20 +86,29 @@ def over_base(gains: Sequence[Gain], kind: str, after: str | None) -> dict[str, 
 
 
 def headline(gains: Sequence[Gain]) -> str:
-    """One sentence: what text-only post-training did to pictures, beside what it did to text."""
+    """One sentence: what text-only post-training did to pictures, beside what it did to text; without a base, how the
+    first of the other models stands to the one that it is compared with.
+    """
     after = final_stage(gains)
     cells = over_base(gains, "cell", after)
     image = {cell.split("/")[1]: gain for cell, gain in cells.items() if cell.startswith("image/")}
     text = {cell.split("/")[1]: gain for cell, gain in cells.items() if cell.startswith("text/")}
     if not image and not text:
         return "No reasoner has been evaluated beside the base yet, so nothing can be said of post-training."
-    how = "SFT, then RL" if after == "sft+rl" else "SFT" if after == "sft" else str(after)
-    opening = f"Post-training on text alone ({how})"
+    opening = _opening(str(after), next(iter(cells.values()))["before"])
     if not image:
         return f"{opening} moved accuracy on text by {_points(text)}; no picture has been evaluated yet."
     clauses = " and ".join(_clause(domain, gain) for domain, gain in _general_first(image))
     beside = f"; on the same problems as text the change was {_points(text)}" if text else ""
     return f"{opening} {_verb(list(image.values()))} accuracy on pictures: {clauses}{beside}."
+
+
+def _opening(after: str, before: str) -> str:
+    """What is said to have moved the numbers: post-training where a base stands before it, else the other model."""
+    if before.partition("@")[0] not in BASES:
+        return f"{after} in place of {before}"
+    how = "SFT, then RL" if after == "sft+rl" else "SFT" if after == "sft" else after
+    return f"Post-training on text alone ({how})"
 
 
 def _general_first(found: Mapping[str, Gain]) -> list[tuple[str, Gain]]:
@@ -187,7 +196,8 @@ def _asked(rows: Sequence[Row]) -> dict[str, Any]:
     """What the results themselves say of how they came about."""
     seen = [row for row in rows if condition_of(row) == "seen"]
     if not seen:
-        names = ("bench", "split", "prompt", "seed", "samples", "model", "sampling", "interval", "budget", "modality")
+        names = ("bench", "split", "prompt", "seed", "samples", "model", "sampling", "interval", "budget", "modality",
+                 "temperature")  # fmt: skip
         blank = dict.fromkeys(names, "")
         return {**blank, "items": "results not in this folder"}
     benches, samples = list(dict.fromkeys(row["bench"] for row in seen)), 1 + max(row.get("sample", 0) for row in seen)
@@ -201,6 +211,7 @@ def _asked(rows: Sequence[Row]) -> dict[str, Any]:
         "model": _distinct(seen, "model", 12),
         "sampling": _distinct(seen, "sampling", 12),
         "budget": _distinct(seen, "thinking_budget"),
+        "temperature": _distinct(seen, "temperature"),
         "modality": seen[0]["modality"],
         "interval": "Wilson" if samples == 1 else "bootstrap by item",
     }

@@ -39,7 +39,9 @@ def _results(run: Run, stage: str) -> list[EvalResult]:
             entry: Mapping[str, Any] = line["entry"]
             kind, words = TASKS[line["modality"]]
             arguments = {"n": entry["n"], "low": round(100 * entry["low"], 2), "high": round(100 * entry["high"], 2)}
-            asked = {key: line[key] for key in ("prompt", "samples", "seed", "budget") if line[key] != ""}
+            asked = {
+                key: line[key] for key in ("prompt", "samples", "temperature", "seed", "budget") if line[key] != ""
+            }
             found.append(
                 EvalResult(
                     task_type=kind,

@@ -15,7 +15,7 @@ from markupsafe import Markup
 
 from xreasoner.benchmarks.store import Row
 from xreasoner.benchmarks.summary import GROUPS, REASONERS
-from xreasoner.errors import XReasonerError
+from xreasoner.errors import UserError, XReasonerError
 from xreasoner.reporting import exports, findings, model_card, svg, traces
 from xreasoner.reporting.reading import CELLS, Run, read_runs
 
@@ -51,11 +51,13 @@ def write_report(runs: Path | Sequence[Path], out: Path | None = None) -> Path:
     return its path; the same numbers stand beside it as Markdown, CSV and a model card (report.md, .csv, .card.md).
 
     Stages that are not there yet are left out. The page asks for nothing from outside and is the same for the
-    same folders. Raises `UserError` without a summary, `DataError` for a damaged file, `XReasonerError` where the
-    disk refuses.
+    same folders. Raises `UserError` without a summary or for a place that no page can have, `DataError` for a damaged
+    file, `XReasonerError` where the disk refuses.
     """
     paths = [runs] if isinstance(runs, Path) else list(runs)
     path = out or paths[0] / "report.html"
+    if path.is_dir() or path.suffix in (".md", ".csv"):
+        raise UserError(f"--out {path}: expected the page's file, such as {path.with_suffix('')}.html")
     run = read_runs(paths)
     write_text(path, render(run))
     write_text(path.with_suffix(".md"), exports.markdown(run))

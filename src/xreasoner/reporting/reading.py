@@ -94,8 +94,8 @@ def _labels(paths: Sequence[Path]) -> list[str]:
 
 
 def _merge(first: _Folder, other: _Folder, label: str) -> _Folder:
-    """Two folders as one. Rows of a stage that is the same model in both go together; other stages of a name that is
-    taken are renamed.
+    """Two folders as one. Rows of a stage that is the same model in both go together, a sample that lies in both once;
+    other stages of a name that is taken are renamed.
     """
     taken = {*first.rows, *first.manifests, *(name for group in GROUPS for name in first.summary.get(group) or {})}
     same = {stage for stage in other.rows if _models(first.rows.get(stage, [])) & _models(other.rows[stage])}
@@ -105,7 +105,8 @@ def _merge(first: _Folder, other: _Folder, label: str) -> _Folder:
 
     rows = {**first.rows}
     for stage, more in named(other.rows).items():
-        rows[stage] = [*rows.get(stage, []), *more]
+        there = {row["key"] for row in rows.get(stage, []) if "key" in row}
+        rows[stage] = [*rows.get(stage, []), *(row for row in more if row.get("key") not in there)]
     groups = {group: {**named(other.summary.get(group) or {}), **(first.summary.get(group) or {})} for group in GROUPS}
     return _Folder(
         first.path,

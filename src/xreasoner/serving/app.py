@@ -24,9 +24,8 @@ from xreasoner.media import Guard
 from xreasoner.problem import LABELS, Problem
 from xreasoner.prompts import PROMPTS, chat_messages, default_prompt
 from xreasoner.reasoner import Reasoner, context, exit_tokens
-from xreasoner.registry import nearest
 from xreasoner.serving.desk import BusyError, Desk, log
-from xreasoner.serving.door import Door, error, page
+from xreasoner.serving.door import ROUTES, Door, error, page
 from xreasoner.trace import Splitter
 from xreasoner.wire import FIELDS, Fields, chat_body, finish_reason, head, read_chat, read_fields, usage
 
@@ -147,7 +146,7 @@ def loaded(desk: Desk) -> Callable[[Route], Route]:
 def refusal(found: Exception) -> Response:
     """What went wrong, as a reply. What nobody meant to say is logged and not told."""
     if isinstance(found, HTTPException):
-        return error(found.status_code, str(found.detail))
+        return error(found.status_code, str(found.detail), param=_field(found.detail))
     if isinstance(found, BusyError):
         return error(429, "too many requests are here already; try again in a second", "rate_limit_error", retry=1)
     if isinstance(found, ClientDisconnect):  # in the middle of its body
@@ -159,15 +158,24 @@ def refusal(found: Exception) -> Response:
         status = 502 if isinstance(found, ServerError) else 503
         return error(status, "what runs the model cannot answer now; the service's log says why", retry=5)
     if isinstance(found, UserError):
-        field = re.match(r"([a-z_]+)(?:\[|\.|:(?!//))", str(found))
-        return error(400, str(found), param=field[1] if field else None)
+        return error(400, str(found), param=_field(str(found)))
     log.error("a request failed", exc_info=found)
     return error(500, str(found) if isinstance(found, XReasonerError) else "the service failed; its log says why")
 
 
-async def _http_error(_: Request, found: Exception) -> Response:
+def _field(said: str) -> str | None:
+    """The field that a message begins with."""
+    field = re.match(r"([a-z_]+)(?:\[|\.|:(?!//))", said)
+    return field[1] if field else None
+
+
+async def _http_error(request: Request, found: Exception) -> Response:
+    """What nobody serves: an address without /v1 is the usual mistake."""
     assert isinstance(found, HTTPException)
-    refused = error(found.status_code, str(found.detail))
+    path = request.url.path[:60]
+    said = {404: f"{path} is not served here; expected one of {', '.join(ROUTES)}",
+            405: f"{path}: found {request.method}, expected {(found.headers or {}).get('Allow')}"}  # fmt: skip
+    refused = error(found.status_code, said.get(found.status_code, str(found.detail)))
     refused.headers.update(found.headers or {})
     return refused
 
@@ -224,7 +232,7 @@ def understood(body: Any, desk: Desk, guard: Guard, fields: Fields) -> Asked:
     """What a body asks for, within the limits. Raises `UserError` that names the field."""
     given, reasoner, limits = read_fields(body, fields), desk.reasoner, desk.limits
     if given.get("model", reasoner.model) != reasoner.model:
-        raise HTTPException(404, f"model: {nearest(given['model'], [reasoner.model])}")
+        raise HTTPException(404, f"model: found {given['model'][:60]!r}, expected {reasoner.model}")
     options = tuple(given.pop("options", ()))
     if options and not 2 <= len(options) <= len(LABELS):
         raise UserError(f"options: found {len(options)}, expected 2 to {len(LABELS)}, or none")

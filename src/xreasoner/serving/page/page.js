@@ -3,7 +3,7 @@
 
 const $ = (id) => document.getElementById(id);
 const KEPT = "xreasoner.conversation";
-const state = { turns: [], pictures: [], server: {}, running: null };
+const state = { turns: [], pictures: [], server: {}, running: null, reading: Promise.resolve() };
 
 // --- the service ---------------------------------------------------------------------------------------------------
 
@@ -235,7 +235,8 @@ function number(id) {
   return $(id).value === "" ? null : Number($(id).value);
 }
 
-function submit() {
+async function submit() {
+  await state.reading; // a picture that is still being read goes with this question, not with the next
   const question = $("question").value.trim();
   if (state.running || !question) return $("question").focus();
   const options = [...$("options").querySelectorAll("input")].map((input) => input.value.trim()).filter(Boolean);
@@ -271,7 +272,12 @@ function option() {
   input.focus();
 }
 
-async function take(files) {
+function take(files) {
+  const found = [...files]; // an event's own list is emptied when the event is over
+  return (state.reading = state.reading.then(() => read(found)));
+}
+
+async function read(files) {
   const others = [];
   for (const file of files) {
     if (!$("files").accept.split(",").includes(file.type)) {
