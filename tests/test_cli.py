@@ -123,6 +123,14 @@ def test_no_command_shows_the_help(run: Run) -> None:
             ["train", "demo", "--set", "stages.sft+rl.data=[{source: rows, n: 1, options: {path: no.jsonl}}]"],
             ["stages.sft+rl.data.0", "no.jsonl: no such file"],
         ),
+        (
+            ["train", "demo", "--set", "stages.sft+rl.lower_layers_frozen=6"],
+            ["stages.sft+rl.lower_layers_frozen: found 6, expected less than the model's 6 layers"],
+        ),
+        (
+            ["train", "demo", "--dry-run", "--set", "stages.sft+rl.lora.targets=[q_prj]"],
+            ["stages.sft+rl.lora.targets", "did you mean 'q_proj'"],
+        ),
         (["plan", "demo", "--gpus", "8", "--memory", "lots"], ["--memory", "'lots'", "40GB"]),
         (["plan", "demoo", "--gpus", "8", "--memory", "40GB"], ["did you mean 'demo'"]),
         (["data", "show", "demo", "--set", "stages.sft.data.0.source=tini"], ["tini", "did you mean 'tiny'"]),

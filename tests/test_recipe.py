@@ -48,6 +48,7 @@ def test_there_are_recipes() -> None:
         ("stages.sft+rl.overlong=penalise", "overlong_buffer: found 0, expected 1 to 184"),
         ("stages.sft+rl.overlong_buffer=9", "overlong_buffer: found 9, expected 0 to 0 with overlong: keep"),
         ("stages.sft+rl.rollouts.urls=[node1:8000]", r"urls\.0: .*http.*found 'node1:8000'"),
+        ("stages.sft+rl.optimiser.schedule=epoch-decay", "optimiser.schedule: an RL stage has steps and no epochs"),
         ("evaluation.base_prompt=breif", "did you mean 'brief'"),
         ("evaluation.seed=-1", "evaluation.seed: .*greater than or equal to 0"),
         ("seed=-1", "seed: .*greater than or equal to 0; found -1"),
@@ -59,6 +60,11 @@ def test_there_are_recipes() -> None:
 def test_mistakes_are_named(override: str, message: str) -> None:
     with pytest.raises(RecipeError, match=message):
         load_recipe("demo", [override])
+
+
+def test_a_correction_needs_the_temperature_of_the_engines_log_probabilities() -> None:
+    with pytest.raises(RecipeError, match=r"correction: .*sampled at 0\.6; set temperature: 1"):
+        load_recipe("demo", ["stages.sft+rl.correction=token", "stages.sft+rl.temperature=0.6"])
 
 
 def test_what_is_no_yaml_is_one_line_with_its_place(tmp_path: Path) -> None:

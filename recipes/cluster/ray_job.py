@@ -86,6 +86,7 @@ def main() -> None:
     urls = [url for found in ray.get([s.serve.remote(wanted.model, wanted.gpus) for s in servers]) for url in found]
     head = ray.get(trainers[0].address.remote())
     command = ["torchrun", f"--nnodes={wanted.trainers}", f"--nproc-per-node={wanted.gpus}", "--rdzv-backend=c10d"]
+    command += ["--shutdown-timeout=540"]  # a step must end before it is saved; torchrun's own 30 seconds are too few
     command += [f"--rdzv-endpoint={head}:29500", f"--rdzv-id={ray.get_runtime_context().get_job_id()}"]
     command += ["-m", "xreasoner.cli", "train", wanted.recipe, "--out", wanted.out, "--resume"]
     if urls:

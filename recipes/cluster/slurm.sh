@@ -1,14 +1,14 @@
 #!/bin/bash
 # X-Reasoner on a Slurm cluster: four nodes train, one writes the rollouts. `sbatch recipes/cluster/slurm.sh`.
 # Another recipe, folder or split of the nodes: RECIPE=x-reasoner-3b OUT=/shared/runs/3b TRAINERS=1 sbatch --nodes=2 …
-# Stopped at its time limit it saves and is put back into the queue; it goes on from its newest checkpoint.
+# Ten minutes before its time limit it saves, and is put back into the queue; it goes on from its newest checkpoint.
 #SBATCH --job-name=x-reasoner
 #SBATCH --nodes=5
 #SBATCH --ntasks-per-node=1
 #SBATCH --gpus-per-node=8
 #SBATCH --cpus-per-task=64
 #SBATCH --time=72:00:00
-#SBATCH --signal=TERM@600
+#SBATCH --signal=B:TERM@600
 #SBATCH --requeue
 #SBATCH --open-mode=append
 set -euo pipefail
@@ -45,6 +45,17 @@ if [ ${#URLS[@]} -gt 0 ]; then
 fi
 
 srun --nodes="$TRAINERS" --ntasks="$TRAINERS" --nodelist="$TRAIN" --overlap \
-  torchrun --nnodes="$TRAINERS" --nproc-per-node="$GPUS" \
+  torchrun --nnodes="$TRAINERS" --nproc-per-node="$GPUS" --shutdown-timeout=540 \
   --rdzv-backend=c10d --rdzv-endpoint="$HEAD:29500" --rdzv-id="$SLURM_JOB_ID" \
-  -m xreasoner.cli train "$RECIPE" --out "$OUT" --resume "${ROLLOUTS[@]}"
+  -m xreasoner.cli train "$RECIPE" --out "$OUT" --resume "${ROLLOUTS[@]}" &
+TRAINING=$!
+
+# Slurm tells this shell alone: the servers must stay until the trainers have ended their step and saved, for which
+# torchrun would give them 30 seconds
+again() {
+  kill -TERM "$TRAINING"
+  wait "$TRAINING" || true
+  scontrol requeue "$SLURM_JOB_ID"
+}
+trap again TERM
+wait "$TRAINING"

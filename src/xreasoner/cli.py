@@ -86,6 +86,7 @@ def train(
 ) -> None:
     """Run a recipe's stages; where it names benchmarks, measure each and report. Under torchrun, on all processes."""
     from xreasoner.demo import known_benches, run_demo
+    from xreasoner.planning import check_layers
     from xreasoner.progress import Screen, matrix
     from xreasoner.recipe import load_recipe
     from xreasoner.training import parallel
@@ -99,6 +100,7 @@ def train(
 
         _print(showing.dry_run(wanted))
         return
+    check_layers(wanted)
     known_sources(wanted, out)
     measured = wanted.evaluation.measures
     with Screen() as screen:

@@ -23,7 +23,7 @@ from xreasoner.errors import UserError
 from xreasoner.models.freezing import fingerprint
 from xreasoner.models.loading import load
 from xreasoner.prompts import PROMPTS
-from xreasoner.recipe import Evaluation, Recipe
+from xreasoner.recipe import Evaluation, Recipe, difference
 from xreasoner.reporting import write_report
 from xreasoner.training.run import read_json, run_stage, versions, write_json
 
@@ -66,13 +66,11 @@ def claim(recipe: Recipe, out: Path) -> None:
     known_benches(recipe.evaluation)
     wanted = recipe.model_dump(mode="json", by_alias=True)
     manifest = read_json(out / "manifest.json")
-    if manifest and manifest.get("recipe") != wanted:
-        differ = ", ".join(key for key in wanted if (manifest.get("recipe") or {}).get(key) != wanted[key])
-        raise UserError(
-            f"{out} holds a run of another recipe or seed ({differ} differ); choose another --out, or remove it"
-        )
-    if not manifest:
-        write_json(out / "manifest.json", {"recipe": wanted, "seed": recipe.seed, "versions": versions()})
+    differs = manifest and difference(manifest.get("recipe"), wanted)
+    if differs:
+        raise UserError(f"{out} holds a run of another recipe ({differs}); set it back, or choose another --out")
+    if manifest.get("recipe") != wanted:
+        write_json(out / "manifest.json", {"seed": recipe.seed, "versions": versions(), **manifest, "recipe": wanted})
 
 
 def gather(recipe: Recipe, out: Path) -> None:

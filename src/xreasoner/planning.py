@@ -14,8 +14,9 @@ from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any
 
-from xreasoner.errors import CheckpointError, UserError
+from xreasoner.errors import CheckpointError, RecipeError, UserError
 from xreasoner.recipe import Recipe, RLStage, Servers, SFTStage
+from xreasoner.registry import nearest
 
 GB = 1e9
 PROMPT_TOKENS = 300
@@ -236,7 +237,27 @@ Stage = SFTStage | RLStage
 
 def plan(recipe: Recipe, machine: Machine, length: int | None = None) -> list[StagePlan]:
     """Every stage's plan. length: mean tokens of an example or a reply; the stage's own limits when left out."""
+    check_layers(recipe)
     return [plan_stage(recipe, stage, machine, length) for stage in recipe.stages]
+
+
+def check_layers(recipe: Recipe) -> None:
+    """Raise `RecipeError` for a stage that freezes or adapts layers which the model does not have.
+
+    The stage itself would refuse it too, after those before it have been trained.
+    """
+    for stage in recipe.stages:
+        if stage.lower_layers_frozen or stage.lora:
+            found = shape(recipe.model)
+            if stage.lower_layers_frozen >= found.layers:
+                raise RecipeError(
+                    f"stages.{stage.name}.lower_layers_frozen: found {stage.lower_layers_frozen}, expected less than "
+                    f"the model's {found.layers} layers"
+                )
+            for target in stage.lora.targets if stage.lora else ():
+                if target not in found.linear:
+                    known = nearest(target, found.linear)
+                    raise RecipeError(f"stages.{stage.name}.lora.targets: no linear layer is named {target!r}; {known}")
 
 
 def plan_stage(recipe: Recipe, stage: Stage, machine: Machine, length: int | None = None) -> StagePlan:

@@ -53,7 +53,7 @@ class AdamW(_Part):
     lr: float = Field(gt=0, lt=1)
     """Peak learning rate."""
     schedule: Literal["constant", "linear", "cosine", "epoch-decay"] = "linear"
-    """After the warm-up: constant; linear or cosine to 0; or × 0.8 after each epoch (paper, section 3)."""
+    """After the warm-up: constant; linear or cosine to 0; or (SFT) × 0.8 after each epoch (paper, section 3)."""
     warmup: float = Field(0.05, ge=0, lt=1)
     """Share of the steps over which the rate rises from 0."""
     weight_decay: float = Field(0.0, ge=0)
@@ -129,7 +129,7 @@ class SFTStage(_Stage):
     epochs: float = Field(1.0, gt=0)
     """Passes over the data."""
     batch_examples: int = Field(32, gt=0)
-    """Examples in an optimiser step."""
+    """Examples in an optimiser step, at most: a pass is parted into steps of like size, so that none is left out."""
     max_length: int = Field(4096, gt=0)
     """Longest example in tokens, prompt included."""
     longer: Literal["drop", "close", "cut"] = "drop"
@@ -168,7 +168,9 @@ class RLStage(_Stage):
     prompts_per_step: int = Field(32, gt=0)
     """Problems in a step."""
     shuffle: bool = True
-    """In an order of its own in each pass; false keeps the data's order, which a curriculum needs."""
+    """In an order of its own in each pass; false keeps the files' and sources', which a curriculum needs."""
+    max_prompt: int = Field(2048, gt=0)
+    """Longest prompt in tokens; problems with a longer one are left out, counted in the manifest."""
     group_size: int = Field(8, gt=1)
     """Rollouts of each problem."""
     minibatches: int = Field(1, gt=0)
@@ -228,6 +230,13 @@ class RLStage(_Stage):
             raise ValueError(
                 "rollouts.max_staleness: replies of older weights need a correction; set correction: token"
             )
+        if self.correction != "none" and self.temperature != 1:
+            raise ValueError(
+                f"correction: engines say log-probabilities at temperature 1, which do not weigh replies sampled at "
+                f"{self.temperature}; set temperature: 1, or correction: none"
+            )
+        if self.optimiser.schedule == "epoch-decay":
+            raise ValueError("optimiser.schedule: an RL stage has steps and no epochs; set constant, linear or cosine")
         if self.activation_checkpointing and self.batching == "padded":
             raise ValueError("activation_checkpointing: an RL stage can have it packed alone; set batching: packed")
         return self
@@ -309,6 +318,30 @@ class Recipe(_Part):
         """The name of the stage that this one goes on from."""
         names = ["base", *(s.name for s in self.stages)]
         return stage.from_ or names[names.index(stage.name) - 1]
+
+
+HOW = (
+    "checkpoint_seconds",
+    "checkpoints_kept",
+    "chunk_tokens",
+    "activation_checkpointing",
+    "compile",
+    "urls",
+    "load_seconds",
+    "patience_seconds",
+)
+"""Fields that say how and not what is computed: a run goes on with others, on other nodes or with less memory."""
+
+
+def difference(old: Any, new: Any, where: str = "") -> str:
+    """The first field in which two dumped recipes say different things, with both values; "" where they do not."""
+    if isinstance(old, dict) and isinstance(new, dict):
+        parts = [(key, old.get(key), new.get(key)) for key in {**old, **new} if key not in HOW]
+    elif isinstance(old, list) and isinstance(new, list) and len(old) == len(new):
+        parts = [(k, *pair) for k, pair in enumerate(zip(old, new, strict=True))]
+    else:
+        return "" if old == new else f"{where or 'recipe'}: it was {old!r:.100}, now {new!r:.100}"
+    return next(filter(None, (difference(a, b, f"{where}.{key}" if where else str(key)) for key, a, b in parts)), "")
 
 
 def _check_prompt(name: str) -> None:

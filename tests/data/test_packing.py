@@ -67,6 +67,15 @@ def test_a_pass_shows_every_example_once_with_little_padding() -> None:
     assert sum(lengths[i] for batch in batches for i in batch) / padded > 0.9
 
 
+@pytest.mark.parametrize("count", [33, 50, 300, 1000])
+def test_what_full_batches_would_leave_over_is_learnt_too(count: int) -> None:
+    batches = packing.schedule(range(count), 32, 3.0, seed=0)
+    assert Counter(i for batch in batches for i in batch) == Counter(3 * list(range(count)))
+    sizes = {len(batch) for batch in batches}
+    assert max(sizes) <= 32
+    assert max(sizes) - min(sizes) <= 1
+
+
 def test_fewer_examples_than_a_batch_end() -> None:
     batches = packing.schedule([5] * 10, 32, 3.0, seed=0)
     assert [sorted(batch) for batch in batches] == [list(range(10))] * 3

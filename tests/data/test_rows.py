@@ -32,12 +32,13 @@ def test_problems_and_responses(tmp_path: Path) -> None:
     assert {e.response for e in source.examples(5, 0, "direct")} == {"<answer>2</answer>"}
 
 
-def test_the_order_is_the_seeds(tmp_path: Path) -> None:
-    source = jsonl(_file(tmp_path, *({**ROW, "id": i} for i in range(20))))
-    first, again, other = ([p.id for p in source.problems(20, seed)] for seed in (0, 0, 1))
+def test_the_order_is_the_files_and_the_choice_the_seeds(tmp_path: Path) -> None:
+    source = jsonl(_file(tmp_path, *({**ROW, "id": str(i)} for i in range(20))))
+    assert [p.id for p in source.problems(20, 0)] == [str(i) for i in range(20)]  # a curriculum keeps it
+    first, again, other = ([int(p.id) for p in source.problems(5, seed)] for seed in (0, 0, 1))
     assert first == again != other
-    assert sorted(first) == sorted(other)
-    assert [p.id for p in source.problems(5, 0)] == first[:5]
+    assert first == sorted(first)
+    assert set(first) < {int(p.id) for p in source.problems(8, 0)}
 
 
 def test_a_row_with_a_picture_is_marked(tmp_path: Path) -> None:
@@ -102,6 +103,17 @@ CHAT = [
     {"role": "user", "content": [{"type": "text", "text": "What is 1 + 1?"}]},
     {"role": "assistant", "content": "2", "reasoning_content": "One more than one."},
 ]
+
+
+def test_prompts_and_completions_of_messages(tmp_path: Path) -> None:
+    """As TRL and verl lay them out."""
+    prompt = [{"role": "user", "content": "What is 1 + 1?"}]
+    reply = [{"role": "assistant", "content": "<think> 2 </think> 2"}]
+    (trl,) = messages(_file(tmp_path, {"prompt": prompt, "completion": reply})).examples(1, 0, "chain")
+    assert (trl.problem.question, trl.response) == ("What is 1 + 1?", "<think> 2 </think> 2")
+    judged = {"prompt": prompt, "data_source": "x", "reward_model": {"style": "rule", "ground_truth": "2"}}
+    (verl,) = messages(_file(tmp_path, judged)).problems(1, 0)
+    assert (verl.question, verl.gold) == ("What is 1 + 1?", "2")
 
 
 def test_chat_messages(tmp_path: Path) -> None:

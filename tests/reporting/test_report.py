@@ -187,6 +187,15 @@ def test_results_alone_make_a_page(small: Path) -> None:
     assert all(cell in page.text and cell in wanted for cell in cells)
 
 
+def test_a_run_that_was_only_trained_has_its_curves_and_its_proof(small: Path) -> None:
+    """A recipe without benchmarks, or a run whose first measurement is still to come."""
+    shutil.rmtree(small / "eval")
+    (small / "summary.json").unlink()
+    page = Page(write_report(small).read_text(encoding="utf-8"))
+    for said in ("No cell has been evaluated yet", "Gradient norm", "pass@k of the groups", "equal ✓"):
+        assert said in page.text
+
+
 def test_a_place_that_no_page_can_have_is_refused(small: Path) -> None:
     for place in (small, small / "page.md", small / "page.csv"):  # the Markdown would lie over the page
         with pytest.raises(UserError, match=r"--out .*: expected the page's file, such as .*\.html"):

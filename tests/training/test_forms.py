@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from random import Random
 from typing import Any
 
 import pytest
@@ -169,8 +170,29 @@ def test_rl_learns_the_same_from_packed_replies(random_folder: Path, tmp_path: P
             torch.testing.assert_close(gradient, other, atol=5e-5 * float(other.abs().max()) + 1e-6, rtol=0)
 
 
-def test_places_of_groups_that_teach_nothing_are_filled_again(random_folder: Path, tmp_path: Path) -> None:
-    """Nearly greedy, all replies of a group are alike: every round is asked for, with problems not yet drawn."""
+def test_a_shared_prompts_gradient_is_summed_in_one_order(loaded: Loaded) -> None:
+    """That of `keys[rows]` is summed by atomic adds, so that with two threads no two runs ended alike."""
+    ids_BR = torch.arange(24).view(6, 4) + 300
+    states = rl.reply_states(loaded.model, [[5, 6, 7], [8, 9]], ids_BR, [4, 2, 3, 4, 1, 2], 3)
+    waiting, seen = [states.grad_fn], set[Any]()
+    while waiting:
+        node = waiting.pop()
+        if node is not None and node not in seen:
+            seen.add(node)
+            waiting += [before for before, _ in node.next_functions]
+    names = {node.name() for node in seen}
+    assert "IndexSelectBackward0" in names
+    assert "IndexBackward0" not in names
+
+
+def test_places_of_groups_that_teach_nothing_are_filled_again(
+    random_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nearly greedy, all replies of a group are alike: every round is asked for, with problems not yet drawn.
+
+    Nothing is computed of such groups, not even the log-probabilities at this temperature.
+    """
+    monkeypatch.setattr(rl.Scorer, "__call__", lambda *_: pytest.fail("a pass over groups that are dropped"))
     loaded = load(str(random_folder))
     engine = TorchEngine(loaded)
     for refills, temperature in ((2, 1e-4), (0, 1e-4)):
@@ -182,6 +204,9 @@ def test_places_of_groups_that_teach_nothing_are_filled_again(random_folder: Pat
         assert len(rollouts) == 3 * (1 + refills) * stage.group_size
         found = rl.describe(stage, rollouts)
         assert (found["zero_variance"], found["groups"]) == (1.0, 3 * (1 + refills))
+        learner = ready(stage, loaded)
+        optimiser = make_optimiser(learner.model, stage.optimiser)
+        assert rl.improve(stage, learner, optimiser, rollouts, engine.banned, 1e-3, Random(0), tmp_path) == {}
 
 
 @pytest.mark.parametrize("policy", ["keep", "mask", "penalise"])

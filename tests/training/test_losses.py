@@ -28,6 +28,7 @@ def test_clipping_has_two_epsilons() -> None:
     torch.testing.assert_close(loss, torch.tensor([[-1.28, -0.5], [1.5, 0.8]]))
     mask = torch.ones(2, 2, dtype=torch.bool)
     assert losses.clip_shares(ratio, torch.tensor([1.0, -1.0]), mask, 0.2, 0.28) == (0.25, 0.25)
+    assert losses.clip_shares(ratio, torch.tensor([0.0, -1.0]), mask, 0.2, 0.28) == (0.25, 0.0)
 
 
 def test_aggregations() -> None:

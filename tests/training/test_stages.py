@@ -22,7 +22,7 @@ from PIL import Image
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from xreasoner.data.packing import hidden_states
-from xreasoner.demo import evaluate_stage
+from xreasoner.demo import claim, evaluate_stage
 from xreasoner.engines.torch_engine import TorchEngine
 from xreasoner.errors import RecipeError, TrainingError, UserError
 from xreasoner.models.loading import Loaded, load
@@ -32,7 +32,7 @@ from xreasoner.showing import shown
 from xreasoner.training import checkpoints, rl
 from xreasoner.training.common import make_optimiser, rate, ready, uninterrupted
 from xreasoner.training.rollouts import Asking, Rollout
-from xreasoner.training.run import check, rl_data, run_recipe, run_stage, sft_examples
+from xreasoner.training.run import check, known_sources, rl_data, run_recipe, run_stage, sft_examples
 
 PARTS = (Recipe, SFTStage, RLStage, Evaluation, AdamW, LoRA, DataEntry)
 
@@ -211,6 +211,57 @@ def test_stopped_runs_end_as_unbroken_ones(unbroken: tuple[Path, Any], random_fo
         assert lines[0] == lines[1]
 
 
+def test_a_run_goes_on_with_what_changes_no_result_alone(random_folder: Path, tmp_path: Path) -> None:
+    servers = {"urls": ["http://node1:8000/v1"]}
+    recipe = coin(random_folder, tmp_path, rl={"rollouts": servers})
+    with after_update(1, _kill), pytest.raises(Killed):
+        run_stage(recipe, recipe.stages[0], tmp_path)
+    moved = {"rollouts": {"urls": ["http://node2:8000/v1"], "load_seconds": 5}}  # the queue gave another node
+    how = {"checkpoint_seconds": 9.0, "checkpoints_kept": 3, "chunk_tokens": 512}
+    run_stage(changed := coin(random_folder, tmp_path, sft=how, rl=moved), changed.stages[0], tmp_path)
+    other = coin(random_folder, tmp_path, rl={"rollouts": servers, "temperature": 0.5})
+    differ = r"another recipe \(stages\.1\.temperature: it was 1\.0, now 0\.5\)"
+    with pytest.raises(UserError, match=differ):
+        run_stage(other, other.stages[0], tmp_path)
+    claim(recipe, tmp_path)
+    claim(changed, tmp_path)
+    with pytest.raises(UserError, match=differ):
+        claim(other, tmp_path)
+
+
+def test_a_later_stages_wrong_row_is_named_before_anything_is_trained(random_folder: Path, tmp_path: Path) -> None:
+    recipe = coin(random_folder, tmp_path)
+    known_sources(recipe, tmp_path)
+    path = tmp_path / "wrong.jsonl"
+    path.write_text('{"question": "How many?", "gold": "1"}\n{"question": "Which?", "gold": "apple"}\n')
+    for data, message in (("wrong", "wrong.jsonl:2: its gold cannot be judged"), ("empty", "empty.jsonl: is empty")):
+        (tmp_path / "empty.jsonl").touch()
+        entry = {"source": "rows", "n": 2, "options": {"path": str(tmp_path / f"{data}.jsonl")}}
+        with pytest.raises(UserError, match=rf"^stages\.rl\.data\.0: .*{message}"):
+            known_sources(coin(random_folder, tmp_path, rl={"data": [entry]}), tmp_path)
+
+
+def test_what_is_too_long_is_left_out_aloud(random_folder: Path, tmp_path: Path) -> None:
+    """One prompt that the model has no room for would stop the run in the step that draws it."""
+    recipe = coin(random_folder, tmp_path, sft={"max_length": 110}, rl={"steps": 3, "prompts_per_step": 8})
+    with (tmp_path / "coin.jsonl").open("a") as file:
+        response = f"<think> {'so ' * 60} </think> <answer>1</answer>"
+        row = {"question": "Say it.", "gold": "1", "answer_type": "integer", "response": response}
+        file.write("".join(json.dumps(row | change) + "\n" for change in ({}, {"question": "so " * 3000})))
+    changes = {"data": [{**recipe.stages[0].data[0].model_dump(), "n": 10}]}
+    recipe = recipe.model_copy(
+        update={"stages": tuple(type(s).model_validate({**s.model_dump(), **changes}) for s in recipe.stages)}
+    )
+    with pytest.warns(UserWarning, match="are longer than") as said:
+        run_recipe(recipe, tmp_path)
+    assert [str(line.message) for line in said] == [
+        "stage sft: 2 of 10 examples are longer than max_length 110 and left out",
+        "stage rl: 1 of 10 prompts are longer than max_prompt 2,048 or what the model takes and left out",
+    ]
+    lengths = json.loads((tmp_path / "rl" / "manifest.json").read_text())["lengths"]
+    assert (lengths["total"], lengths["dropped"], len(_metrics(tmp_path / "rl"))) == (10, 1, 3)
+
+
 def test_a_signal_waits_for_the_steps_end() -> None:
     done = []
 
@@ -333,7 +384,7 @@ def test_a_nan_stops_with_its_batch_saved(loaded: Loaded, random_folder: Path, t
         loaded.model.model.language_model.norm.weight[0] = torch.nan
     with pytest.raises(TrainingError, match=r"the loss is nan.*offending-batch\.pt"):
         train_sft(stage, ready(stage, loaded), tokens, tmp_path, 0, quiet)
-    assert len(torch.load(tmp_path / "offending-batch.pt")) == 5
+    assert len(torch.load(tmp_path / "offending-batch.pt")) == 4  # 8 examples in two steps of at most 5
 
 
 def test_no_picture_and_no_foreign_domain_enters(tmp_path: Path) -> None:
@@ -364,6 +415,8 @@ def test_the_rate_follows_its_schedule() -> None:
     assert rates("linear") == [1, 0.75, 0.5, 0.25]
     assert rates("cosine") == [1, 0.853553, 0.5, 0.146447]
     assert rates("epoch-decay", epochs=2) == [1, 1, 0.8, 0.8]
+    settings = AdamW.model_validate({"lr": 0.5, "schedule": "epoch-decay", "warmup": 0.0})
+    assert rate(settings, 1, 49, 49) == 0.5 * 0.8  # 1 / 49 * 49 is less than 1
     assert rates("constant", warmup=0.5) == [0.333333, 0.666667, 1, 1]
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from random import Random
 from typing import Any, Literal
 
@@ -21,6 +22,7 @@ from xreasoner.errors import TrainingError
 from xreasoner.models import attention
 from xreasoner.models.attention import Documents
 from xreasoner.models.loading import Loaded, encode
+from xreasoner.problem import Problem
 from xreasoner.prompts import chat_messages
 from xreasoner.trace import CLOSE, OPEN
 
@@ -77,7 +79,7 @@ def tokenise(
 
 
 def _text_ids(tokenizer: Any, text: str) -> list[int]:
-    ids: list[int] = tokenizer.encode(text, add_special_tokens=False, split_special_tokens=True)
+    ids: list[int] = tokenizer.encode(text, add_special_tokens=False, split_special_tokens=True, verbose=False)
     return ids
 
 
@@ -94,6 +96,17 @@ def _shorten(tokenizer: Any, response: str, room: int, longer: str, exit_text: s
     return None
 
 
+def askable(
+    loaded: Loaded, problems: Sequence[Problem], prompt: str, longest: int, exit_text: str
+) -> tuple[list[Problem], Lengths]:
+    """The problems whose prompt has at most `longest` tokens, and leaves room in the model for closing the thought."""
+    positions = getattr(loaded.text_config, "max_position_embeddings", None) or 1 << 60
+    most = min(longest, positions - len(_text_ids(loaded.tokenizer, exit_text)) - 1)
+    counts = [len(encode(loaded, chat_messages(problem, prompt)).input_ids) for problem in problems]
+    kept = [problem for problem, count in zip(problems, counts, strict=True) if count <= most]
+    return kept, Lengths(total=len(counts), dropped=len(counts) - len(kept), longest=max(counts, default=0))
+
+
 def digest(items: Sequence[Tokens]) -> str:
     """sha256 of the training data as the model sees it."""
     found = hashlib.sha256()
@@ -105,18 +118,21 @@ def digest(items: Sequence[Tokens]) -> str:
 def schedule(lengths: Sequence[int], batch: int, epochs: float, seed: int) -> list[list[int]]:
     """Indices of each step's batch: shuffled, then neighbours in length within a window of eight batches.
 
-    Fewer examples than a batch make one batch of all of them in each pass.
+    Each pass has every example once, in batches of like size and at most `batch`: what a cut into full ones would
+    leave over is the longest of a window, and of few examples the same ones in every pass.
     """
-    batch = min(batch, len(lengths))
-    steps = max(1, round(epochs * len(lengths) / batch))
+    count = -(-len(lengths) // batch)
+    ends = [k * len(lengths) // count for k in range(count + 1)]
+    steps = max(1, round(epochs * count))
     rng = Random(seed)
     batches: list[list[int]] = []
     while len(batches) < steps:
         order = list(range(len(lengths)))
         rng.shuffle(order)
-        for begin in range(0, len(order) - batch + 1, 8 * batch):
-            window = sorted(order[begin : begin + 8 * batch], key=lambda i: lengths[i])
-            parts = [window[k : k + batch] for k in range(0, len(window) - batch + 1, batch)]
+        for first in range(0, count, 8):
+            begin, *rest = ends[first : first + 9]
+            window = sorted(order[begin : rest[-1]], key=lambda i: lengths[i])
+            parts = [window[a - begin : b - begin] for a, b in pairwise((begin, *rest))]
             rng.shuffle(parts)
             batches += parts
     return batches[:steps]

@@ -4,8 +4,9 @@ Questions: `question` (or `prompt`), `gold` (or `answer`), and for SFT `response
 `answer_type`, `options` (a list of texts; the gold is then a label or one of the texts), `domain` ("general" when left
 out), `meta`. A row with `image` or `images` is marked as a picture problem, which post-training refuses.
 
-Messages: `messages` of {role, content}, or `conversations` of {from, value}: one user's turn and one assistant's, and
-a system's before them if there is one. `gold` and `answer_type` as above, for RL.
+Messages: `messages` of {role, content}, `conversations` of {from, value}, or `prompt` and `completion` of such (TRL,
+verl): one user's turn and one assistant's, and a system's before them if there is one, whose text is put before the
+user's. `gold` and `answer_type` as above, for RL; verl's `reward_model.ground_truth` is a gold too.
 """
 
 from __future__ import annotations
@@ -94,8 +95,7 @@ def _meta(row: Row) -> Mapping[str, Any]:
 
 
 def _chat(row: Row) -> tuple[Problem, str]:
-    field = "conversations" if "messages" not in row.values and "conversations" in row.values else "messages"
-    turns = row.values.get(field)
+    field, turns = _turns(row)
     if not isinstance(turns, list) or not turns:
         raise row.wrong(field, turns, "a list of turns with role and content")
     said = [_turn(row, f"{field}.{k}", turn) for k, turn in enumerate(turns)]
@@ -105,7 +105,19 @@ def _chat(row: Row) -> tuple[Problem, str]:
         raise row.wrong(field, roles, "one user's turn and one assistant's, after a system's if there is one")
     question = "\n\n".join(text for role, text in said if role != "assistant")
     response = next((text for role, text in said if role == "assistant"), "")
-    return _problem(row, question, row.optional("gold") or row.optional("answer")), response
+    gold = row.optional("gold") or row.optional("answer")
+    if not gold and "reward_model" in row.values:
+        gold = row.text("reward_model.ground_truth")
+    return _problem(row, question, gold), response
+
+
+def _turns(row: Row) -> tuple[str, Any]:
+    """The field that holds the turns, and them."""
+    field = next((name for name in ("messages", "conversations", "prompt") if name in row.values), "messages")
+    turns, reply = row.values.get(field), row.values.get("completion")
+    if field == "prompt" and isinstance(turns, list) and isinstance(reply, list):
+        return field, [*turns, *reply]
+    return field, turns
 
 
 def _turn(row: Row, field: str, turn: Any) -> tuple[str, str]:

@@ -115,18 +115,17 @@ class Table:
             yield from read(path)
 
     def sample(self, n: int, seed: int) -> list[Row]:
-        """At most n rows in an order of the seed's own; fewer than n are the first of more. Two passes, n rows held."""
+        """At most n rows, in the files' order; of more rows n of the seed's own choice. Two passes, n rows held.
+
+        What is learnt in another order is shuffled later, and a curriculum keeps this one.
+        """
         total = sum(count(path) for path in self.files())
         if total == 0:
             raise DataError(f"{self.where}: is empty; expected rows")
         order = list(range(total))
         Random(f"jsonl/{seed}").shuffle(order)
-        place = {index: k for k, index in enumerate(order[:n])}
-        kept: list[Row | None] = [None] * len(place)
-        for index, row in enumerate(self.rows()):
-            if index in place:
-                kept[place[index]] = row
-        return [row for row in kept if row is not None]
+        chosen = set(order[:n])
+        return [row for index, row in enumerate(self.rows()) if index in chosen]
 
 
 def fetch(name: str, config: str | None = None, revision: str | None = None) -> Path:

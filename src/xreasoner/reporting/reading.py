@@ -1,4 +1,4 @@
-"""Reading runs' folders for the report. Whatever is not there yet is empty; only results, or a summary, must be."""
+"""Reading runs' folders for the report. Whatever is not there yet is empty; results, metrics or a summary must be."""
 
 from __future__ import annotations
 
@@ -59,8 +59,8 @@ def in_order(names: Iterable[str]) -> list[str]:
 
 
 def read_runs(paths: Sequence[Path]) -> Run:
-    """Read runs' folders as one. Raises `UserError` for a folder without results or summary, `DataError` for a file
-    that is damaged.
+    """Read runs' folders as one. Raises `UserError` for a folder without results, metrics or summary, `DataError` for
+    a file that is damaged.
     """
     folders = [_read_folder(path) for path in paths]
     merged = folders[0]
@@ -124,17 +124,17 @@ def _models(rows: Sequence[Row]) -> set[str]:
 
 def _read_folder(path: Path) -> _Folder:
     rows = {file.parent.name: read_rows(file) for file in sorted(path.glob("eval/*/results.jsonl"))}
-    if not any(rows.values()) and not (path / "summary.json").is_file():
+    metrics = {file.parent.name: read_rows(file) for file in sorted(path.glob("*/metrics.jsonl"))}
+    if not any(rows.values()) and not any(metrics.values()) and not (path / "summary.json").is_file():
         raise UserError(
-            f"{path} holds no results (eval/*/results.jsonl); give the folder of a run that `xreasoner eval` or "
-            "`demo` wrote"
+            f"{path} holds no results (eval/*/results.jsonl) and no metrics (*/metrics.jsonl); give the folder of a "
+            "run that `xreasoner eval`, `train` or `demo` wrote"
         )
     manifest = _read_json(path / "manifest.json")
     manifests = {file.parent.name: _read_json(file) for file in sorted(path.glob("*/manifest.json"))}
     recorded = manifest.get("stages")
     if isinstance(recorded, dict):
         manifests = {**{name: entry for name, entry in recorded.items() if isinstance(entry, dict)}, **manifests}
-    metrics = {file.parent.name: read_rows(file) for file in sorted(path.glob("*/metrics.jsonl"))}
     return _Folder(path, _read_json(path / "summary.json"), manifest, manifests, metrics, rows)
 
 

@@ -118,7 +118,7 @@ def rate(settings: AdamW, step: int, total: int, epochs: float = 1.0) -> float:
         "constant": 1.0,
         "linear": left,
         "cosine": 0.5 * (1 - math.cos(math.pi * left)),
-        "epoch-decay": 0.8 ** math.floor(step / total * epochs),
+        "epoch-decay": 0.8 ** math.floor(step * epochs / total),
     }[settings.schedule]
     return settings.lr * factor
 

@@ -210,9 +210,8 @@ def policy_loss(
 
 
 def clip_shares(ratio_BT: Tensor, advantage_B: Tensor, mask_BT: Tensor, low: float, high: float) -> tuple[float, float]:
-    """Shares of tokens whose ratio the lower and the upper bound hold back."""
-    positive = advantage_B[:, None] > 0
-    total = mask_BT.sum().clamp_min(1)
-    below = ((ratio_BT < 1 - low) & ~positive & mask_BT).sum() / total
-    above = ((ratio_BT > 1 + high) & positive & mask_BT).sum() / total
+    """Shares of tokens whose ratio the lower and the upper bound hold back; at an advantage of 0 neither does."""
+    advantage_B1, total = advantage_B[:, None], mask_BT.sum().clamp_min(1)
+    below = ((ratio_BT < 1 - low) & (advantage_B1 < 0) & mask_BT).sum() / total
+    above = ((ratio_BT > 1 + high) & (advantage_B1 > 0) & mask_BT).sum() / total
     return below.item(), above.item()

@@ -110,23 +110,27 @@ def improve(
     rng: Random,
     out: Path,
 ) -> dict[str, float]:
-    """The optimiser steps on one step's rollouts, a group never parted; returns the loss's metrics."""
+    """The optimiser steps on one step's rollouts, a group never parted; returns the loss's metrics.
+
+    No metric where every group was dropped: a 0 would read as an entropy that collapsed.
+    """
     reward_B = torch.tensor([rollout.reward for rollout in rollouts])
     advantage_B = losses.group_advantages(reward_B, stage.group_size, stage.normalise_std)
     idle_P = losses.zero_variance(reward_B, stage.group_size)
     groups = [p for p in range(len(idle_P)) if not (stage.drop_zero_variance and idle_P[p])]
     rng.shuffle(groups)
+    kept = [p * stage.group_size + k for p in groups for k in range(stage.group_size)]
     scorer = Scorer(learner, banned, stage.temperature, stage.group_size, stage.chunk_tokens)
     if stage.temperature != 1 or stage.correction != "none":
-        rollouts = reread(scorer, rollouts)
-    size = max(1, -(-len(groups) // stage.minibatches))
+        rollouts = reread(scorer, rollouts, kept)
+    size = max(1, -(-len(groups) // stage.minibatches)) * stage.group_size
     found: list[dict[str, float]] = []
-    for begin in range(0, len(groups), size):
-        rows = [p * stage.group_size + k for p in groups[begin : begin + size] for k in range(stage.group_size)]
+    for begin in range(0, len(kept), size):
+        rows = kept[begin : begin + size]
         found.append(_minibatch(stage, scorer, rollouts, rows, advantage_B, out))
         found[-1]["grad_norm"] = update(optimiser, lr, stage.optimiser.clip, out, [rollouts[i] for i in rows])
     if not found:
-        return dict.fromkeys(LEARNT, 0.0)
+        return {}
     metrics = {name: sum(part[name] for part in found) / len(found) for name in LEARNT}
     # the gap is the first minibatch's: later ones would count the policy's own movement
     gap, largest = found[0]["logprob_gap"], max(part["ratio_max"] for part in found)
@@ -138,17 +142,19 @@ LEARNT = ("loss", "entropy", "kl", "clip_low", "clip_high", "logprob_gap", "rati
 
 
 @torch.no_grad()
-def reread(scorer: Scorer, rollouts: Sequence[Rollout]) -> list[Rollout]:
-    """The rollouts with the old log-probabilities computed by the trainer, at the temperature of the sampling."""
+def reread(scorer: Scorer, rollouts: Sequence[Rollout], rows: Sequence[int]) -> list[Rollout]:
+    """The rollouts, those of the rows (of whole groups) with the old log-probabilities computed by the trainer, at the
+    temperature of the sampling. Groups that are dropped are not worth a pass.
+    """
     found: dict[int, Rollout] = {}
-    for part, weight in grouped(range(len(rollouts)), rollouts, scorer):
+    for part, weight in grouped(rows, rollouts, scorer):
         logprob_BR = scorer([rollouts[i] for i in part]).logprob
         for i, logprob_R in zip(part, logprob_BR.tolist(), strict=True):
             if weight:
                 found[i] = replace(rollouts[i], old=tuple(logprob_R[: len(rollouts[i].completion.token_ids)]))
     for other in parallel.gathered([found]):
         found |= other
-    return [found[i] for i in range(len(rollouts))]
+    return [found.get(i, rollout) for i, rollout in enumerate(rollouts)]
 
 
 def grouped(rows: Sequence[int], rollouts: Sequence[Rollout], scorer: Scorer) -> list[tuple[list[int], float]]:
@@ -373,16 +379,20 @@ def reply_states(
     for rows_b in order.tensor_split(min(PARTS, share)):
         # one step at least, so that every rank makes as many calls
         prompt_b, steps = rows_b // share, max(1, max(lengths[k] for k in rows_b.tolist()) - 1)
-        before = DynamicCache([(layer.keys[prompt_b], layer.values[prompt_b]) for layer in cache.layers])
+        before = DynamicCache([(_rows(layer.keys, prompt_b), _rows(layer.values, prompt_b)) for layer in cache.layers])
         later_SS = torch.ones(steps, steps, dtype=torch.bool, device=device).triu(1)
         later_bSS = later_SS.expand(len(rows_b), -1, -1)
         hidden_bSW = torch.cat([pad_PT[prompt_b, None].expand(-1, steps, -1), later_bSS], dim=2)
         position_bS = position_PT[prompt_b, -1:] + torch.arange(1, steps + 1, device=device)
         reply_bSD = _states(language, ids_BR[rows_b, :steps], position_bS, hidden_bSW, before)
-        states_bTD = torch.cat([prompt_PTD[prompt_b, -1:], reply_bSD], dim=1)
+        states_bTD = torch.cat([_rows(prompt_PTD[:, -1:], prompt_b), reply_bSD], dim=1)
         found.append(F.pad(states_bTD, (0, 0, 0, most - steps)))
-    states_BRD: Tensor = torch.cat(found)[order.argsort()]
-    return states_BRD
+    return _rows(torch.cat(found), order.argsort())
+
+
+def _rows(tensor: Tensor, rows: Tensor) -> Tensor:
+    """tensor[rows], whose gradient several threads would sum by atomic adds: in another order in every run."""
+    return tensor.index_select(0, rows)
 
 
 PARTS = 4

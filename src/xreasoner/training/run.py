@@ -7,6 +7,7 @@ import importlib.metadata
 import json
 import os
 import platform
+import warnings
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, replace
@@ -16,7 +17,7 @@ from typing import Any
 import torch
 
 from xreasoner.data import packing
-from xreasoner.data.sources import Example, Source
+from xreasoner.data.sources import Example, Rows, Source
 from xreasoner.engines.torch_engine import TorchEngine
 from xreasoner.errors import CheckpointError, RecipeError, TrainingError, UserError
 from xreasoner.models.export import export
@@ -24,7 +25,7 @@ from xreasoner.models.freezing import fingerprint, freeze
 from xreasoner.models.loading import Loaded, load
 from xreasoner.models.lora import adapt, merged
 from xreasoner.problem import Problem
-from xreasoner.recipe import DataEntry, Recipe, RLStage, SFTStage
+from xreasoner.recipe import DataEntry, Recipe, RLStage, SFTStage, difference
 from xreasoner.registry import SOURCES, resolve
 from xreasoner.training import checkpoints, parallel
 from xreasoner.training.common import Learner, Progress, ready
@@ -54,8 +55,9 @@ def run_stage(recipe: Recipe, stage: SFTStage | RLStage, out: Path, progress: Pr
     wanted = {"recipe": json.loads(recipe.model_dump_json(by_alias=True, exclude={"evaluation"})), "stage": stage.name}
     old = read_json(folder / "manifest.json")
     parallel.barrier()  # nobody writes before everybody has read
-    if old and {key: old.get(key) for key in wanted} != wanted:
-        raise UserError(f"{folder} belongs to another recipe or seed; choose another --out, or remove it")
+    differs = old and difference(old.get("recipe"), wanted["recipe"])
+    if differs:
+        raise UserError(f"{folder} was begun by another recipe ({differs}); set it back, or choose another --out")
     if old.get("done"):
         return folder / "export"
     parent = recipe.parent(stage)
@@ -119,9 +121,23 @@ def _data(
     """What the stage learns from (tokens for SFT, problems for RL), and the manifest's facts of it."""
     if isinstance(stage, SFTStage):
         tokens, facts = sft_data(stage, loaded, seed)
+        _tell_dropped(stage, facts, "examples", f"max_length {stage.max_length:,}")
         return tokens, [], facts
     problems, facts = rl_data(stage, seed)
+    problems, lengths = packing.askable(loaded, problems, stage.prompt, stage.max_prompt, stage.exit_text)
+    if not problems:
+        raise RecipeError(f"stage {stage.name}: no prompt is left under max_prompt {stage.max_prompt}")
+    facts |= {"lengths": asdict(lengths)}
+    _tell_dropped(stage, facts, "prompts", f"max_prompt {stage.max_prompt:,} or what the model takes")
     return [], problems, facts
+
+
+def _tell_dropped(stage: SFTStage | RLStage, facts: dict[str, Any], what: str, limit: str) -> None:
+    """Nothing is left out silently."""
+    lengths = facts["lengths"]
+    if lengths["dropped"] and parallel.rank() == 0:
+        shares = f"{lengths['dropped']:,} of {lengths['total']:,} {what}"
+        warnings.warn(f"stage {stage.name}: {shares} are longer than {limit} and left out", stacklevel=2)
 
 
 def source(entry: DataEntry) -> Source:
@@ -130,14 +146,19 @@ def source(entry: DataEntry) -> Source:
 
 
 def known_sources(recipe: Recipe, out: Path) -> None:
-    """Raise `UserError` for data of a later stage that nobody could read, before the first one is trained."""
-    for stage in recipe.stages:
-        if not read_json(out / stage.name / "manifest.json").get("done"):
-            for k, entry in enumerate(stage.data):
-                try:
-                    source(entry)
-                except UserError as error:
-                    raise UserError(f"stages.{stage.name}.data.{k}: {error}") from None
+    """Raise `UserError` for data of a later stage that nobody could read, before the first one is trained.
+
+    Files are read to their end; what is made by rule has no wrong row.
+    """
+    waiting = [stage for stage in recipe.stages if not read_json(out / stage.name / "manifest.json").get("done")]
+    for stage in waiting:
+        for k, entry in enumerate(stage.data):
+            part = stage.model_copy(update={"data": (entry,)})
+            try:
+                if isinstance(source(entry), Rows) and stage is not waiting[0]:  # which reads its own at once
+                    sft_examples(part, recipe.seed) if isinstance(part, SFTStage) else rl_data(part, recipe.seed)
+            except UserError as error:
+                raise UserError(f"stages.{stage.name}.data.{k}: {error}") from None
 
 
 def check(stage: SFTStage | RLStage, problems: Sequence[Problem]) -> None:
