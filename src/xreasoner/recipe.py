@@ -57,7 +57,7 @@ class AdamW(_Part):
     warmup: float = Field(0.05, ge=0, lt=1)
     """Share of the steps over which the rate rises from 0."""
     weight_decay: float = Field(0.0, ge=0)
-    """Decoupled weight decay."""
+    """Decoupled weight decay, of all weights that are trained, norms and biases too."""
     betas: tuple[Decay, Decay] = (0.9, 0.999)
     """Decay of the first and second moments."""
     clip: float = Field(1.0, gt=0)
