@@ -2,7 +2,8 @@
 
 Each measurement is a process of its own, one after the other, so that its peak memory is its own; TRL's run in TRL's
 environment. All have the same model, examples or prompts, precision, and number of threads. Ratios are what counts: a
-machine that does other work beside this one slows all of them. `--gpu` measures the shapes of Qwen2.5-VL-3B and 7B.
+machine that does other work beside this one slows all of them. With `--rounds` ours and TRL's take turns, a ratio is
+taken within a round, and its median told with the smallest and largest. `--gpu` measures the shapes of 3B and 7B.
 """
 
 from __future__ import annotations
@@ -392,6 +393,15 @@ def run(part: str, sizes: dict[str, int], folder: str) -> None:
     print(json.dumps({**found, "peak_mb": peak}))
 
 
+def middle(rounds: list[dict[str, Any]]) -> dict[str, Any]:
+    """The round of the median, with every round's value."""
+    key = next((key for key in ("tokens_per_s", "seconds") if all(key in found for found in rounds)), None)
+    if key is None:
+        return rounds[0]
+    values = [found[key] for found in rounds]
+    return {**rounds[values.index(median(values))], "rounds": values}
+
+
 def table(found: dict[str, dict[str, Any]]) -> str:
     """What was found, as text: ratios first."""
     lines = [f"{name:18} {json.dumps({k: v for k, v in part.items() if k != 'table'})}" for name, part in found.items()]
@@ -404,7 +414,10 @@ def table(found: dict[str, dict[str, Any]]) -> str:
     ):
         if key in found.get(one, {}) and key in found.get(other, {}):
             asked = f" (asked: {bar})" if bar else ""
-            lines.append(f"ratio {one}/{other}: {found[one][key] / found[other][key]:.2f}{asked}")
+            rounds = [found[name].get("rounds", [found[name][key]]) for name in (one, other)]
+            ratios = [a / b for a, b in zip(*rounds, strict=True)]
+            spread = f" ({min(ratios):.2f} to {max(ratios):.2f})" if len(ratios) > 1 else ""
+            lines.append(f"ratio {one}/{other}: {median(ratios):.2f}{spread}{asked}")
     for part in found.values():
         for row in part.get("table", []):
             lines.append("  ".join(f"{k}={v:.3g}" if isinstance(v, float) else f"{k}={v}" for k, v in row.items()))
@@ -450,6 +463,7 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="small sizes: does it run?")
     parser.add_argument("--gpu", action="store_true", help="only the shapes of 3B and 7B")
     parser.add_argument("--only", help="parts, separated by commas")
+    parser.add_argument("--rounds", type=int, default=1, help="how often ours and TRL's are measured, in turn")
     parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
     parser.add_argument("--out", type=Path, help="a JSON file for what was found")
     parser.add_argument("--part", help=argparse.SUPPRESS)
@@ -461,13 +475,15 @@ def main() -> None:
     sizes = QUICK if args.quick else FULL
     folder = str(ROOT / "src" / "xreasoner" / "tiny" / "base")
     parts = args.only.split(",") if args.only else ["gpu_ours"] if args.gpu else [p for p in PARTS if p != "gpu_ours"]
-    found = {}
-    for part in parts:
-        if "trl" in part and not TRL_PYTHON.exists():
-            print(f"{part}: no environment for TRL; make test-trl makes it", file=sys.stderr)
-            continue
-        found[part] = measure(part, sizes, folder, args.threads)
-        print(part, json.dumps(found[part])[:300], file=sys.stderr, flush=True)
+    if any("trl" in part for part in parts) and not TRL_PYTHON.exists():
+        print("no environment for TRL, whose parts are left out; make test-trl makes it", file=sys.stderr)
+        parts = [part for part in parts if "trl" not in part]
+    measured: dict[str, list[dict[str, Any]]] = {part: [] for part in parts}
+    for k in range(args.rounds):
+        for part in parts if k == 0 else [part for part in parts if part not in ("sizes_ours", "gpu_ours")]:
+            measured[part].append(measure(part, sizes, folder, args.threads))
+            print(part, json.dumps(measured[part][-1])[:300], file=sys.stderr, flush=True)
+    found = {part: middle(rounds) for part, rounds in measured.items()}
     if args.out:
         args.out.write_text(json.dumps({"sizes": sizes, "threads": args.threads, "found": found}, indent=1) + "\n")
         if "table" in found.get("sizes_ours", {}) and not args.quick:
