@@ -109,13 +109,14 @@ def _sft(stage: SFTStage, loaded: Loaded, seed: int, examples: int) -> Iterator[
 
 def _rl(stage: RLStage, loaded: Loaded, seed: int, examples: int) -> Iterator[Text]:
     problems, _ = rl_data(stage, seed)
-    kept, lengths = packing.askable(loaded, problems, stage.prompt, stage.max_prompt, stage.exit_text)
-    prompts = [encode(loaded, chat_messages(problem, stage.prompt)).input_ids.tolist() for problem in problems]
-    for problem, ids in list(zip(problems, prompts, strict=True))[:examples]:
+    kept, counts = packing.askable(loaded, problems, stage.prompt, stage.max_prompt, stage.exit_text)
+    for problem in problems[:examples]:
+        ids = encode(loaded, chat_messages(problem, stage.prompt)).input_ids.tolist()
         yield from _example(loaded, Tokens(tuple(ids), len(ids)))
         yield Text(f"gold ({problem.answer_type}): {problem.gold}")
-    yield histogram([len(ids) for ids in prompts], stage.max_prompt)
-    yield Text(f"longer than max_prompt {stage.max_prompt:,}, left out: {lengths.dropped:,} of {lengths.total:,}")
+    yield histogram(counts, stage.max_prompt)
+    dropped = len(problems) - len(kept)
+    yield Text(f"longer than max_prompt {stage.max_prompt:,}, left out: {dropped:,} of {len(problems):,}")
     count = stage.prompts_per_step * stage.group_size
     longest = stage.thinking_budget + stage.answer_budget
     yield Text(f"a step: {stage.prompts_per_step} of {len(kept):,} problems, {count} rollouts of at most {longest:,}")

@@ -98,13 +98,14 @@ def _shorten(tokenizer: Any, response: str, room: int, longer: str, exit_text: s
 
 def askable(
     loaded: Loaded, problems: Sequence[Problem], prompt: str, longest: int, exit_text: str
-) -> tuple[list[Problem], Lengths]:
-    """The problems whose prompt has at most `longest` tokens, and leaves room in the model for closing the thought."""
-    positions = getattr(loaded.text_config, "max_position_embeddings", None) or 1 << 60
-    most = min(longest, positions - len(_text_ids(loaded.tokenizer, exit_text)) - 1)
+) -> tuple[list[Problem], list[int]]:
+    """The problems whose prompt has at most `longest` tokens, and leaves room in the model for closing the thought; and
+    the tokens of every prompt.
+    """
+    most = min(longest, loaded.positions - len(_text_ids(loaded.tokenizer, exit_text)) - 1)
     counts = [len(encode(loaded, chat_messages(problem, prompt)).input_ids) for problem in problems]
     kept = [problem for problem, count in zip(problems, counts, strict=True) if count <= most]
-    return kept, Lengths(total=len(counts), dropped=len(counts) - len(kept), longest=max(counts, default=0))
+    return kept, counts
 
 
 def digest(items: Sequence[Tokens]) -> str:

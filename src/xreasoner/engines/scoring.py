@@ -56,8 +56,8 @@ def score(engine: TorchEngine, request: Request, given: str, continuations: Sequ
     )
     prompt = _longer(engine._encoded(request), shared)
     past, longest = len(prompt.input_ids), max(map(len, tails))
-    most = getattr(engine.loaded.text_config, "max_position_embeddings", None)
-    if most is not None and past + longest > most:
+    most = engine.loaded.positions
+    if past + longest > most:
         raise UserError(
             f"prompt and reply have {past} tokens, a continuation to score {longest}, and the model takes {most}"
         )

@@ -215,7 +215,7 @@ class TorchEngine:
         """The request with its prompt and budgets that fit. Raises `UserError` where none do."""
         prompt = self._encoded(request)
         exit_tokens = len(self._exit(request.sampling))
-        limit = getattr(self.loaded.text_config, "max_position_embeddings", None) or 1 << 60
+        limit = self.loaded.positions
         room = limit - len(prompt.input_ids) - exit_tokens
         if room < 1:
             raise UserError(

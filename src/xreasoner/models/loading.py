@@ -56,6 +56,11 @@ class Loaded:
         return self.model.config.get_text_config()
 
     @property
+    def positions(self) -> int:
+        """The tokens that the model takes; no number that matters where it says none."""
+        return getattr(self.text_config, "max_position_embeddings", None) or 1 << 60
+
+    @property
     def placeholders(self) -> list[int]:
         """Ids of the tokens that stand for pictures and videos."""
         ids = [getattr(self.model.config, f"{kind}_token_id", None) for kind in ("image", "video")]

@@ -124,9 +124,10 @@ def _data(
         _tell_dropped(stage, facts, "examples", f"max_length {stage.max_length:,}")
         return tokens, [], facts
     problems, facts = rl_data(stage, seed)
-    problems, lengths = packing.askable(loaded, problems, stage.prompt, stage.max_prompt, stage.exit_text)
+    problems, counts = packing.askable(loaded, problems, stage.prompt, stage.max_prompt, stage.exit_text)
     if not problems:
         raise RecipeError(f"stage {stage.name}: no prompt is left under max_prompt {stage.max_prompt}")
+    lengths = packing.Lengths(total=len(counts), dropped=len(counts) - len(problems), longest=max(counts))
     facts |= {"lengths": asdict(lengths)}
     _tell_dropped(stage, facts, "prompts", f"max_prompt {stage.max_prompt:,} or what the model takes")
     return [], problems, facts
