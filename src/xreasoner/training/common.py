@@ -141,16 +141,20 @@ class StepContext:
 
         Args:
             model: whose weights are looked through when a value is not finite.
-            values: by name, in the order in which they are computed; None where there is none.
+            values: by name, in the order in which they are computed; None where there is none. Of values [B, T] the
+                error names the rows concerned.
             rows: the micro-batch's rows, as positions in the step's batch.
             batch: what is saved.
         """
         for name, value in values.items():
-            if value is not None and not bool(torch.isfinite(value.detach()).all()):
-                raise self.non_finite(model, name, rows, batch)
+            if value is None or bool(torch.isfinite(value.detach()).all()):
+                continue
+            if value.dim() == 2 and len(value) == len(rows):
+                rows = [row for row, own in zip(rows, value.isfinite().all(dim=1).tolist(), strict=True) if not own]
+            raise self.non_finite(model, name, rows, batch)
 
     def non_finite(self, model: Any, name: str, rows: Sequence[int], batch: Any) -> NonFiniteError:
-        """The error for a value by this name."""
+        """The error for a value by this name, such as `loss`."""
         several = parallel.size() > 1
         path = self.out / (f"offending-batch-rank-{parallel.rank()}.pt" if several else "offending-batch.pt")
         torch.save(batch, path)
@@ -166,7 +170,7 @@ class StepContext:
             cause += "float32, or lower optimiser.lr"
         kept = f"the checkpoint of step {self.saved} is kept" if self.saved else "no checkpoint was saved yet"
         return NonFiniteError(
-            f"stage {self.stage}, step {self.step}: the {name} is not finite (micro-batch rows {shown}; saved in {path}"
+            f"stage {self.stage}, step {self.step}: non-finite {name} (micro-batch rows {shown}; saved in {path}"
             f"); {cause}; {kept}"
         )
 
