@@ -49,7 +49,10 @@ _COURTESY = re.compile(
 _BOX = re.compile(r"\\(?:boxed|fbox|framebox)\s*\{")
 _JOINED = re.compile(r"[\s$]*(?:,|/|;|\bor\b|\band\b)[\s$]*", re.IGNORECASE)
 _ABOUT = re.compile(r"[\s$]*(?:≈|\\approx)[\s$]*")
-_ADVERB = r"(?:(?:therefore|thus|then|donc|also|somit|daher|damit|folglich|quindi|pertanto|dunque|portanto|logo|entonces|dus|alltså|clearly|definitely|most|very|probably|likely|simply|indeed|hence|still|actually)\s+)*"
+_ADVERB = (
+    r"(?:(?:therefore|thus|then|clearly|definitely|most|very|probably|likely|simply|indeed|hence|still|actually|donc"
+    r"|also|somit|daher|damit|folglich|quindi|pertanto|dunque|portanto|logo|entonces|dus|alltså)\s+)*"
+)
 _CUE = re.compile(
     r"(?:\b(?:answers?|ans|solution|result|(?:final_)?decision|verdict|antwort|lösung|réponse|respuesta|risposta|resposta|jawaban|cevap|odpowiedź"
     r"|antwoord|svar(?:et)?|ответ|đáp\s+án(?:\s+đúng)?|(?:alternativa|opção|opción|opzione|letra|lettre)\s+(?:corr?ecta|corretta|correta|correcte|certa|giusta)|(?:correct|best|right|final|chosen|selected|remaining|my)\s+(?:option|choice|letter|one|pick|selection)"
