@@ -10,7 +10,8 @@
         ├── DataError         a data file's line lacks a field or holds a wrong value
         └── MediaError        a picture cannot be read
 
-A new class is added only when somebody catches it. Messages say what was wrong, what was found, what was
+A new class is added only when somebody catches it. An error that reports several problems of one input has a line for
+each. Messages say what was wrong, what was found, what was
 expected, and the command that mends it.
 """
 
