@@ -1,7 +1,7 @@
 """The exception tree. Every error that a user can cause or meet derives from `XReasonerError`.
 
-    XReasonerError            exit code 1: the work failed (a damaged file, a full disk, a NaN)
-    ├── CheckpointError       a checkpoint is missing, cut short or fails its hash
+    XReasonerError            exit code 1: the work failed (a full disk, a NaN)
+    ├── CheckpointError       exit code 2: a checkpoint is missing, cut short, incomplete or another model's
     ├── EngineError           what runs the model has failed, or no server answers: the same request may do later
     ├── TrainingError         training cannot go on (a NaN, packed text that leaks, a frozen tensor that moved)
     └── UserError(ValueError) exit code 2: the user's mistake (an unknown key, a text file given as a picture)
@@ -22,7 +22,9 @@ class XReasonerError(Exception):
 
 
 class CheckpointError(XReasonerError):
-    """A checkpoint is missing, damaged, or not of the expected kind."""
+    """A checkpoint is missing, damaged, incomplete, or not of the expected kind."""
+
+    exit_code = 2
 
 
 class EngineError(XReasonerError):
