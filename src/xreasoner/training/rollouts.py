@@ -134,7 +134,7 @@ def judged(stage: RLStage, loaded: Loaded, problem: Problem, request: Request, c
     verdict = judge(problem, completion.text, completion.exit)
     well_formed = completion.exit == "natural" and bool(completion.thought) and bool(completion.answer)
     worth = reward(verdict) + stage.format_reward * well_formed
-    if stage.overlong == "penalise":
+    if stage.overlong == "penalize":
         length, limit = torch.tensor(float(len(completion.token_ids))), stage.thinking_budget + stage.answer_budget
         worth += losses.overlong_penalty(length, limit, stage.overlong_buffer).item()
     return Rollout(prompt, completion, verdict, worth, completion.logprobs, learnable(stage, completion))
