@@ -172,7 +172,8 @@ def test_every_problem_is_reported_at_once_with_its_line(tmp_path: Path) -> None
 def test_a_wrong_stage_names_its_field_and_not_itself(tmp_path: Path) -> None:
     path = tmp_path / "mine.yaml"
     path.write_text(
-        "name: a\nmodel: tiny\nstages:\n  - {name: one, prompt: brief, data: [{source: tiny, n: 1}], optimizer: {lr: 0.1}}\n"
+        "name: a\nmodel: tiny\nstages:\n"
+        "  - {name: one, prompt: brief, optimizer: {lr: 0.1}, data: [{source: tiny, n: 1}]}\n"
     )
     with pytest.raises(RecipeError) as caught:
         load_recipe(str(path))
