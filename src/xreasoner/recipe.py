@@ -179,6 +179,8 @@ class RLStage(_Stage):
     """Clipping below 1."""
     epsilon_high: float = Field(0.28, gt=0)
     """Clipping above 1 (clip-higher)."""
+    dual_clip: float | None = Field(3.0, gt=1)
+    """Largest ratio that counts at a negative advantage (verl's clip_ratio_c, TRL's delta); null: no such bound."""
     normalise_std: bool = True
     """Divide the advantage by the group's standard deviation."""
     aggregation: Literal["token", "sequence", "constant"] = "token"
@@ -188,7 +190,7 @@ class RLStage(_Stage):
     kl: float = Field(0.0, ge=0)
     """Weight of the KL term against the stage's start."""
     kl_estimator: Literal["k1", "k2", "k3"] = "k3"
-    """How the KL is estimated (Schulman)."""
+    """How the KL is estimated (Schulman); k1 with k2's gradient, for its own is 0 on average; k3 at most 10 a token."""
     correction: Literal["none", "token", "sequence"] = "none"
     """Weigh the loss by trainer over engine, of each token or by the geometric mean over a reply, cut off above."""
     correction_cap: float = Field(2.0, gt=1)
@@ -201,10 +203,14 @@ class RLStage(_Stage):
     """Tokens after the thought."""
     exit_text: str = " </think> <answer>"
     """What closes it; these tokens stay out of the loss."""
+    forced: Literal["keep", "zero", "mask"] = "zero"
+    """A right answer after a forced exit: its reward is kept, is 0, or is kept and the thought masked."""
     drop_zero_variance: bool = True
-    """Leave out the groups whose rewards are all alike."""
+    """Groups that are all right or all wrong get no advantage; the loss still divides by all of the step's groups."""
     refills: int = Field(0, ge=0)
-    """Rounds of further problems for the places of such groups (DAPO's dynamic sampling)."""
+    """Rounds of further problems that replace such groups (DAPO's dynamic sampling)."""
+    max_idle_steps: int = Field(10, gt=0)
+    """Steps in a row in which no group has both right and wrong replies, after which the run stops."""
     overlong: Literal["keep", "mask", "penalise"] = "keep"
     """A truncated reply is a wrong one, is left out of the loss, or long ones lose reward (DAPO, eq. 13)."""
     overlong_buffer: int = Field(0, ge=0)
@@ -224,6 +230,26 @@ class RLStage(_Stage):
             raise ValueError(
                 f"overlong_buffer: found {buffer}, expected {least} to {most} with overlong: {self.overlong}"
             )
+        if self.ratio == "sequence" and self.aggregation != "sequence":
+            raise ValueError(
+                f"ratio: sequence (GSPO) with aggregation: {self.aggregation}, which would weigh a reply's one ratio "
+                "by its length; set aggregation: sequence, or ratio: token"
+            )
+        if self.dual_clip is not None and self.dual_clip <= 1 + self.epsilon_high:
+            raise ValueError(
+                f"dual_clip: found {self.dual_clip}, expected more than 1 + epsilon_high, {1 + self.epsilon_high:g}; "
+                "set dual_clip: 3.0, or null for none"
+            )
+        if self.refills > 0 and not self.drop_zero_variance:
+            raise ValueError(
+                f"refills: {self.refills} rounds replace groups that teach nothing, and drop_zero_variance: false "
+                "keeps them; set drop_zero_variance: true, or refills: 0"
+            )
+        if self.minibatches > self.prompts_per_step:
+            raise ValueError(
+                f"minibatches: found {self.minibatches}, expected at most prompts_per_step, {self.prompts_per_step}; a "
+                "group is never split"
+            )
         if self.lora is not None and self.lora.dropout > 0:
             raise ValueError("lora.dropout: the trainer would disagree with the engine; set it to 0 in an RL stage")
         if self.rollouts is not None and self.rollouts.max_staleness > 0 and self.correction == "none":
@@ -240,6 +266,17 @@ class RLStage(_Stage):
         if self.activation_checkpointing and self.batching == "padded":
             raise ValueError("activation_checkpointing: an RL stage can have it packed alone; set batching: packed")
         return self
+
+    @property
+    def recomputes_old_logprobs(self) -> bool:
+        """Whether the trainer computes the old log-probabilities itself, before a step's first update.
+
+        The engine's own serve where it computes as the trainer does: in this process, which samples in float32, at
+        temperature 1. bfloat16 against float32 differs by 2e-3 a token on average, and a ratio over a whole reply is
+        then outside GSPO's bounds before anything is learned.
+        """
+        same_numbers = self.rollouts is None and self.precision == "float32" and self.temperature == 1
+        return not same_numbers or self.correction != "none"
 
     @model_validator(mode="after")
     def _one_prompt(self) -> RLStage:
@@ -329,6 +366,7 @@ HOW = (
     "urls",
     "load_seconds",
     "patience_seconds",
+    "max_idle_steps",
 )
 """Fields that say how and not what is computed: a run goes on with others, on other nodes or with less memory."""
 
