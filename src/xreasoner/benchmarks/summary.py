@@ -133,7 +133,8 @@ def summarise(results: Sequence[Row]) -> dict[str, dict[str, dict[str, Any]]]:
     """What one stage's results show: {"cells": {CELL: …}, "perception": {CELL: …}, "benchmarks": {NAME: …}}.
 
     Each entry holds accuracy, n, clusters, low, high (95 %), the shares `forced` and `truncated`, mean
-    `thought_tokens`, `outcomes` (counts), `families`, and, where there are blind rows, `blind` (accuracy) with its n and interval.
+    `thought_tokens`, `outcomes` (counts), `families`, and, if there are blind rows, `blind` (accuracy) with its n and
+    interval.
     """
     summary: dict[str, dict[str, dict[str, Any]]] = {group: {} for group in GROUPS}
     for (group, name), rows in with_cells(results).items():
@@ -266,8 +267,9 @@ def gains(results_by_stage: Mapping[str, Sequence[Row]]) -> list[dict[str, Any]]
     """What each stage added, paired on the items.
 
     Entries of kind "cell", "perception" and "benchmark": {"kind", "cell" (or the benchmark's name), "after",
-    "before" (stages), "n", "clusters", "accuracy_after", "accuracy_before", "difference", "low", "high" (95 %), "p" and "test"
-    (exact McNemar; with several samples an item or several items a cluster, sign flips by cluster), "p_holm" (Holm's adjustment over all these entries),
+    "before" (stages), "n", "clusters", "accuracy_after", "accuracy_before", "difference", "low", "high" (95 %), "p" and
+    "test" (exact McNemar; with several samples an item or several items a cluster, sign flips by cluster), "p_holm"
+    (Holm's adjustment over all these entries),
     "asked" ("alike", or how temperature and budget differ),
     "detectable" (the smallest difference these items show with power 0.8), and for image cells with blind rows
     "above_blind" (accuracy after − the larger of the accuracy before and the blind floor)}. Entries of kind
@@ -620,8 +622,8 @@ def _ratio(
 
 
 def _gains_of(after: Scores, before: Scores) -> list[Score]:
-    """after − before for each shared item; of several benchmarks each counts alike. Text and image cells of the embedded
-    world share their scenes, so its clusters go by their names alone."""
+    """after − before for each shared item; of several benchmarks each counts alike. Text and image cells of the
+    embedded world share their scenes, so its clusters go by their names alone."""
     shared = [item for item in after if item in before]
     sizes = Counter(bench for bench, _ in shared)
     scale = len(shared) / len(sizes) if sizes else 0.0
