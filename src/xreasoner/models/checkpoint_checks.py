@@ -73,8 +73,13 @@ def _count(number: int, noun: str) -> str:
 # Files
 
 
-def folder_problems(folder: Path) -> list[Problem]:
-    """Everything that is wrong with a checkpoint's files, from their names, headers and JSON alone."""
+def folder_problems(folder: Path, need_weights: bool = True) -> list[Problem]:
+    """Everything that is wrong with a checkpoint's files, from their names, headers and JSON alone.
+
+    Args:
+        folder: The checkpoint.
+        need_weights: Whether a folder without any weights is a problem; a plan or a dry run needs none.
+    """
     adapters = [name for name in ADAPTER_FILES if (folder / name).is_file()]
     if adapters and not (folder / "config.json").is_file():
         return [adapter_alone(adapter_base(folder))]
@@ -84,7 +89,7 @@ def folder_problems(folder: Path) -> list[Problem]:
         if not (folder / name).is_file()
     ]
     problems += _json_problems(folder / name for name in CONFIG_FILES)
-    problems += _weight_problems(folder, adapters)
+    problems += _weight_problems(folder, adapters, need_weights)
     if adapters and _weight_files(folder):
         problems.append(adapter_beside(adapters, adapter_base(folder)))
     return problems
@@ -156,7 +161,7 @@ def _weight_map(index: Path) -> dict[str, str]:
         return {}
 
 
-def _weight_problems(folder: Path, adapters: Sequence[str]) -> list[Problem]:
+def _weight_problems(folder: Path, adapters: Sequence[str], needed: bool) -> list[Problem]:
     problems = []
     indices = sorted(path for path in folder.glob("*.index.json") if not path.name.startswith("."))
     for index in indices:
@@ -164,7 +169,7 @@ def _weight_problems(folder: Path, adapters: Sequence[str]) -> list[Problem]:
     files = _weight_files(folder)
     problems += _unlisted_shards(folder, files, indices)
     problems += _two_sets(files, indices)
-    if not files and not problems and not indices:
+    if needed and not files and not problems:
         beside = f", only {', '.join(adapters)}" if adapters else ""
         problems.append(
             Problem(f"{folder} holds no weights{beside}; expected model.safetensors, or shards and an index")

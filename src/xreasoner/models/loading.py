@@ -112,7 +112,7 @@ class Encoded:
 
 
 def find(name: str) -> str:
-    """The folder or hub id behind a model's name.
+    """The folder or hub id behind a model's name; the folder may lack weights, which a plan does not need.
 
     Raises:
         CheckpointError: The folder is not a whole checkpoint; the message names every file that is missing, damaged,
@@ -120,7 +120,7 @@ def find(name: str) -> str:
         UserError: There is no such folder.
     """
     where = _locate(name)
-    problems = folder_problems(Path(where)) if Path(where).is_dir() else []
+    problems = folder_problems(Path(where), need_weights=False) if Path(where).is_dir() else []
     if problems:
         raise report(name, problems, _mend(name))
     return where
