@@ -380,6 +380,7 @@ def verse(**changed: Any) -> Row:
     row = {
         **{
             "sample_index": "1",
+            "problem_index": "1",
             "problem_version": "Text Lite",
             "question": "Find x.\nChoices:\nA:50°\nB:60°\nC:70°\nD:80°",
         },
@@ -392,7 +393,7 @@ def test_mathverse_prints_choices_once_and_vision_only_shows_them_in_the_picture
     rows = [
         verse(),
         verse(sample_index="2", problem_version="Vision Only", question="", question_for_eval=verse()["question"]),
-        verse(sample_index="3", question="Length?", question_type="free-form", answer="2 \\sqrt{3}"),
+        verse(sample_index="3", problem_index="2", question="Length?", question_type="free-form", answer="2 \\sqrt{3}"),
     ]
     text, vision, free = opened("mathverse", tmp_path, {"testmini.parquet": rows})
     assert (text.question, text.options, text.gold) == ("Find x.", ("50°", "60°", "70°", "80°"), "C")
@@ -401,6 +402,7 @@ def test_mathverse_prints_choices_once_and_vision_only_shows_them_in_the_picture
     assert "50°" not in render(vision, "paper-math")
     assert right(vision, "70°")
     assert (free.answer_type, free.gold, free.family) == ("latex", "2 \\sqrt{3}", "Text Lite")
+    assert [problem.cluster for problem in (text, vision, free)] == ["1", "1", "2"]
 
 
 def vision_row(**changed: Any) -> Row:

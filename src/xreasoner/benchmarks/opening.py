@@ -99,6 +99,7 @@ class Problems(Sequence[Problem]):
             modality=self.entry.modality,
             source=self.entry.hub or self.entry.name,
             family=item.family,
+            cluster=item.cluster,
             meta=item.meta,
         )
 
