@@ -162,12 +162,12 @@ class StepContext:
         broken = None if several else first_non_finite(model)
         # sharded weights are looked through by all ranks together or not at all
         cause = "the weights are finite, so the batch or the step size is the cause: set precision: float32, or lower "
-        cause += "optimiser.lr"
+        cause += "optimizer.lr"
         if several:
-            cause = "set precision: float32, or lower optimiser.lr"
+            cause = "set precision: float32, or lower optimizer.lr"
         if broken is not None:
             cause = f"the weight {broken} is not finite: check the model that the stage starts from, set precision: "
-            cause += "float32, or lower optimiser.lr"
+            cause += "float32, or lower optimizer.lr"
         kept = f"the checkpoint of step {self.saved} is kept" if self.saved else "no checkpoint was saved yet"
         return NonFiniteError(
             f"stage {self.stage}, step {self.step}: non-finite {name} (micro-batch rows {shown}; saved in {path}"
@@ -299,7 +299,7 @@ class Journal:
             kept = f"the checkpoint of step {self.saved_step} is kept" if self.saved_step else "nothing was saved"
             raise NonFiniteError(
                 f"stage {self.stage.name}, step {self.step}: {broken or 'a weight of another rank'} is not finite "
-                f"after the update; set precision: float32, or lower optimiser.lr; {kept}"
+                f"after the update; set precision: float32, or lower optimizer.lr; {kept}"
             )
 
     def _tensors(self) -> dict[str, Tensor]:

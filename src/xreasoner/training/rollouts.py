@@ -137,7 +137,7 @@ def judged(stage: RLStage, loaded: Loaded, problem: Problem, request: Request, c
     accuracy = 0.0 if stage.forced == "zero" and any(completion.forced) else reward(verdict)
     well_formed = completion.exit == "natural" and bool(completion.thought) and bool(completion.answer)
     worth = accuracy + stage.format_reward * well_formed
-    if stage.overlong == "penalise":
+    if stage.overlong == "penalize":
         limit = stage.thinking_budget + stage.answer_budget
         # a thought that had to be closed would have reached the limit: its forced answer makes it no shorter
         length = max(len(completion.token_ids), limit if any(completion.forced) else 0)
