@@ -3,6 +3,9 @@
     XReasonerError            exit code 1: the work failed (a damaged file, a full disk, a NaN)
     ├── CheckpointError       a checkpoint is missing, cut short or fails its hash
     ├── EngineError           what runs the model has failed, or no server answers: the same request may do later
+    ├── NonFiniteError        the model's numbers are NaN or infinite: what it would say means nothing
+    ├── OutOfMemoryError      a request does not fit the memory, even alone
+    ├── RequestsError         some of many requests failed; the others were finished
     ├── TrainingError         training cannot go on (a NaN, packed text that leaks, a frozen tensor that moved)
     └── UserError(ValueError) exit code 2: the user's mistake (an unknown key, a text file given as a picture)
         ├── ServerError       a server refuses the request, or the key or model it was given
@@ -13,6 +16,11 @@
 A new class is added only when somebody catches it. Messages say what was wrong, what was found, what was
 expected, and the command that mends it.
 """
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
 
 
 class XReasonerError(Exception):
@@ -27,6 +35,28 @@ class CheckpointError(XReasonerError):
 
 class EngineError(XReasonerError):
     """What runs the model has failed, or no server answers; the request itself may be a good one."""
+
+
+class NonFiniteError(XReasonerError):
+    """The model's numbers are NaN or infinite, or overflowed to the same value everywhere."""
+
+
+class OutOfMemoryError(XReasonerError):
+    """A request does not fit the memory, even computed alone; the message says what to lower."""
+
+
+class RequestsError(XReasonerError):
+    """Some of many requests failed, after all of them had ended.
+
+    failures: {index of a request, or its key: its error}.
+    """
+
+    def __init__(self, failures: Mapping[Any, Exception], total: int, what: str = "request") -> None:
+        first, error = next(iter(failures.items()))
+        more = f" (and {len(failures) - 1} more)" if len(failures) > 1 else ""
+        super().__init__(f"{what} {first}: {reason(error)}{more}; {total - len(failures)} of {total} were finished")
+        self.failures = dict(failures)
+        self.exit_code = 2 if all(isinstance(error, UserError) for error in failures.values()) else 1
 
 
 class TrainingError(XReasonerError):
@@ -57,3 +87,9 @@ class DataError(UserError):
 
 class MediaError(UserError):
     """A picture cannot be read."""
+
+
+def reason(error: BaseException) -> str:
+    """An error in one line: its message, with its type where that is not one of ours."""
+    text = " ".join(str(error).split())
+    return text if text and isinstance(error, XReasonerError) else f"{type(error).__name__}: {text}".rstrip(": ")
