@@ -1,7 +1,7 @@
 """The exception tree. Every error that a user can cause or meet derives from `XReasonerError`.
 
-    XReasonerError            exit code 1: the work failed (a damaged file, a full disk, a NaN)
-    ├── CheckpointError       a checkpoint is missing, cut short or fails its hash
+    XReasonerError            exit code 1: the work failed (a full disk, a NaN)
+    ├── CheckpointError       exit code 2: a checkpoint is missing, cut short, incomplete or another model's
     ├── EngineError           what runs the model has failed, or no server answers: the same request may do later
     ├── NonFiniteError        the model's numbers are NaN or infinite (weights, logits, a loss, a gradient)
     ├── TrainingError         training cannot go on (packed text that leaks, a frozen tensor that moved)
@@ -11,7 +11,8 @@
         ├── DataError         a data file's line lacks a field or holds a wrong value
         └── MediaError        a picture cannot be read
 
-A new class is added only when somebody catches it. Messages say what was wrong, what was found, what was
+A new class is added only when somebody catches it. An error that reports several problems of one input has a line for
+each. Messages say what was wrong, what was found, what was
 expected, and the command that mends it.
 """
 
@@ -23,7 +24,9 @@ class XReasonerError(Exception):
 
 
 class CheckpointError(XReasonerError):
-    """A checkpoint is missing, damaged, or not of the expected kind."""
+    """A checkpoint is missing, damaged, incomplete, or not of the expected kind."""
+
+    exit_code = 2
 
 
 class EngineError(XReasonerError):

@@ -609,15 +609,15 @@ def test_a_wrong_schema_names_the_column(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="has no column 'answer'; found: question, solution"):
         open_benchmark("gsm8k", 1, 0, tmp_path)
     write(tmp_path / "slake.json", [{"question": "Q"}])
-    with pytest.raises(DataError, match=r"slake\.json: row 1 has no column 'img_name'"):
+    with pytest.raises(DataError, match=r"slake\.json:1: item 1: row has no column 'img_name', "):
         open_benchmark("slake", 1, 0, tmp_path)
 
 
-@pytest.mark.parametrize("content", [b"{\n", b"\xff\xfe", b"PAR1 and no more"])
+@pytest.mark.parametrize("content", [b"{\n", b"\xff\xfe", b"\xff\xfeA", b"PAR1 and no more"])
 def test_a_damaged_file_is_one_line(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / ("gsm8k.parquet" if content.startswith(b"PAR1") else "gsm8k.jsonl")
     path.write_bytes(content)
-    with pytest.raises(DataError, match=r"gsm8k\.\w+: cannot be read"):
+    with pytest.raises(DataError, match=r"gsm8k\.\w+(:\d+)?: (cannot be read|is empty)"):
         open_benchmark("gsm8k", 1, 0, tmp_path)
 
 
