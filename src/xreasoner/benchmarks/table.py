@@ -249,6 +249,27 @@ def _medxpertqa(name: str, config: str, count: int) -> Benchmark:
     )
 
 
+CONTAINED_IN = {
+    # a benchmark → the one that holds its items too, or asks them in another form: a cell counts them once
+    "mmlu-medical-6": "mmlu-medical-9",
+    "mmlu-pro-health": "mmlu-pro",
+    "supergpqa-medicine": "supergpqa",
+    "mmmu-health": "mmmu",
+    "mmmu-pro-health": "mmmu-pro-10",
+    "mmmu-pro-4": "mmmu-pro-10",
+    "mmmu-pro-vision": "mmmu-pro-10",
+    "medqa-5": "medqa",
+    "pubmedqa": "pubmedqa-1000",
+}
+
+MEANS = {"mmmu-pro": ("mmmu-pro-10", "mmmu-pro-vision")}
+"""A number that a benchmark's authors report: the mean over other entries."""
+MACRO_F1 = {"pubmedqa": ("yes", "no", "maybe"), "pubmedqa-1000": ("yes", "no", "maybe")}
+"""Benchmarks whose official result has the macro-averaged F1 over these answers beside the accuracy."""
+CLOSED_AND_OPEN = ("pathvqa", "slake", "vqa-rad")
+"""Benchmarks of closed questions (accuracy) and open ones (exact match and recall of the gold's words): two numbers,
+which no mean mixes. A cell counts the closed ones."""
+
 _ENTRIES = (
     Benchmark(
         name="gsm8k",
@@ -360,7 +381,7 @@ _ENTRIES = (
         split="testmini",
         count=3940,
         files=("testmini.parquet", "testmini/testmini-*.parquet", "data/testmini-*.parquet"),
-        columns=("sample_index", "problem_version", "question", "image", "answer", "question_type"),
+        columns=("sample_index", "problem_index", "problem_version", "question", "image", "answer", "question_type"),
         tallies={
             "problem_version": dict.fromkeys(
                 ("Text Dominant", "Text Lite", "Vision Intensive", "Vision Dominant", "Vision Only"), 788
