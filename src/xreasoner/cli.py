@@ -90,6 +90,7 @@ def train(
     from xreasoner.progress import Screen, matrix
     from xreasoner.recipe import load_recipe
     from xreasoner.training import parallel
+    from xreasoner.training.preflight import check_benchmarks, check_output
     from xreasoner.training.run import known_sources, run_recipe
 
     wanted = load_recipe(recipe, set_ or [])
@@ -100,6 +101,7 @@ def train(
 
         _print(showing.dry_run(wanted))
         return
+    check_output(out)
     check_layers(wanted)
     known_sources(wanted, out)
     measured = wanted.evaluation.measures
@@ -108,6 +110,8 @@ def train(
             if parallel.told(out.exists() and any(out.iterdir())) and not resume:
                 raise UserError(f"{out} is not empty; add --resume to go on there, or choose another --out")
             first, several = parallel.rank() == 0, parallel.size() > 1
+            if several and first:  # which measure after all stages; a single process measures the base first
+                check_benchmarks(wanted.evaluation)
             if several or not measured:
                 run_recipe(wanted, out, screen.training)
         summary = run_demo(wanted, out, screen.show) if first and measured else None
