@@ -228,6 +228,12 @@ def _print(parts: Iterable[Any]) -> None:
 
 Model = Annotated[str, typer.Argument(help="A folder, a hub id, tiny or tiny-base, or URLs of servers with commas.")]
 Prompt = Annotated[str | None, typer.Option(help="The prompt's name; what the model was trained with when left out.")]
+ChatPrompt = Annotated[
+    str | None,
+    typer.Option(
+        help="The prompt of the last user message; default: the model's own. none sends messages as they are."
+    ),
+]
 Budget = Annotated[int | None, typer.Option(min=0, help="Thinking budget in tokens; 3744 when left out.")]
 AnswerBudget = Annotated[int, typer.Option(min=1, help="Answer budget in tokens.")]
 ExitText = Annotated[
@@ -455,6 +461,7 @@ def batch(
     exit_on_repeats: ExitOnRepeats = False,
     temperature: Temperature = None,
     seed: Seed = 0,
+    prompt: ChatPrompt = None,
     engine: EngineName = None,
     served_model: Served = None,
     api_key: ApiKey = None,
@@ -480,7 +487,11 @@ def batch(
         raise UserError(f"{source}: no such file; expected OpenAI batch lines")
     guard = Guard(hosts=frozenset(allow_host or ()), root=media_root or source.absolute().parent)
     with _reasoner(given) as reasoner, Screen() as screen:
-        done = run_batch(reasoner, source, out, guard, lambda done, total: screen.show("answers", done, total))
+        done = run_batch(
+            *(reasoner, source, out, guard),
+            lambda done, total: screen.show("answers", done, total),
+            prompt="none" if prompt == "none" else "default",
+        )
     typer.echo(f"{done.answered} answered now, {done.before} before, of {done.total}: {out}")
     if done.refused:
         shown = ", ".join(map(str, done.refused[:10])) + (", …" if len(done.refused) > 10 else "")
@@ -511,7 +522,14 @@ def serve(
     exit_on_repeats: ExitOnRepeats = False,
     temperature: Temperature = None,
     seed: Seed = 0,
-    prompt: Annotated[str | None, typer.Option(help="The prompt's name, for the page and `options`.")] = None,
+    prompt: ChatPrompt = None,
+    raw: Annotated[
+        bool, typer.Option("--raw", help="Send messages to the model as they are, without its prompt.")
+    ] = False,
+    lenient: Annotated[
+        bool,
+        typer.Option("--lenient", help="Ignore request fields that are not supported, and list them in the reply."),
+    ] = False,
     engine: EngineName = None,
     served_model: Served = None,
     api_key: ApiKey = None,
@@ -537,8 +555,8 @@ def serve(
     given = {**locals(), "model": ",".join(models)}
     from xreasoner.engines.opening import addresses
     from xreasoner.media import Guard
-    from xreasoner.serving import serve as run_service
     from xreasoner.serving.desk import Limits
+    from xreasoner.serving.run import serve as run_service
 
     if len(models) > 1 and not addresses(models):
         raise UserError(f"{' '.join(models)}: expected one model, or servers' addresses")
@@ -553,6 +571,8 @@ def serve(
         guard=guard,
         limits=limits,
         grace=grace,
+        prompt="none" if raw or prompt == "none" else "default",
+        lenient=lenient,
         say=typer.echo,
     )
 
@@ -566,6 +586,8 @@ def _reasoner(given: dict[str, Any]) -> Any:
     same = ("answer_budget", "exit_text", "exit_on_repeats", "temperature", "seed", "prompt", "system", "engine")
     names = {"budget": "thinking_budget"} | {name: name for name in (*same, "min_pixels", "max_pixels")}
     place = _place(given)
+    if given.get("prompt") == "none":  # the requests are read without one
+        given = {**given, "prompt": None}
     return Reasoner(model, **{names[name]: given[name] for name in names if name in given}, **place)
 
 

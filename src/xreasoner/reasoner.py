@@ -10,7 +10,7 @@ from __future__ import annotations
 import queue
 import sys
 from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence, Sized
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal, NamedTuple
@@ -55,6 +55,15 @@ class Usage:
     thought_tokens: int
     answer_tokens: int
 
+    @property
+    def completion_tokens(self) -> int:
+        """Tokens of the whole reply."""
+        return self.thought_tokens + self.answer_tokens
+
+    @property
+    def total_tokens(self) -> int:
+        return self.prompt_tokens + self.completion_tokens
+
 
 @dataclass(frozen=True, slots=True)
 class Answer:
@@ -62,12 +71,19 @@ class Answer:
 
     exit: how it ended (`completion.Completion`). option_probabilities: of each option's text, adding up to 1, and
     mass: the probability that the answer is one of them at all; None without options, or where a server cannot say.
+    usage: tokens of the prompt, the thought and the answer.
     """
 
     id: str
     completion: Completion
     option_probabilities: dict[str, float] | None = None
     mass: float | None = None
+    usage: Usage = field(init=False)
+
+    def __post_init__(self) -> None:
+        counts = self.completion
+        usage = Usage(counts.prompt_tokens, counts.thought_tokens, counts.answer_tokens)
+        object.__setattr__(self, "usage", usage)
 
     @property
     def answer(self) -> str:
@@ -85,11 +101,6 @@ class Answer:
     def text(self) -> str:
         """The whole reply with its tags."""
         return self.completion.text
-
-    @property
-    def usage(self) -> Usage:
-        found = self.completion
-        return Usage(found.prompt_tokens, found.thought_tokens, found.answer_tokens)
 
 
 def own_guard() -> Guard:

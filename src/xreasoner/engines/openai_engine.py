@@ -308,6 +308,7 @@ class OpenAIEngine(ContinuingEngine):
             del body["max_tokens"]
             names = ("thinking_budget", "answer_budget", "exit_text", "exit_on_repeats")
             body |= {name: getattr(sampling, name) for name in names}
+            body["prompt"] = "none"  # the messages have been through the prompt already
         if server.vllm:  # it would take these from the checkpoint's generation_config.json
             body |= {"top_k": sampling.top_k, "repetition_penalty": 1.0, "return_token_ids": True}
         return body

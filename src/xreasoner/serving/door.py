@@ -68,7 +68,8 @@ class Door:
             refusal = await self._refusal(scope, receive)
             await (refusal or self.app)(scope, receive, told)
         finally:
-            route = scope["path"] if scope["path"] in ROUTES else "other"
+            route = "/v1/models" if scope["path"].startswith("/v1/models/") else scope["path"]
+            route = route if route in ROUTES else "other"
             self.metrics.requests.labels(route, str(status["code"] or 499)).inc()
 
     async def _refusal(self, scope: Scope, receive: Receive) -> Response | None:
