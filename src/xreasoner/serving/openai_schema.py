@@ -351,7 +351,7 @@ class Problems:
 
 def unsupported(name: str, known: Iterable[str], listed: str = "") -> str:
     """The message for an unknown field: the nearest names, and where all of them are."""
-    near = difflib.get_close_matches(name.lower(), list(known), n=3, cutoff=0.6)
+    near = difflib.get_close_matches(name.lower(), list(known), n=3, cutoff=0.7)
     hint = f"did you mean {' or '.join(near)}? " if near else ""
     return f"unsupported field; {hint}{listed or 'docs/serving.md lists the fields'}"
 
