@@ -24,6 +24,7 @@ from xreasoner.reasoner import Reasoner, context
 from xreasoner.serving.chat_request import ChatRequest, RequestRules, UnknownModelError, parse_request
 from xreasoner.serving.desk import BusyError, Desk, log
 from xreasoner.serving.door import ROUTES, Door, error, page
+from xreasoner.serving.markdown import render_markdown
 from xreasoner.serving.openai_schema import DECISION_FIELDS, readable
 from xreasoner.wire import ReplyRenderer, chat_body, finish_reason, head, usage
 
@@ -100,10 +101,23 @@ def create_app(
             raise UserError("options: is missing; expected a list of two or more texts")
         return await _whole(request, desk, asked, _decision_body)
 
+    @app.post("/render")
+    async def render(request: Request) -> Response:
+        """The page's answers: Markdown and LaTeX as safe HTML."""
+        try:
+            with desk.arrival() as count:
+                body = await _json(request, desk, count)
+            if not isinstance(body, dict) or not isinstance(body.get("text"), str):
+                raise UserError("text: is missing; expected a text")
+            return JSONResponse({"html": await asyncio.to_thread(render_markdown, body["text"])})
+        except Exception as found:
+            return refusal(found)
+
     for path, name, kind in (
         ("/", "index.html", "text/html"),
         ("/page.css", "page.css", "text/css"),
         ("/page.js", "page.js", "text/javascript"),
+        ("/sign-in.css", "sign-in.css", "text/css"),
     ):
         app.add_api_route(path, _file(page(name), kind), methods=["GET"])
     return app
@@ -194,17 +208,22 @@ def _model(reasoner: Reasoner) -> dict[str, Any]:
 
 async def _read(request: Request, desk: Desk, guard: Guard, rules: RequestRules) -> ChatRequest:
     """A request's body. Raises `HTTPException` and `UserError` for what is wrong with it."""
+    with desk.arrival() as count:
+        body = await _json(request, desk, count)
+        loop = asyncio.get_running_loop()
+        return await loop.run_in_executor(desk.readers, parse_request, body, desk.reasoner, guard, rules)
+
+
+async def _json(request: Request, desk: Desk, count: Callable[[int], None]) -> Any:
+    """A body's JSON, within the limits. count: what its bytes are reported to."""
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if kind != "application/json":
         raise HTTPException(415, f"content-type: found {kind[:60]!r}, expected application/json")
-    with desk.arrival() as count:
-        raw = await _body(request, desk.limits.max_body, desk.limits.body_seconds, count)
-        try:
-            body = json.loads(raw)
-        except (ValueError, RecursionError) as wrong:
-            raise UserError(f"body: not JSON ({_why_not_json(wrong)})") from None
-        loop = asyncio.get_running_loop()
-        return await loop.run_in_executor(desk.readers, parse_request, body, desk.reasoner, guard, rules)
+    raw = await _body(request, desk.limits.max_body, desk.limits.body_seconds, count)
+    try:
+        return json.loads(raw)
+    except (ValueError, RecursionError) as wrong:
+        raise UserError(f"body: not JSON ({_why_not_json(wrong)})") from None
 
 
 def _why_not_json(wrong: Exception) -> str:
