@@ -14,8 +14,8 @@ from xreasoner.benchmarks.opening import check_name, default_prompt_of, open_ben
 from xreasoner.benchmarks.running import evaluate
 from xreasoner.benchmarks.samples import ensemble
 from xreasoner.benchmarks.store import Condition, Row
-from xreasoner.benchmarks.summary import group_of, summarise
-from xreasoner.benchmarks.table import TABLE
+from xreasoner.benchmarks.summary import by_place, summarise
+from xreasoner.benchmarks.table import CLOSED_AND_OPEN, TABLE
 from xreasoner.demo import Show, silent
 from xreasoner.engines.base import Engine, Sampling, sized
 from xreasoner.engines.opening import addresses, open_engine
@@ -97,7 +97,7 @@ def evaluate_model(
     pixels = _pixels(model, running, settings)
     stage, known = stage_name(model), identity(model, running)
     prompt = settings.prompt or own_prompt(model)
-    found = {}
+    found: dict[str, dict[str, Any]] = {}
     for bench in benches:
         _note(out / "eval" / stage / "protocol.json", bench, opened[bench], settings, sampling, prompt, known, running)
         rows = evaluate(
@@ -118,7 +118,7 @@ def evaluate_model(
             failures=failures,
         )
         if rows:
-            found[bench] = _result(rows)
+            found |= _results(bench, rows)
     if not found and not failures:
         raise UserError(
             f"{', '.join(benches)}: no item has a picture, and the {settings.condition} condition asks of pictures; "
@@ -127,10 +127,14 @@ def evaluate_model(
     return found
 
 
-def _result(rows: Sequence[Row]) -> dict[str, Any]:
-    group, name = group_of(rows[0]["bench"])
-    result = summarise([{**row, "condition": "seen"} for row in rows])[group][name]
-    return {**result, "ensemble": ensemble(rows)}
+def _results(bench: str, rows: Sequence[Row]) -> dict[str, dict[str, Any]]:
+    """One result a benchmark; of medical visual questions one for the closed and one for the open ones."""
+    results = {}
+    for (group, name), members in by_place(rows).items():
+        result = summarise([{**row, "condition": "seen"} for row in members])[group][name]
+        shown = name if bench in CLOSED_AND_OPEN else bench
+        results[shown] = {**result, "ensemble": ensemble(members)}
+    return results
 
 
 def _temperature(settings: Settings) -> float:
