@@ -15,8 +15,8 @@ from xreasoner.benchmarks.opening import check_name, default_prompt_of, open_ben
 from xreasoner.benchmarks.running import evaluate
 from xreasoner.benchmarks.samples import ensemble
 from xreasoner.benchmarks.store import Condition, Row, read_rows
-from xreasoner.benchmarks.summary import group_of, summarise
-from xreasoner.benchmarks.table import TABLE
+from xreasoner.benchmarks.summary import by_place, summarise
+from xreasoner.benchmarks.table import CLOSED_AND_OPEN, TABLE
 from xreasoner.demo import Show, silent
 from xreasoner.engines.base import Engine, Sampling, sized
 from xreasoner.engines.opening import addresses, open_engine
@@ -101,7 +101,7 @@ def evaluate_model(
     stage, known = name or stage_name(model), identity(model, running)
     claim_name(out, stage, model, known)
     prompt = settings.prompt or own_prompt(model)
-    found = {}
+    found: dict[str, dict[str, Any]] = {}
     for bench in benches:
         _note(out / "eval" / stage / "protocol.json", bench, opened[bench], settings, sampling, prompt, known, running)
         rows = evaluate(
@@ -122,7 +122,7 @@ def evaluate_model(
             failures=failures,
         )
         if rows:
-            found[bench] = _result(rows)
+            found |= _results(bench, rows)
     if not found and not failures:
         raise UserError(
             f"{', '.join(benches)}: no item has an image, and the {settings.condition} condition is about images; "
@@ -131,10 +131,14 @@ def evaluate_model(
     return found
 
 
-def _result(rows: Sequence[Row]) -> dict[str, Any]:
-    group, name = group_of(rows[0]["bench"])
-    result = summarise([{**row, "condition": "seen"} for row in rows])[group][name]
-    return {**result, "ensemble": ensemble(rows)}
+def _results(bench: str, rows: Sequence[Row]) -> dict[str, dict[str, Any]]:
+    """One result a benchmark; of medical visual questions one for the closed and one for the open ones."""
+    results = {}
+    for (group, name), members in by_place(rows).items():
+        result = summarise([{**row, "condition": "seen"} for row in members])[group][name]
+        shown = name if bench in CLOSED_AND_OPEN else bench
+        results[shown] = {**result, "ensemble": ensemble(members)}
+    return results
 
 
 def _temperature(settings: Settings) -> float:

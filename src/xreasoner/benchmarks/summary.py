@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 from xreasoner.benchmarks import parsers, statistics
 from xreasoner.benchmarks.samples import by_item, ensemble, majority, pass_at
 from xreasoner.benchmarks.store import Condition, Row, cluster_of, condition_of
-from xreasoner.benchmarks.table import CONTAINED_IN, TABLE
+from xreasoner.benchmarks.table import CLOSED_AND_OPEN, CONTAINED_IN, MACRO_F1, MEANS, TABLE
 
 BASES = ("base", "base-direct")
 REASONERS = ("sft", "sft+rl")
@@ -51,21 +51,33 @@ def group_of(bench: str) -> tuple[str, str]:
     return "perception" if match[1] else "cells", f"{match[2]}/{match[3]}"
 
 
+def place_of(row: Row) -> Place:
+    """Where a row counts: `group_of` its benchmark; of medical visual questions "NAME (closed)" or "NAME (open)"."""
+    group, name = group_of(row["bench"])
+    return (group, f"{name} ({row['family']})") if row["bench"] in CLOSED_AND_OPEN else (group, name)
+
+
 def by_place(results: Sequence[Row]) -> dict[Place, list[Row]]:
     groups: dict[Place, list[Row]] = {}
     for row in results:
-        groups.setdefault(group_of(row["bench"]), []).append(row)
+        groups.setdefault(place_of(row), []).append(row)
     return groups
 
 
 def with_cells(results: Sequence[Row]) -> dict[Place, list[Row]]:
-    """`by_place`, and the cells that declared benchmarks make where the embedded world made none."""
+    """`by_place`, the means that benchmarks' authors report, and the cells that declared benchmarks make if the
+    embedded world made none."""
     groups = by_place(results)
+    for name, parts in MEANS.items():
+        members = [groups.get(("benchmarks", part)) for part in parts]
+        if all(members):
+            groups["benchmarks", name] = [row for rows in members if rows for row in rows]
     if any(group == "cells" for group, _ in groups):
         return groups
     counted = _counted_once(results)
     for row in results:
-        if row["bench"] in TABLE and (row["bench"], row["id"]) in counted:
+        closed = row["bench"] not in CLOSED_AND_OPEN or row["family"] == "closed"
+        if row["bench"] in TABLE and closed and (row["bench"], row["id"]) in counted:
             groups.setdefault(("cells", f"{row['modality']}/{row['domain']}"), []).append(row)
     return groups
 
@@ -119,6 +131,12 @@ def _describe(rows: Sequence[Row], blind: Sequence[Row]) -> dict[str, Any]:
             for name, members in sorted(families.items())
         },
     }
+    benches = {row["bench"] for row in rows}
+    if len(benches) == 1 and (answers := MACRO_F1.get(rows[0]["bench"])):
+        predictions = [row["gold"] if row["correct"] else row["normalised"] for row in rows]
+        described["macro_f1"] = statistics.macro_f1([row["gold"] for row in rows], predictions, answers)
+    if benches <= set(CLOSED_AND_OPEN) and all(row["family"] == "open" for row in rows):
+        described["recall"] = sum(_recall(row) for row in rows) / len(rows)
     if blind:
         floor = _accuracy(blind)
         described |= {"blind": floor.value, "blind_n": len(blind), "blind_low": floor.low, "blind_high": floor.high}
@@ -129,12 +147,18 @@ def _describe(rows: Sequence[Row], blind: Sequence[Row]) -> dict[str, Any]:
     return described
 
 
+def _recall(row: Row) -> float:
+    """The share of the gold's words that the answer has (LLaVA-Med's measure for open questions)."""
+    wanted, given = (Counter(re.findall(r"\w+", str(text).casefold())) for text in (row["gold"], row["answer"]))
+    return (wanted & given).total() / wanted.total() if wanted else 0.0
+
+
 def summarise(results: Sequence[Row]) -> dict[str, dict[str, dict[str, Any]]]:
     """What one stage's results show: {"cells": {CELL: …}, "perception": {CELL: …}, "benchmarks": {NAME: …}}.
 
     Each entry holds accuracy, n, clusters, low, high (95 %), the shares `forced` and `truncated`, mean
     `thought_tokens`, `outcomes` (counts), `families`, and, if there are blind rows, `blind` (accuracy) with its n and
-    interval.
+    interval. PubMedQA has `macro_f1` as well, open medical visual questions `recall`.
     """
     summary: dict[str, dict[str, dict[str, Any]]] = {group: {} for group in GROUPS}
     for (group, name), rows in with_cells(results).items():
