@@ -9,6 +9,7 @@
     ├── TrainingError         training cannot go on (packed text that leaks, a frozen tensor that moved)
     └── UserError(ValueError) exit code 2: the user's mistake (an unknown key, a text file given as a picture)
         ├── ServerError       a server refuses the request, or the key or model it was given
+        ├── RequestError      a request's body has a wrong field; `param` is the first one
         ├── RecipeError       a recipe's field is unknown, missing or out of bounds
         ├── DataError         a data file's line lacks a field or holds a wrong value
         └── MediaError        a picture cannot be read
@@ -78,6 +79,14 @@ class ServerError(UserError):
     def __init__(self, message: str, status: int, said: str) -> None:
         super().__init__(message)
         self.status, self.said = status, said
+
+
+class RequestError(UserError):
+    """A request's body is wrong: the message names every field, `param` the first."""
+
+    def __init__(self, message: str, param: str) -> None:
+        super().__init__(message)
+        self.param = param
 
 
 class RecipeError(UserError):

@@ -241,8 +241,14 @@ def _best_base(stages: Mapping[str, Scores]) -> str | None:
     return max(bases, key=lambda stage: _mean(stages[stage]), default=None)
 
 
-def _pairs(stages: Mapping[str, Scores], group: str) -> list[tuple[str, str]]:
-    """(after, before) of one place: within each run as `_pairs_within` says, then each run's stage over the first's."""
+def _pairs(stages: Mapping[str, Scores], group: str, baseline: str | None = None) -> list[tuple[str, str]]:
+    """(after, before) of one place: every stage over the baseline where one is named, and RL over SFT; otherwise
+    within each run as `_pairs_within` says, then each run's stage over the first's.
+    """
+    if baseline is not None and stages.get(baseline):
+        pairs = [(stage, baseline) for stage in stages if stages[stage] and stage != baseline]
+        sft, rl = (next((s for s in stages if s.partition("@")[0] == name and stages[s]), None) for name in REASONERS)
+        return [*pairs, (rl, sft)] if sft and rl and baseline != sft and folder_of(sft) == folder_of(rl) else pairs
     folders = dict.fromkeys(folder_of(stage) for stage in stages)
     pairs = []
     for folder in folders:
@@ -287,8 +293,8 @@ def places_of(grouped: Mapping[str, Mapping[Place, Any]]) -> list[Place]:
     return sorted(found, key=lambda key: (GROUPS.index(key[0]), key[1]))
 
 
-def gains(results_by_stage: Mapping[str, Sequence[Row]]) -> list[dict[str, Any]]:
-    """What each stage added, paired on the items.
+def gains(results_by_stage: Mapping[str, Sequence[Row]], baseline: str | None = None) -> list[dict[str, Any]]:
+    """What each stage added, paired on the items. baseline: the stage that all others are compared with.
 
     Entries of kind "cell", "perception" and "benchmark": {"kind", "cell" (or the benchmark's name), "after",
     "before" (stages), "n", "clusters", "accuracy_after", "accuracy_before", "difference", "low", "high" (95 %), "p" and
@@ -304,7 +310,7 @@ def gains(results_by_stage: Mapping[str, Sequence[Row]]) -> list[dict[str, Any]]
     found: list[dict[str, Any]] = []
     for group, name in places_of(grouped):
         stages = {stage: _by_item(groups.get((group, name), [])) for stage, groups in grouped.items()}
-        for after, before in _pairs(stages, group):
+        for after, before in _pairs(stages, group, baseline):
             entry = _difference(stages[after], stages[before])
             if entry is None:
                 continue
@@ -318,10 +324,10 @@ def gains(results_by_stage: Mapping[str, Sequence[Row]]) -> list[dict[str, Any]]
             found.append({"kind": kind, "cell": name, "after": after, "before": before, **entry})
     for entry, adjusted in zip(found, statistics.holm([entry["p"] for entry in found]), strict=True):
         entry["p_holm"] = adjusted
-    return found + _ratios(grouped)
+    return found + _ratios(grouped, baseline)
 
 
-def summary_of(results_by_stage: Mapping[str, Sequence[Row]]) -> dict[str, Any]:
+def summary_of(results_by_stage: Mapping[str, Sequence[Row]], baseline: str | None = None) -> dict[str, Any]:
     """What summary.json says of results: {"cells" | "perception" | "benchmarks": {stage: {name: {}}}, "gains": [],
     "sight": [], "solvable": [], "exits": [], "samples": [], "budgets": [], "parsers": []}; see `summarise`, `gains`,
     `sight`, `solvable`, `exits`, `sampled`, `budgets` and `spread`.
@@ -334,7 +340,7 @@ def summary_of(results_by_stage: Mapping[str, Sequence[Row]]) -> dict[str, Any]:
     for stage, rows in main.items():
         for group, entries in summarise(rows).items():
             found[group][stage] = entries
-    found |= {"gains": gains(main), "sight": sight(main), "solvable": solvable(results_by_stage)}
+    found |= {"gains": gains(main, baseline), "sight": sight(main), "solvable": solvable(results_by_stage)}
     found |= {"exits": exits(main), "samples": sampled(results_by_stage), "budgets": budgets(results_by_stage)}
     return {**found, "parsers": spread(main)}
 
@@ -603,9 +609,10 @@ def _point(budget: int, rows: Sequence[Row]) -> dict[str, Any]:
     }
 
 
-def _ratios(grouped: Mapping[str, Mapping[Place, list[Row]]]) -> list[dict[str, Any]]:
-    """Image gain ÷ text gain over one control of the same run, or without a base over the first model, for each domain
-    and reasoner. The control is the base with the higher mean of both accuracies: the same one above and below."""
+def _ratios(grouped: Mapping[str, Mapping[Place, list[Row]]], baseline: str | None = None) -> list[dict[str, Any]]:
+    """Image gain ÷ text gain over the baseline, or one control of the same run, or without a base over the first model,
+    for each domain and reasoner. The control is the base with the higher mean of both accuracies: the same one above
+    and below."""
     domains = {name.split("/")[1] for groups in grouped.values() for group, name in groups if group == "cells"}
     reasoners = [stage for name in REASONERS for stage in grouped if stage.partition("@")[0] == name]
     others = [stage for stage in grouped if stage.partition("@")[0] not in (*BASES, *REASONERS)]
@@ -615,14 +622,20 @@ def _ratios(grouped: Mapping[str, Mapping[Place, list[Row]]]) -> list[dict[str, 
             suffix = after.partition("@")[1] + folder_of(after)
             own = {name: groups for name, groups in grouped.items() if folder_of(name) == folder_of(after)}
             own |= {name: grouped[name] for name in BASES if name in grouped and f"{name}{suffix}" not in grouped}
-            entry = _ratio(own, domain, after, others)
+            if baseline in grouped:
+                own = {**own, str(baseline): grouped[str(baseline)]}
+            entry = _ratio(own, domain, after, others, baseline)
             if entry is not None:
                 found.append(entry)
     return found
 
 
 def _ratio(
-    grouped: Mapping[str, Mapping[Place, list[Row]]], domain: str, after: str, others: Sequence[str]
+    grouped: Mapping[str, Mapping[Place, list[Row]]],
+    domain: str,
+    after: str,
+    others: Sequence[str],
+    baseline: str | None,
 ) -> dict[str, Any] | None:
     """One entry of `_ratios`; None where a side or the control is missing."""
     scores = {
@@ -630,7 +643,8 @@ def _ratio(
         for stage, groups in grouped.items()
     }
     both = {stage: sides for stage, sides in scores.items() if all(sides)}
-    bases = [stage for stage in both if stage.partition("@")[0] in BASES]
+    named = [stage for stage in both if stage == baseline]
+    bases = named or [stage for stage in both if stage.partition("@")[0] in BASES]
     before = max(bases, key=lambda stage: sum(map(_mean, both[stage])), default=next(iter(both), None))
     if before in (None, after) or after not in both:
         return None
