@@ -97,7 +97,7 @@ def results(outcomes: Sequence[Handle | Exception]) -> list[list[Completion]]:
     """What `generate` returns once all of its requests have ended; an exception stands for one that never began.
 
     Raises:
-        Exception: the request's own error, where there was one request.
+        Exception: the first request's own error, where all failed in the same way.
         RequestsError: some of many failed; it names them.
     """
     failed: dict[int, Exception] = {}
@@ -107,8 +107,8 @@ def results(outcomes: Sequence[Handle | Exception]) -> list[list[Completion]]:
             failed[k] = error
         elif error is not None:
             raise error
-    if failed and len(outcomes) == 1:
-        raise failed[0]
+    if failed and len(failed) == len(outcomes) and len({type(error) for error in failed.values()}) == 1:
+        raise failed[0]  # of one request, or what befell them all: a dead server, weights that are NaN
     if failed:
         raise RequestsError(failed, len(outcomes))
     return [outcome.completions for outcome in outcomes if not isinstance(outcome, Exception)]

@@ -26,6 +26,7 @@ from PIL.Image import Image
 from xreasoner.completion import Exit
 from xreasoner.engines.base import Request
 from xreasoner.engines.continuing import ContinuingEngine, Draft, Finish, Piece, parts, plain, resized, seed_of
+from xreasoner.engines.failures import check_logprobs
 from xreasoner.errors import EngineError, ServerError, UserError
 from xreasoner.trace import CLOSE, OPEN
 
@@ -247,6 +248,7 @@ class OpenAIEngine(ContinuingEngine):
         counted, begin = draft.sampled, len(draft.text)
         async with aclosing(self._stream(server, draft, tokens)) as pieces:
             async for piece in pieces:
+                check_logprobs(piece.logprobs, f"after {draft.sampled} tokens of sample {draft.sample} at {server.url}")
                 draft.add(piece)
                 if draft.was_forced and draft.text[begin:].lstrip().startswith(OPEN):
                     draft.text = draft.text[:begin]
@@ -390,7 +392,9 @@ class OpenAIEngine(ContinuingEngine):
                 f"the server {server.url} does not give prompt_logprobs, which option probabilities need; vLLM does"
             )
         pairs = [next(iter(entry.items())) if entry else ("-1", {"logprob": 0.0}) for entry in entries]
-        return [int(token) for token, _ in pairs], [float(value["logprob"]) for _, value in pairs]
+        logprobs = [float(value["logprob"]) for _, value in pairs]
+        check_logprobs(logprobs, f"of a prompt with an option at {server.url}")
+        return [int(token) for token, _ in pairs], logprobs
 
 
 class RefusedError(LostError):
