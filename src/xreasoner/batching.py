@@ -11,7 +11,6 @@ import json
 import os
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import IO, Any
 
@@ -21,8 +20,10 @@ from xreasoner.engines.base import Request
 from xreasoner.engines.driving import finished
 from xreasoner.errors import DataError, UserError
 from xreasoner.media import Guard
-from xreasoner.reasoner import Reasoner, exit_tokens
-from xreasoner.wire import chat_body, read_chat
+from xreasoner.reasoner import Reasoner
+from xreasoner.serving.chat_request import RequestRules, parse_request
+from xreasoner.serving.openai_schema import BATCH_FIELDS
+from xreasoner.wire import chat_body
 
 URL = "/v1/chat/completions"
 FIELDS = ("custom_id", "method", "url", "body")
@@ -88,11 +89,15 @@ def run_batch(
     out: Path,
     guard: Guard,
     show: Callable[[int, int], None] = lambda done, total: None,
+    *,
+    prompt: str = "default",
 ) -> Outcome:
     """Answer every line of `source` that `out` has no answer to. show(done, total) after each.
 
+    prompt: how the last user message is put where a line does not say it (`chat_request.RequestRules`).
+
     Raises `DataError` where `out` belongs to another input, `UserError` where another run writes it, `EngineError`
-    where the model cannot go on; what is answered stays in `out`.
+    where the model cannot continue; what is answered stays in `out`.
     """
     lines = {line.number: line.custom_id for line in read_lines(source)}
     if not lines:
@@ -101,7 +106,8 @@ def run_batch(
         answered, refused = _answered(file, out, lines)
         outcome = Outcome(len(lines), len(answered), 0, refused)
         waiting = (line for line in read_lines(source) if line.number not in answered)
-        for line, result in finished(reasoner.engine, _asked(reasoner, guard, waiting, file, outcome, show)):
+        rules = RequestRules(prompt, fields=BATCH_FIELDS, any_model=True)
+        for line, result in finished(reasoner.engine, _asked(reasoner, guard, rules, waiting, file, outcome, show)):
             if isinstance(result, Exception) and not isinstance(result, UserError):
                 raise result
             _write(file, line, result, reasoner.model, outcome)
@@ -113,19 +119,18 @@ def run_batch(
 def _asked(
     reasoner: Reasoner,
     guard: Guard,
+    rules: RequestRules,
     lines: Iterator[Line],
     file: IO[bytes],
     outcome: Outcome,
     show: Callable[[int, int], None],
 ) -> Iterator[tuple[Line, Request]]:
     """The requests of the good lines; bad ones are answered at once."""
-    closing = partial(exit_tokens, reasoner.engine)
     for line in lines:
         try:
             if line.problem:
                 raise UserError(line.problem)
-            pixels = reasoner.min_pixels, reasoner.max_pixels
-            yield line, read_chat(line.body, reasoner.sampling, guard, *pixels, exit_tokens=closing)
+            yield line, parse_request(line.body, reasoner, guard, rules).request
         except UserError as error:
             _write(file, line, error, reasoner.model, outcome)
             show(outcome.before + outcome.answered, outcome.total)

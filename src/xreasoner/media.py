@@ -232,13 +232,35 @@ def _too_long(guard: Guard, found: str = "more") -> MediaError:
 
 def _read_data(address: str, guard: Guard) -> bytes:
     head, comma, text = address.partition(",")
-    if not comma or not head.lower().endswith(";base64"):
+    if not comma or not head.strip().lower().endswith(";base64"):
         raise MediaError("a data address without base64; expected data:image/png;base64,…")
-    if len(text) > (guard.max_bytes + 2) // 3 * 4:  # measured first: what is too long is not decoded
+    most = (guard.max_bytes + 2) // 3 * 4
+    if len(text) > 2 * most + 1024:  # measured first: what is too long is not read, line breaks included
+        raise _too_long(guard, f"{len(text):,} characters of base64")
+    text = _standard_base64(text)
+    if len(text) > most:
         raise _too_long(guard, f"{len(text):,} characters of base64")
     if len(text) % 4 or not re.fullmatch(r"[A-Za-z0-9+/]*+={0,2}", text):  # Python's own strict mode lets "AAAA=" by
-        raise MediaError("base64 that is not well formed; expected letters, digits, + and /, padded with =")
+        raise MediaError("base64 that is not well formed; expected letters, digits, + and /")
     return _capped(binascii.a2b_base64(text), guard)
+
+
+_URL_ALPHABET = str.maketrans("-_", "+/")
+_SPACES = str.maketrans("", "", " \t\r\n\f\v\ufeff")
+
+
+def _standard_base64(text: str) -> str:
+    """Base64 in one line, in the standard alphabet and padded.
+
+    Encoders break lines after 64 or 76 characters, end with a newline, escape what a URL escapes, use the alphabet for
+    URLs, and leave the padding out; all of that is the same data.
+    """
+    if "%" in text:
+        text = unquote_to_bytes(text).decode("latin-1")
+    if re.search("[-_]", text) and not re.search("[+/]", text):
+        text = text.translate(_URL_ALPHABET)
+    text = text.translate(_SPACES)
+    return text if text.endswith("=") else text + "=" * (-len(text) % 4)
 
 
 # --- files ---------------------------------------------------------------------------------------------------------
