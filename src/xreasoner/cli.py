@@ -274,7 +274,7 @@ MaxPixels = Annotated[int | None, typer.Option(min=1, help="Most width times hei
 
 @app.command()
 def grade(
-    file: Annotated[Path, typer.Argument(help="Replies, in any data format: response, gold, answer_type, choices; other fields are kept.")],
+    file: Annotated[Path, typer.Argument(help="Replies: response, gold, answer_type, choices; other fields are kept.")],
     out: Annotated[Path | None, typer.Option(help="Where the graded lines go; the screen when left out.")] = None,
 ) -> None:
     """Re-score saved replies, no model needed: adds outcome, extracted and correct to each line."""
