@@ -11,7 +11,7 @@ import json
 import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
 
@@ -76,12 +76,16 @@ def _line(number: int, row: Mapping[str, Any], seen: dict[str, int]) -> Line:
 
 @dataclass(slots=True)
 class Outcome:
-    """What a run did. total: lines of the input; before: answered by earlier runs; refused: numbers of bad lines."""
+    """What a run did. total: lines of the input; before: answered by earlier runs; refused: numbers of bad lines.
+
+    reasons: why each of them was refused, with its number ("line 3: …").
+    """
 
     total: int
     before: int
     answered: int
     refused: list[int]
+    reasons: dict[int, str] = field(default_factory=dict)
 
 
 def run_batch(
@@ -104,8 +108,8 @@ def run_batch(
     if not lines:
         raise DataError(f"{source}: is empty; expected one OpenAI batch object a line")
     with _locked(out) as file:
-        answered, refused = _answered(file, out, lines)
-        outcome = Outcome(len(lines), len(answered), 0, refused)
+        answered, reasons = _answered(file, out, lines)
+        outcome = Outcome(len(lines), len(answered), 0, list(reasons), reasons)
         waiting = (line for line in read_lines(source) if line.number not in answered)
         rules = RequestRules(prompt, fields=BATCH_FIELDS, any_model=True)
         requests = _asked(reasoner, guard, rules, waiting, file, outcome, show)
@@ -154,6 +158,7 @@ def _write(file: IO[bytes], line: Line, result: dict[str, Any] | UserError, outc
     if isinstance(result, UserError):
         error = {"code": "invalid_request_error", "message": f"line {line.number}: {result}", "line": line.number}
         outcome.refused.append(line.number)
+        outcome.reasons[line.number] = str(error["message"])
     else:
         response = {"status_code": 200, "request_id": line.id, "body": result}
     row = {"id": line.id, "custom_id": line.custom_id, "response": response, "error": error}
@@ -181,11 +186,11 @@ def _locked(out: Path) -> IO[bytes]:
     return file
 
 
-def _answered(file: IO[bytes], out: Path, lines: dict[int, str | None]) -> tuple[set[int], list[int]]:
-    """Numbers of the lines that have an answer, and of those the refused ones; a torn last line is cut off."""
+def _answered(file: IO[bytes], out: Path, lines: dict[int, str | None]) -> tuple[set[int], dict[int, str]]:
+    """Numbers of the lines that have an answer, and why some were refused; a torn last line is cut off."""
     file.seek(0)
     answered: set[int] = set()
-    refused: list[int] = []
+    reasons: dict[int, str] = {}
     whole = 0
     for number, data in enumerate(file, 1):
         if not data.endswith(b"\n"):
@@ -201,5 +206,6 @@ def _answered(file: IO[bytes], out: Path, lines: dict[int, str | None]) -> tuple
             raise DataError(f"{out}:{number}: is no answer to a line of this input; choose another -o") from None
         answered.add(line)
         if row["error"] is not None:
-            refused.append(line)
-    return answered, refused
+            error = row["error"]
+            reasons[line] = str(error.get("message", error) if isinstance(error, dict) else error)
+    return answered, reasons
