@@ -10,20 +10,21 @@ import fcntl
 import json
 import os
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
 
 from xreasoner.completion import Completion
 from xreasoner.data.readers import BadRow, read_records
+from xreasoner.decisions import decide
 from xreasoner.engines.base import Request
 from xreasoner.engines.driving import finished
 from xreasoner.errors import DataError, UserError
 from xreasoner.media import Guard
 from xreasoner.reasoner import Reasoner
-from xreasoner.serving.chat_request import RequestRules, parse_request
+from xreasoner.serving.chat_request import ChatRequest, RequestRules, parse_request, reply_body
 from xreasoner.serving.openai_schema import BATCH_FIELDS
-from xreasoner.wire import chat_body
 
 URL = "/v1/chat/completions"
 FIELDS = ("custom_id", "method", "url", "body")
@@ -65,7 +66,7 @@ def _line(number: int, row: Mapping[str, Any], seen: dict[str, int]) -> Line:
     elif known in seen:
         problem = f"custom_id: {known[:60]!r} is that of line {seen[known]} too; expected every line to have its own"
     elif unknown:
-        problem = f"{unknown[0]}: this field is not known here; expected {', '.join(FIELDS)}"
+        problem = f"{unknown[0]}: unsupported field; supported: {', '.join(FIELDS)}"
     elif row.get("method", "POST") != "POST" or row.get("url", URL) != URL:
         problem = f"found {row.get('method')} {row.get('url')}; expected POST {URL}"
     if known:
@@ -75,12 +76,16 @@ def _line(number: int, row: Mapping[str, Any], seen: dict[str, int]) -> Line:
 
 @dataclass(slots=True)
 class Outcome:
-    """What a run did. total: lines of the input; before: answered by earlier runs; refused: numbers of bad lines."""
+    """What a run did. total: lines of the input; before: answered by earlier runs; refused: numbers of bad lines.
+
+    reasons: why each of them was refused, with its number ("line 3: …").
+    """
 
     total: int
     before: int
     answered: int
     refused: list[int]
+    reasons: dict[int, str] = field(default_factory=dict)
 
 
 def run_batch(
@@ -103,14 +108,15 @@ def run_batch(
     if not lines:
         raise DataError(f"{source}: is empty; expected one OpenAI batch object a line")
     with _locked(out) as file:
-        answered, refused = _answered(file, out, lines)
-        outcome = Outcome(len(lines), len(answered), 0, refused)
+        answered, reasons = _answered(file, out, lines)
+        outcome = Outcome(len(lines), len(answered), 0, list(reasons), reasons)
         waiting = (line for line in read_lines(source) if line.number not in answered)
         rules = RequestRules(prompt, fields=BATCH_FIELDS, any_model=True)
-        for line, result in finished(reasoner.engine, _asked(reasoner, guard, rules, waiting, file, outcome, show)):
+        requests = _asked(reasoner, guard, rules, waiting, file, outcome, show)
+        for (line, asked), result in finished(reasoner.engine, requests):
             if isinstance(result, Exception) and not isinstance(result, UserError):
                 raise result
-            _write(file, line, result, reasoner.model, outcome)
+            _write(file, line, result if isinstance(result, UserError) else _body(reasoner, asked, result), outcome)
             show(outcome.before + outcome.answered, outcome.total)
     outcome.refused.sort()
     return outcome
@@ -124,26 +130,37 @@ def _asked(
     file: IO[bytes],
     outcome: Outcome,
     show: Callable[[int, int], None],
-) -> Iterator[tuple[Line, Request]]:
+) -> Iterator[tuple[tuple[Line, ChatRequest], Request]]:
     """The requests of the good lines; bad ones are answered at once."""
     for line in lines:
         try:
             if line.problem:
                 raise UserError(line.problem)
-            yield line, parse_request(line.body, reasoner, guard, rules).request
+            asked = parse_request(line.body, reasoner, guard, rules)
+            yield (line, asked), asked.request
         except UserError as error:
-            _write(file, line, error, reasoner.model, outcome)
+            _write(file, line, error, outcome)
             show(outcome.before + outcome.answered, outcome.total)
 
 
-def _write(file: IO[bytes], line: Line, result: list[Completion] | Exception, model: str, outcome: Outcome) -> None:
+def _body(reasoner: Reasoner, asked: ChatRequest, completions: list[Completion]) -> dict[str, Any]:
+    """The service's reply to the same request."""
+    decision = None
+    if asked.options:
+        with suppress(UserError):  # a server that does not score
+            decision = decide(reasoner.engine, asked.request, completions[0], asked.options)
+    return reply_body(reasoner, asked, completions, decision)
+
+
+def _write(file: IO[bytes], line: Line, result: dict[str, Any] | UserError, outcome: Outcome) -> None:
     """Append an answer, whole or not at all."""
     response = error = None
-    if isinstance(result, Exception):
+    if isinstance(result, UserError):
         error = {"code": "invalid_request_error", "message": f"line {line.number}: {result}", "line": line.number}
         outcome.refused.append(line.number)
+        outcome.reasons[line.number] = str(error["message"])
     else:
-        response = {"status_code": 200, "request_id": line.id, "body": chat_body(result, model)}
+        response = {"status_code": 200, "request_id": line.id, "body": result}
     row = {"id": line.id, "custom_id": line.custom_id, "response": response, "error": error}
     try:
         data = json.dumps(row, ensure_ascii=False).encode()
@@ -169,11 +186,11 @@ def _locked(out: Path) -> IO[bytes]:
     return file
 
 
-def _answered(file: IO[bytes], out: Path, lines: dict[int, str | None]) -> tuple[set[int], list[int]]:
-    """Numbers of the lines that have an answer, and of those the refused ones; a torn last line is cut off."""
+def _answered(file: IO[bytes], out: Path, lines: dict[int, str | None]) -> tuple[set[int], dict[int, str]]:
+    """Numbers of the lines that have an answer, and why some were refused; a torn last line is cut off."""
     file.seek(0)
     answered: set[int] = set()
-    refused: list[int] = []
+    reasons: dict[int, str] = {}
     whole = 0
     for number, data in enumerate(file, 1):
         if not data.endswith(b"\n"):
@@ -189,5 +206,6 @@ def _answered(file: IO[bytes], out: Path, lines: dict[int, str | None]) -> tuple
             raise DataError(f"{out}:{number}: is no answer to a line of this input; choose another -o") from None
         answered.add(line)
         if row["error"] is not None:
-            refused.append(line)
-    return answered, refused
+            error = row["error"]
+            reasons[line] = str(error.get("message", error) if isinstance(error, dict) else error)
+    return answered, reasons
