@@ -33,7 +33,8 @@ REPLIES = [str(json.loads(line)["response"]) for line in CASES.read_text().split
 PIECES = (
     "<think>", "</think>", "<answer>", "</answer>", "\\boxed{", "}", "**", "$", "\\frac", "{2}", " or ", "not ", "no ",
     "sign of ", "between ", "3–5", "2⅔", "²⁄₃", "（Ｂ）", "【", "「", "答案：", "정답은 ", "الإجابة ", "A: 12 cm\n",
-    "B) 14 cm\n", "\n", ". ", "1e9", "/0", "厘米", "万", "\x00", "\u202e", "\ud7ff", "🅱", "= ", "(", "[", "^", "_", "~", "\\", "%", "1,", "and ", "?", "!",
+    "B) 14 cm\n", "\n", ". ", "1e9", "/0", "厘米", "万", "\x00", "\u202e", "\ud7ff", "🅱", "= ", "(", "[", "^", "_", "~",
+    "\\", "%", "1,", "and ", "?", "!",
 )  # fmt: skip
 replies = st.one_of(
     st.binary(max_size=200),
