@@ -228,8 +228,12 @@ def _print(parts: Iterable[Any]) -> None:
 
 Model = Annotated[str, typer.Argument(help="A folder, a hub id, tiny or tiny-base, or URLs of servers with commas.")]
 Prompt = Annotated[str | None, typer.Option(help="The prompt's name; what the model was trained with when left out.")]
-Budget = Annotated[int | None, typer.Option(min=0, help="Thinking budget in tokens; 3744 when left out.")]
-AnswerBudget = Annotated[int, typer.Option(min=1, help="Answer budget in tokens.")]
+Budget = Annotated[
+    int | None, typer.Option(min=0, help="Thinking budget in tokens; default: the model's own, or 3744.")
+]
+AnswerBudget = Annotated[
+    int | None, typer.Option(min=1, help="Answer budget in tokens; default: the model's own, or 256.")
+]
 ExitText = Annotated[
     str | None, typer.Option(help="What closes a thought at its budget; a sentence may stand before its </think>.")
 ]
@@ -282,7 +286,7 @@ def evaluate(
     prompt: Annotated[str | None, typer.Option(help="The prompt's name; the benchmark's own when left out.")] = None,
     seed: Annotated[int, typer.Option(min=0, help="Which items, and of the sampling.")] = 0,
     budget: Annotated[
-        int | None, typer.Option(min=1, help="Thinking budget in tokens; 4096 when left out, 160 for tiny.")
+        int | None, typer.Option(min=1, help="Thinking budget in tokens; default: the model's own, or 4096.")
     ] = None,
     exit_text: ExitText = None,
     exit_on_repeats: ExitOnRepeats = False,
@@ -380,7 +384,7 @@ def ask(
     option: Annotated[list[str] | None, typer.Option(help="An option; may be given several times.")] = None,
     prompt: Prompt = None,
     budget: Budget = None,
-    answer_budget: AnswerBudget = 256,
+    answer_budget: AnswerBudget = None,
     exit_text: ExitText = None,
     exit_on_repeats: ExitOnRepeats = False,
     temperature: Temperature = None,
@@ -420,7 +424,7 @@ def chat(
     model: Model,
     prompt: Prompt = None,
     budget: Budget = None,
-    answer_budget: AnswerBudget = 256,
+    answer_budget: AnswerBudget = None,
     exit_text: ExitText = None,
     exit_on_repeats: ExitOnRepeats = False,
     temperature: Temperature = None,
@@ -450,7 +454,7 @@ def batch(
     source: Annotated[Path, typer.Option("--in", "-i", help="OpenAI batch lines.")],
     out: Annotated[Path, typer.Option("--out", "-o", help="The answers; the same file goes on from where it stopped.")],
     budget: Budget = None,
-    answer_budget: AnswerBudget = 256,
+    answer_budget: AnswerBudget = None,
     exit_text: ExitText = None,
     exit_on_repeats: ExitOnRepeats = False,
     temperature: Temperature = None,
@@ -506,7 +510,7 @@ def serve(
         list[str] | None, typer.Option(help="A further name that the service is reached under (the Host header).")
     ] = None,
     budget: Budget = None,
-    answer_budget: AnswerBudget = 256,
+    answer_budget: AnswerBudget = None,
     exit_text: ExitText = None,
     exit_on_repeats: ExitOnRepeats = False,
     temperature: Temperature = None,

@@ -3,7 +3,8 @@
     XReasonerError            exit code 1: the work failed (a full disk, a NaN)
     ├── CheckpointError       exit code 2: a checkpoint is missing, cut short, incomplete or another model's
     ├── EngineError           what runs the model has failed, or no server answers: the same request may do later
-    ├── NonFiniteError        the model's numbers are NaN or infinite (weights, logits, a loss, a gradient)
+    ├── NonFiniteError        the model's numbers are NaN or infinite (logits, a loss, a gradient)
+    │   └── NonFiniteWeightsError  a checkpoint's weights are; a CheckpointError too
     ├── TrainingError         training cannot go on (packed text that leaks, a frozen tensor that moved)
     └── UserError(ValueError) exit code 2: the user's mistake (an unknown key, a text file given as a picture)
         ├── ServerError       a server refuses the request, or the key or model it was given
@@ -34,6 +35,10 @@ class EngineError(XReasonerError):
 
 class NonFiniteError(XReasonerError):
     """The model's numbers are NaN or infinite; the message says where they were met and what to try."""
+
+
+class NonFiniteWeightsError(CheckpointError, NonFiniteError):
+    """A checkpoint's weights are not finite."""
 
 
 class TrainingError(XReasonerError):
