@@ -9,19 +9,21 @@ from __future__ import annotations
 import fcntl
 import json
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import IO, Any
 
 from xreasoner.completion import Completion
+from xreasoner.data.readers import BadRow, read_records
 from xreasoner.engines.base import Request
 from xreasoner.engines.driving import finished
 from xreasoner.errors import DataError, UserError
 from xreasoner.media import Guard
-from xreasoner.reasoner import Reasoner, exit_tokens
-from xreasoner.wire import chat_body, read_chat
+from xreasoner.reasoner import Reasoner
+from xreasoner.serving.chat_request import RequestRules, parse_request
+from xreasoner.serving.openai_schema import BATCH_FIELDS
+from xreasoner.wire import chat_body
 
 URL = "/v1/chat/completions"
 FIELDS = ("custom_id", "method", "url", "body")
@@ -42,24 +44,18 @@ class Line:
 
 
 def read_lines(path: Path) -> Iterator[Line]:
-    """The lines of a batch file; empty ones are left out. Raises `DataError` for a file that is no text."""
+    """The lines of a batch file, blank ones omitted; one that cannot be read says why."""
     seen: dict[str, int] = {}
-    try:
-        with path.open(encoding="utf-8", newline="\n") as file:
-            for number, text in enumerate(file, 1):
-                if text.strip():
-                    yield _line(number, text, seen)
-    except UnicodeDecodeError as error:
-        raise DataError(f"{path}: not UTF-8: {error.reason} at byte {error.start}; expected JSONL") from None
+    for record in read_records(path):
+        if isinstance(record, BadRow):
+            yield Line(record.number, None, None, record.reason)
+        else:
+            yield _line(record.number, record.values, seen)
 
 
-def _line(number: int, text: str, seen: dict[str, int]) -> Line:
-    try:
-        row = json.loads(text)
-    except (ValueError, RecursionError) as error:
-        return Line(number, None, None, f"not JSON: {getattr(error, 'msg', 'nested too deep')}")
-    if not isinstance(row, dict):
-        return Line(number, None, None, f"found {type(row).__name__}, expected an object")
+def _line(number: int, row: Mapping[str, Any], seen: dict[str, int]) -> Line:
+    if list(row) == [str(k) for k in range(len(row))]:  # the reader's names for a list's items
+        return Line(number, None, None, "found list, expected an object")
     custom_id = row.get("custom_id")
     known = custom_id if isinstance(custom_id, str) else None
     unknown = [name for name in row if name not in FIELDS]
@@ -93,11 +89,15 @@ def run_batch(
     out: Path,
     guard: Guard,
     show: Callable[[int, int], None] = lambda done, total: None,
+    *,
+    prompt: str = "default",
 ) -> Outcome:
     """Answer every line of `source` that `out` has no answer to. show(done, total) after each.
 
+    prompt: how the last user message is put where a line does not say it (`chat_request.RequestRules`).
+
     Raises `DataError` where `out` belongs to another input, `UserError` where another run writes it, `EngineError`
-    where the model cannot go on; what is answered stays in `out`.
+    where the model cannot continue; what is answered stays in `out`.
     """
     lines = {line.number: line.custom_id for line in read_lines(source)}
     if not lines:
@@ -106,7 +106,8 @@ def run_batch(
         answered, refused = _answered(file, out, lines)
         outcome = Outcome(len(lines), len(answered), 0, refused)
         waiting = (line for line in read_lines(source) if line.number not in answered)
-        for line, result in finished(reasoner.engine, _asked(reasoner, guard, waiting, file, outcome, show)):
+        rules = RequestRules(prompt, fields=BATCH_FIELDS, any_model=True)
+        for line, result in finished(reasoner.engine, _asked(reasoner, guard, rules, waiting, file, outcome, show)):
             if isinstance(result, Exception) and not isinstance(result, UserError):
                 raise result
             _write(file, line, result, reasoner.model, outcome)
@@ -118,19 +119,18 @@ def run_batch(
 def _asked(
     reasoner: Reasoner,
     guard: Guard,
+    rules: RequestRules,
     lines: Iterator[Line],
     file: IO[bytes],
     outcome: Outcome,
     show: Callable[[int, int], None],
 ) -> Iterator[tuple[Line, Request]]:
     """The requests of the good lines; bad ones are answered at once."""
-    closing = partial(exit_tokens, reasoner.engine)
     for line in lines:
         try:
             if line.problem:
                 raise UserError(line.problem)
-            pixels = reasoner.min_pixels, reasoner.max_pixels
-            yield line, read_chat(line.body, reasoner.sampling, guard, *pixels, exit_tokens=closing)
+            yield line, parse_request(line.body, reasoner, guard, rules).request
         except UserError as error:
             _write(file, line, error, reasoner.model, outcome)
             show(outcome.before + outcome.answered, outcome.total)

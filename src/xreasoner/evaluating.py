@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -13,9 +14,9 @@ from typing import Any
 from xreasoner.benchmarks.opening import check_name, default_prompt_of, open_benchmark
 from xreasoner.benchmarks.running import evaluate
 from xreasoner.benchmarks.samples import ensemble
-from xreasoner.benchmarks.store import Condition, Row
-from xreasoner.benchmarks.summary import group_of, summarise
-from xreasoner.benchmarks.table import TABLE
+from xreasoner.benchmarks.store import Condition, Row, read_rows
+from xreasoner.benchmarks.summary import by_place, summarise
+from xreasoner.benchmarks.table import CLOSED_AND_OPEN, TABLE
 from xreasoner.demo import Show, silent
 from xreasoner.engines.base import Engine, Sampling, sized
 from xreasoner.engines.opening import addresses, open_engine
@@ -24,10 +25,10 @@ from xreasoner.models.freezing import fingerprint
 from xreasoner.models.loading import find
 from xreasoner.problem import Problem
 from xreasoner.prompts import PROMPTS, trained_prompt
-from xreasoner.reasoner import EXIT_TEXT, checked, context, default_pixels, served_name
+from xreasoner.reasoner import EXIT_TEXT, checked, context, default_pixels, fitted_budget, served_name
 from xreasoner.reasoner_settings import ReasonerSettings, read_reasoner_settings, warn_of_fallback
 from xreasoner.registry import nearest
-from xreasoner.training.run import read_json
+from xreasoner.training.run import read_json, write_json
 
 PAPER_BUDGET = 4096
 """Thinking tokens until the forced exit."""
@@ -66,12 +67,14 @@ def evaluate_model(
     show: Show = silent,
     *,
     engine: str | None = None,
+    name: str | None = None,
     failures: list[str] | None = None,
     **options: Any,
 ) -> dict[str, dict[str, Any]]:
     """{benchmark: {accuracy, n, low, high, …, "ensemble": see `samples.ensemble`}}.
 
-    engine, options: as `engines.opening.open_engine` takes them. failures: is told of benchmarks that are not whole, in
+    engine, options: as `engines.opening.open_engine` takes them. name: under which the results are kept; default: the
+    model's (`stage_name`). failures: is told of benchmarks that are not whole, in
     place of raising `XReasonerError`. Raises `UserError` for unknown names and for data that is not there, before
     anything is run.
     """
@@ -96,9 +99,10 @@ def evaluate_model(
         )
     )
     pixels = sized(settings.min_pixels, settings.max_pixels, default_pixels(carried, running))
-    stage, known = stage_name(model), identity(model, running)
+    stage, known = name or stage_name(model), identity(model, running)
+    claim_name(out, stage, model, known)
     prompt = settings.prompt or own_prompt(model, carried)
-    found = {}
+    found: dict[str, dict[str, Any]] = {}
     for bench in benches:
         _note(out / "eval" / stage / "protocol.json", bench, opened[bench], settings, sampling, prompt, known, running)
         rows = evaluate(
@@ -119,19 +123,23 @@ def evaluate_model(
             failures=failures,
         )
         if rows:
-            found[bench] = _result(rows)
+            found |= _results(bench, rows)
     if not found and not failures:
         raise UserError(
-            f"{', '.join(benches)}: no item has a picture, and the {settings.condition} condition asks of pictures; "
-            "leave --blind and --swapped out"
+            f"{', '.join(benches)}: no item has an image, and the {settings.condition} condition is about images; "
+            "omit --blind and --swapped"
         )
     return found
 
 
-def _result(rows: Sequence[Row]) -> dict[str, Any]:
-    group, name = group_of(rows[0]["bench"])
-    result = summarise([{**row, "condition": "seen"} for row in rows])[group][name]
-    return {**result, "ensemble": ensemble(rows)}
+def _results(bench: str, rows: Sequence[Row]) -> dict[str, dict[str, Any]]:
+    """One result a benchmark; of medical visual questions one for the closed and one for the open ones."""
+    results = {}
+    for (group, name), members in by_place(rows).items():
+        result = summarise([{**row, "condition": "seen"} for row in members])[group][name]
+        shown = name if bench in CLOSED_AND_OPEN else bench
+        results[shown] = {**result, "ensemble": ensemble(members)}
+    return results
 
 
 def _temperature(settings: Settings) -> float:
@@ -158,8 +166,45 @@ def _own_settings(model: str, settings: Settings) -> ReasonerSettings | None:
 
 def _budget(engine: Engine, asked: int | None, own: ReasonerSettings) -> int:
     budget = asked or own.thinking_budget or PAPER_BUDGET
-    room = context(engine)
-    return budget if room is None else min(budget, room // 2)
+    return fitted_budget(budget, context(engine), asked is not None)
+
+
+def claim_name(out: Path, stage: str, model: str, known: str) -> None:
+    """Write down which model a name stands for in a folder.
+
+    Raises:
+        UserError: where the name's results are another model's: other weights, or another server.
+    """
+    path = out / "eval" / stage / "model.json"
+    noted = read_json(path)
+    rows = [] if noted else read_rows(path.with_name("results.jsonl"))
+    before = noted.get("identity") or (rows[-1]["model"] if rows else None)
+    if before is not None and not _same(before, known):
+        whose = f" ({noted['path']}, {before[:16]})" if noted else f" ({before[:16]})"
+        raise UserError(
+            f"{out} holds results of another model under the name {stage!r}{whose}, and {model} is {known[:16]}; "
+            "give this one a name by --name, or choose another --out"
+        )
+    where = str(Path(model).resolve()) if Path(model).exists() else model
+    write_json(path, {"identity": known, "path": where, **_provenance(model), "first": noted.get("first", time.time())})
+
+
+def _same(before: str, now: str) -> bool:
+    """Whether two identities are one model's: where both name a chat template, those too."""
+    (a, _, b), (c, _, d) = before.partition("-"), now.partition("-")
+    return before == now or (a == c and not (b and d))
+
+
+def _provenance(model: str) -> dict[str, str]:
+    """What a checkpoint says of the model that it was trained from, if anything."""
+    settings = read_reasoner_settings(model, hub=False)
+    base = {} if settings is None else settings.provenance.get("base")
+    if isinstance(base, dict) and base.get("model"):
+        return {"trained_from": str(base["model"])}
+    path = Path(model).parent / "manifest.json"
+    recipe = read_json(path).get("recipe") if path.is_file() else None
+    named = recipe.get("model") if isinstance(recipe, dict) else None
+    return {"trained_from": named} if isinstance(named, str) and named else {}
 
 
 def own_prompt(model: str, own: ReasonerSettings | None) -> str | None:
