@@ -10,7 +10,7 @@ import fcntl
 import json
 import os
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
 
@@ -18,7 +18,7 @@ from xreasoner.completion import Completion
 from xreasoner.data.readers import BadRow, read_records
 from xreasoner.engines.base import Request
 from xreasoner.engines.driving import finished
-from xreasoner.errors import DataError, UserError
+from xreasoner.errors import DataError, EngineError, UserError, reason
 from xreasoner.media import Guard
 from xreasoner.reasoner import Reasoner
 from xreasoner.serving.chat_request import RequestRules, parse_request
@@ -73,14 +73,24 @@ def _line(number: int, row: Mapping[str, Any], seen: dict[str, int]) -> Line:
     return Line(number, known, row.get("body"), problem)
 
 
+FAILED = "server_error"
+"""The code of a request that failed in the engine."""
+GIVE_UP = 32
+"""Requests that fail one after the other before the rest is given up."""
+
+
 @dataclass(slots=True)
 class Outcome:
-    """What a run did. total: lines of the input; before: answered by earlier runs; refused: numbers of bad lines."""
+    """What a run did. total: lines of the input; before: answered by earlier runs; refused: numbers of bad lines.
+
+    failed: lines whose request failed in the engine, with their errors; the next run asks them again.
+    """
 
     total: int
     before: int
     answered: int
     refused: list[int]
+    failed: list[tuple[Line, Exception]] = field(default_factory=list)
 
 
 def run_batch(
@@ -96,8 +106,12 @@ def run_batch(
 
     prompt: how the last user message is put where a line does not say it (`chat_request.RequestRules`).
 
+    A request that fails ends no other. It has an error with the code `server_error` at the end of `out`, where the
+    next run drops it and asks again.
+
     Raises `DataError` where `out` belongs to another input, `UserError` where another run writes it, `EngineError`
-    where the model cannot continue; what is answered stays in `out`.
+    where the model cannot continue, or a request's own error where `GIVE_UP` fail one after the other; what is answered
+    stays in `out`.
     """
     lines = {line.number: line.custom_id for line in read_lines(source)}
     if not lines:
@@ -106,12 +120,20 @@ def run_batch(
         answered, refused = _answered(file, out, lines)
         outcome = Outcome(len(lines), len(answered), 0, refused)
         waiting = (line for line in read_lines(source) if line.number not in answered)
-        rules = RequestRules(prompt, fields=BATCH_FIELDS, any_model=True)
+        rules, in_a_row = RequestRules(prompt, fields=BATCH_FIELDS, any_model=True), 0
         for line, result in finished(reasoner.engine, _asked(reasoner, guard, rules, waiting, file, outcome, show)):
-            if isinstance(result, Exception) and not isinstance(result, UserError):
-                raise result
+            failed = isinstance(result, Exception) and not isinstance(result, UserError)
+            in_a_row = in_a_row + 1 if failed else 0
+            if isinstance(result, Exception) and failed:
+                if isinstance(result, EngineError) or in_a_row >= GIVE_UP:
+                    raise result
+                outcome.failed.append((line, result))
+                continue
             _write(file, line, result, reasoner.model, outcome)
             show(outcome.before + outcome.answered, outcome.total)
+        outcome.failed.sort(key=lambda pair: pair[0].number)
+        for line, error in outcome.failed:  # last, so that the next run can cut them off
+            _write(file, line, error, reasoner.model, outcome)
     outcome.refused.sort()
     return outcome
 
@@ -139,9 +161,11 @@ def _asked(
 def _write(file: IO[bytes], line: Line, result: list[Completion] | Exception, model: str, outcome: Outcome) -> None:
     """Append an answer, whole or not at all."""
     response = error = None
-    if isinstance(result, Exception):
+    if isinstance(result, UserError):
         error = {"code": "invalid_request_error", "message": f"line {line.number}: {result}", "line": line.number}
         outcome.refused.append(line.number)
+    elif isinstance(result, Exception):
+        error = {"code": FAILED, "message": f"line {line.number}: {reason(result)}", "line": line.number}
     else:
         response = {"status_code": 200, "request_id": line.id, "body": chat_body(result, model)}
     row = {"id": line.id, "custom_id": line.custom_id, "response": response, "error": error}
@@ -152,7 +176,7 @@ def _write(file: IO[bytes], line: Line, result: list[Completion] | Exception, mo
     file.write(data + b"\n")
     file.flush()
     os.fsync(file.fileno())
-    outcome.answered += 1
+    outcome.answered += error is None or error["code"] != FAILED
 
 
 def _locked(out: Path) -> IO[bytes]:
@@ -170,7 +194,10 @@ def _locked(out: Path) -> IO[bytes]:
 
 
 def _answered(file: IO[bytes], out: Path, lines: dict[int, str | None]) -> tuple[set[int], list[int]]:
-    """Numbers of the lines that have an answer, and of those the refused ones; a torn last line is cut off."""
+    """Numbers of the lines that have an answer, and of those the refused ones.
+
+    A torn last line is cut off, and so are the requests at the end that failed.
+    """
     file.seek(0)
     answered: set[int] = set()
     refused: list[int] = []
@@ -179,7 +206,6 @@ def _answered(file: IO[bytes], out: Path, lines: dict[int, str | None]) -> tuple
         if not data.endswith(b"\n"):
             file.truncate(whole)
             break
-        whole += len(data)
         try:
             row = json.loads(data)
             line = int(row["id"].removeprefix("batch_req_"))
@@ -187,6 +213,10 @@ def _answered(file: IO[bytes], out: Path, lines: dict[int, str | None]) -> tuple
                 raise ValueError
         except (ValueError, KeyError, TypeError, AttributeError):
             raise DataError(f"{out}:{number}: is no answer to a line of this input; choose another -o") from None
+        if row["error"] is not None and row["error"].get("code") == FAILED:
+            file.truncate(whole)
+            break
+        whole += len(data)
         answered.add(line)
         if row["error"] is not None:
             refused.append(line)

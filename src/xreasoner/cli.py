@@ -15,7 +15,7 @@ from typing import Annotated, Any
 
 import typer
 
-from xreasoner.errors import UserError, XReasonerError
+from xreasoner.errors import RequestsError, UserError, XReasonerError
 
 app = typer.Typer(
     help="Make vision-language models reason with text alone, and show what that did.",
@@ -607,6 +607,8 @@ def batch(
             prompt="none" if prompt == "none" else "default",
         )
     typer.echo(f"{done.answered} answered now, {done.before} before, of {done.total}: {out}")
+    if done.failed:
+        raise RequestsError({line.number: error for line, error in done.failed}, done.total, f"{source}: line")
     if done.refused:
         shown = ", ".join(map(str, done.refused[:10])) + (", …" if len(done.refused) > 10 else "")
         raise UserError(
