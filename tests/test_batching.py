@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import signal
 import subprocess
 import sys
@@ -121,7 +122,7 @@ def test_ctrl_c_says_how_to_go_on(tmp_path: Path) -> None:
         running.send_signal(signal.SIGINT)
         errors = running.communicate(timeout=60)[1]
     assert running.returncode == 130
-    assert errors.splitlines()[-1] == "stopped; the same command goes on from here"
+    assert errors.splitlines()[-1] == "stopped; the same command resumes"
 
 
 BAD: list[tuple[Any, str]] = [
@@ -203,7 +204,8 @@ def test_files_that_do_not_belong_are_named(tiny: Reasoner, tmp_path: Path) -> N
     assert run_batch(tiny, source, tmp_path / "new" / "out.jsonl", Guard()).answered == 1
     (tmp_path / "latin").write_bytes(b"\xe9\n")
     (line,) = read_lines(tmp_path / "latin")
-    assert (line.number, line.problem) == (1, "not UTF-8: invalid continuation byte at byte 0; expected JSON in UTF-8")
+    assert line.number == 1
+    assert re.fullmatch(r"not UTF-8: .* at byte 0; expected JSON in UTF-8", line.problem)
 
 
 def test_two_runs_do_not_write_one_file(tiny: Reasoner, tmp_path: Path) -> None:

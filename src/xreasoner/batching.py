@@ -10,20 +10,21 @@ import fcntl
 import json
 import os
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
 
 from xreasoner.completion import Completion
 from xreasoner.data.readers import BadRow, read_records
+from xreasoner.decisions import decide
 from xreasoner.engines.base import Request
 from xreasoner.engines.driving import finished
 from xreasoner.errors import DataError, EngineError, UserError, reason
 from xreasoner.media import Guard
 from xreasoner.reasoner import Reasoner
-from xreasoner.serving.chat_request import RequestRules, parse_request
+from xreasoner.serving.chat_request import ChatRequest, RequestRules, parse_request, reply_body
 from xreasoner.serving.openai_schema import BATCH_FIELDS
-from xreasoner.wire import chat_body
 
 URL = "/v1/chat/completions"
 FIELDS = ("custom_id", "method", "url", "body")
@@ -65,7 +66,7 @@ def _line(number: int, row: Mapping[str, Any], seen: dict[str, int]) -> Line:
     elif known in seen:
         problem = f"custom_id: {known[:60]!r} is that of line {seen[known]} too; expected every line to have its own"
     elif unknown:
-        problem = f"{unknown[0]}: this field is not known here; expected {', '.join(FIELDS)}"
+        problem = f"{unknown[0]}: unsupported field; supported: {', '.join(FIELDS)}"
     elif row.get("method", "POST") != "POST" or row.get("url", URL) != URL:
         problem = f"found {row.get('method')} {row.get('url')}; expected POST {URL}"
     if known:
@@ -121,19 +122,21 @@ def run_batch(
         outcome = Outcome(len(lines), len(answered), 0, refused)
         waiting = (line for line in read_lines(source) if line.number not in answered)
         rules, in_a_row = RequestRules(prompt, fields=BATCH_FIELDS, any_model=True), 0
-        for line, result in finished(reasoner.engine, _asked(reasoner, guard, rules, waiting, file, outcome, show)):
-            failed = isinstance(result, Exception) and not isinstance(result, UserError)
-            in_a_row = in_a_row + 1 if failed else 0
-            if isinstance(result, Exception) and failed:
-                if isinstance(result, EngineError) or in_a_row >= GIVE_UP:
-                    raise result
-                outcome.failed.append((line, result))
-                continue
-            _write(file, line, result, reasoner.model, outcome)
+        requests = _asked(reasoner, guard, rules, waiting, file, outcome, show)
+        for (line, asked), result in finished(reasoner.engine, requests):
+            answer = result if isinstance(result, Exception) else _body(reasoner, asked, result)
+            if not isinstance(answer, Exception) or isinstance(answer, UserError):
+                in_a_row = 0
+                _write(file, line, answer, outcome)
+            else:
+                in_a_row += 1
+                if isinstance(answer, EngineError) or in_a_row >= GIVE_UP:
+                    raise answer
+                outcome.failed.append((line, answer))
             show(outcome.before + outcome.answered, outcome.total)
         outcome.failed.sort(key=lambda pair: pair[0].number)
         for line, error in outcome.failed:  # last, so that the next run can cut them off
-            _write(file, line, error, reasoner.model, outcome)
+            _write(file, line, error, outcome)
     outcome.refused.sort()
     return outcome
 
@@ -146,19 +149,32 @@ def _asked(
     file: IO[bytes],
     outcome: Outcome,
     show: Callable[[int, int], None],
-) -> Iterator[tuple[Line, Request]]:
+) -> Iterator[tuple[tuple[Line, ChatRequest], Request]]:
     """The requests of the good lines; bad ones are answered at once."""
     for line in lines:
         try:
             if line.problem:
                 raise UserError(line.problem)
-            yield line, parse_request(line.body, reasoner, guard, rules).request
+            asked = parse_request(line.body, reasoner, guard, rules)
+            yield (line, asked), asked.request
         except UserError as error:
-            _write(file, line, error, reasoner.model, outcome)
+            _write(file, line, error, outcome)
             show(outcome.before + outcome.answered, outcome.total)
 
 
-def _write(file: IO[bytes], line: Line, result: list[Completion] | Exception, model: str, outcome: Outcome) -> None:
+def _body(reasoner: Reasoner, asked: ChatRequest, completions: list[Completion]) -> dict[str, Any] | Exception:
+    """The service's reply to the same request, or why its options have no probabilities."""
+    decision = None
+    if asked.options:
+        try:
+            with suppress(UserError):  # a server that does not score
+                decision = decide(reasoner.engine, asked.request, completions[0], asked.options)
+        except Exception as error:
+            return error
+    return reply_body(reasoner, asked, completions, decision)
+
+
+def _write(file: IO[bytes], line: Line, result: dict[str, Any] | Exception, outcome: Outcome) -> None:
     """Append an answer, whole or not at all."""
     response = error = None
     if isinstance(result, UserError):
@@ -167,7 +183,7 @@ def _write(file: IO[bytes], line: Line, result: list[Completion] | Exception, mo
     elif isinstance(result, Exception):
         error = {"code": FAILED, "message": f"line {line.number}: {reason(result)}", "line": line.number}
     else:
-        response = {"status_code": 200, "request_id": line.id, "body": chat_body(result, model)}
+        response = {"status_code": 200, "request_id": line.id, "body": result}
     row = {"id": line.id, "custom_id": line.custom_id, "response": response, "error": error}
     try:
         data = json.dumps(row, ensure_ascii=False).encode()
