@@ -84,6 +84,7 @@ GIVE_UP = 32
 class Outcome:
     """What a run did. total: lines of the input; before: answered by earlier runs; refused: numbers of bad lines.
 
+    reasons: why each of them was refused, with its number ("line 3: …").
     failed: lines whose request failed in the engine, with their errors; the next run asks them again.
     """
 
@@ -91,6 +92,7 @@ class Outcome:
     before: int
     answered: int
     refused: list[int]
+    reasons: dict[int, str] = field(default_factory=dict)
     failed: list[tuple[Line, Exception]] = field(default_factory=list)
 
 
@@ -118,8 +120,8 @@ def run_batch(
     if not lines:
         raise DataError(f"{source}: is empty; expected one OpenAI batch object a line")
     with _locked(out) as file:
-        answered, refused = _answered(file, out, lines)
-        outcome = Outcome(len(lines), len(answered), 0, refused)
+        answered, reasons = _answered(file, out, lines)
+        outcome = Outcome(len(lines), len(answered), 0, list(reasons), reasons)
         waiting = (line for line in read_lines(source) if line.number not in answered)
         rules, in_a_row = RequestRules(prompt, fields=BATCH_FIELDS, any_model=True), 0
         requests = _asked(reasoner, guard, rules, waiting, file, outcome, show)
@@ -180,6 +182,7 @@ def _write(file: IO[bytes], line: Line, result: dict[str, Any] | Exception, outc
     if isinstance(result, UserError):
         error = {"code": "invalid_request_error", "message": f"line {line.number}: {result}", "line": line.number}
         outcome.refused.append(line.number)
+        outcome.reasons[line.number] = str(error["message"])
     elif isinstance(result, Exception):
         error = {"code": FAILED, "message": f"line {line.number}: {reason(result)}", "line": line.number}
     else:
@@ -209,14 +212,14 @@ def _locked(out: Path) -> IO[bytes]:
     return file
 
 
-def _answered(file: IO[bytes], out: Path, lines: dict[int, str | None]) -> tuple[set[int], list[int]]:
-    """Numbers of the lines that have an answer, and of those the refused ones.
+def _answered(file: IO[bytes], out: Path, lines: dict[int, str | None]) -> tuple[set[int], dict[int, str]]:
+    """Numbers of the lines that have an answer, and why some were refused.
 
     A torn last line is cut off, and so are the requests at the end that failed.
     """
     file.seek(0)
     answered: set[int] = set()
-    refused: list[int] = []
+    reasons: dict[int, str] = {}
     whole = 0
     for number, data in enumerate(file, 1):
         if not data.endswith(b"\n"):
@@ -229,11 +232,12 @@ def _answered(file: IO[bytes], out: Path, lines: dict[int, str | None]) -> tuple
                 raise ValueError
         except (ValueError, KeyError, TypeError, AttributeError):
             raise DataError(f"{out}:{number}: is no answer to a line of this input; choose another -o") from None
-        if row["error"] is not None and row["error"].get("code") == FAILED:
+        if isinstance(row["error"], dict) and row["error"].get("code") == FAILED:
             file.truncate(whole)
             break
         whole += len(data)
         answered.add(line)
         if row["error"] is not None:
-            refused.append(line)
-    return answered, refused
+            error = row["error"]
+            reasons[line] = str(error.get("message", error) if isinstance(error, dict) else error)
+    return answered, reasons

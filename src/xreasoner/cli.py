@@ -274,7 +274,7 @@ MaxPixels = Annotated[int | None, typer.Option(min=1, help="Most width times hei
 
 @app.command()
 def grade(
-    file: Annotated[Path, typer.Argument(help="JSONL: response, gold, answer_type, choices; other fields are kept.")],
+    file: Annotated[Path, typer.Argument(help="Replies: response, gold, answer_type, choices; other fields are kept.")],
     out: Annotated[Path | None, typer.Option(help="Where the graded lines go; the screen when left out.")] = None,
 ) -> None:
     """Re-score saved replies, no model needed: adds outcome, extracted and correct to each line."""
@@ -612,7 +612,8 @@ def batch(
     if done.refused:
         shown = ", ".join(map(str, done.refused[:10])) + (", …" if len(done.refused) > 10 else "")
         raise UserError(
-            f"{source}: {len(done.refused)} lines are no good requests (lines {shown}); {out} says why, "
+            "\n".join(f"{source}: {done.reasons[number]}" for number in done.refused[:20])
+            + f"\n{source}: {len(done.refused)} lines are no good requests (lines {shown}); {out} says why, "
             "and mended ones are asked with another -o"
         )
 
@@ -761,7 +762,7 @@ def run(args: list[str]) -> int:
 def complaint(error: Exception) -> tuple[str, int] | None:
     """What to tell a person about an error, and the exit code; None for a defect of ours."""
     if isinstance(error, XReasonerError):
-        return "error: " + str(error).replace("\n", "\nerror: "), error.exit_code
+        return "error: " + re.sub(r"\n(?! )", "\nerror: ", str(error)), error.exit_code
     if isinstance(error, FileExistsError | NotADirectoryError):
         return f"error: {error.filename} already exists and is not a folder; choose another --out", 2
     refused = error if isinstance(error, OSError) else full_disk(error)

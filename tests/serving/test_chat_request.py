@@ -196,6 +196,13 @@ def test_the_official_client_gets_the_model_by_its_name(reasoner: Reasoner) -> N
                 there.models.retrieve("gpt-4o")
 
 
+def test_the_official_clients_stream_helper_ends_with_the_whole_reply(service: Background, reasoner: Reasoner) -> None:
+    with client(service) as there, there.chat.completions.stream(model="tiny", messages=user()) as stream:
+        final: Any = stream.get_final_completion()
+    assert final.choices[0].message.content == reasoner.ask(QUESTION).answer
+    assert final.choices[0].finish_reason == "stop"
+
+
 def test_every_neutral_value_at_once_by_the_official_client(service: Background) -> None:
     with client(service) as there:
         reply = there.chat.completions.create(

@@ -89,7 +89,7 @@ def test_a_request_that_fails_has_its_error_and_the_others_their_answers(small: 
         for stream in (False, True):
             with _broken(engine, "_tell", wrong):
                 found = list(pool.map(lambda question, stream=stream: _ask(running, question, stream), QUESTIONS))
-            assert found[3] == (0 if stream else 500, "the service failed; its log says why")
+            assert found[3] == (0 if stream else 500, "internal error; see the service's log")
             assert [one for k, one in enumerate(found) if k != 3] == right[:3] + right[4:]
     assert not engine._rows
 

@@ -89,6 +89,8 @@ def create_app(
     @loaded(desk)
     async def model(request: Request) -> Response:
         name = request.path_params["name"]
+        if not name:  # a slash too many
+            return JSONResponse({"object": "list", "data": [_model(desk.reasoner)]})
         if name != desk.reasoner.model:
             raise HTTPException(404, f"model: found {readable(name)}, expected {desk.reasoner.model}")
         return JSONResponse(_model(desk.reasoner))
