@@ -85,6 +85,7 @@ def train(
     from xreasoner.planning import check_layers
     from xreasoner.progress import Screen, matrix
     from xreasoner.training import parallel
+    from xreasoner.training.preflight import check_benchmarks, check_output
     from xreasoner.training.run import known_sources, run_recipe
 
     _quiet(wanted.model)
@@ -93,6 +94,7 @@ def train(
 
         _print(showing.dry_run(wanted))
         return
+    check_output(out)
     check_layers(wanted)
     known_sources(wanted, out)
     measured = wanted.evaluation.measures
@@ -101,6 +103,8 @@ def train(
             if parallel.rank() == 0:
                 claim(wanted, out)
             first, several = parallel.rank() == 0, parallel.size() > 1
+            if several and first:  # which measure after all stages; a single process measures the base first
+                check_benchmarks(wanted.evaluation)
             if several or not measured:
                 run_recipe(wanted, out, screen.training)
         summary = run_demo(wanted, out, screen.show) if first and measured else None
