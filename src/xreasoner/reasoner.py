@@ -23,7 +23,7 @@ from xreasoner.decisions import Decision, decide
 from xreasoner.engines.base import Engine, Message, Request, Sampling, sized
 from xreasoner.engines.driving import finished
 from xreasoner.engines.opening import addresses, open_engine
-from xreasoner.errors import UserError
+from xreasoner.errors import RequestsError, UserError
 from xreasoner.media import Guard, Reference, pictures
 from xreasoner.problem import LABELS, Problem
 from xreasoner.prompts import PROMPTS, chat_messages, default_prompt, trained_prompt
@@ -306,18 +306,32 @@ class Reasoner:
         on; None: on a terminal.
 
         problems: `Problem`s, texts, or mappings with `question` and, if wanted, `id`, `images`, `options`; without an
-        id it is the problem's number, from 0. Raises `UserError` that names the problem where one is no problem.
+        id it is the problem's number, from 0. Raises `UserError` that names the problem where one is no problem; and,
+        after the other answers, `RequestsError` that names those that failed.
         """
         from xreasoner.progress import Screen
+
+        failed: dict[str, Exception] = {}
+        done = 0
 
         total = len(problems) if isinstance(problems, Sized) else 0
         with Screen() if (sys.stdout.isatty() if progress is None else progress) else _Silent() as screen:
             outcomes = finished(self.engine, self._asked(problems, sampling))
             for done, ((id, request, options), outcome) in enumerate(outcomes, 1):
-                if isinstance(outcome, Exception):
-                    raise outcome
                 screen.show("answers", done, total)
-                yield self.answered(id, request, outcome[0], options, probabilities)
+                if isinstance(outcome, Exception):
+                    failed[id] = outcome
+                    continue
+                try:
+                    answer = self.answered(id, request, outcome[0], options, probabilities)
+                except Exception as error:  # of its options' probabilities
+                    failed[id] = error
+                    continue
+                yield answer
+        if failed and len(failed) == done == 1:
+            raise next(iter(failed.values()))
+        if failed:
+            raise RequestsError(failed, done, "problem")
 
     def _asked(
         self, problems: Iterable[Problem | Mapping[str, Any] | str], sampling: dict[str, Any]
