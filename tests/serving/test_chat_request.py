@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import io
 import json
+import re
 import shutil
 import subprocess
 import time
@@ -20,6 +21,7 @@ from PIL import Image
 from serving.background import QUESTION, Background
 
 from xreasoner.batching import run_batch
+from xreasoner.chatting import Chat
 from xreasoner.completion import Completion
 from xreasoner.engines.base import Sampling
 from xreasoner.errors import RequestError
@@ -61,13 +63,15 @@ def test_the_official_client_gets_what_ask_gives(service: Background, reasoner: 
     expected = reasoner.ask(QUESTION)
     with client(service) as there:
         whole: Any = there.chat.completions.create(model="tiny", messages=user())
-        chunks: Any = list(there.chat.completions.create(model="tiny", messages=user(), stream=True))
+        streamed: Any = {"stream": True, "stream_options": {"include_usage": True}}  # as simonw's llm asks
+        chunks: Any = list(there.chat.completions.create(model="tiny", messages=user(), **streamed))
     message = whole.choices[0].message
     assert (message.content, message.reasoning) == (expected.answer, expected.thought) == ("11", expected.thought)
     assert expected.thought
     deltas = [choice.delta for chunk in chunks for choice in chunk.choices]
     assert "".join(delta.content or "" for delta in deltas) == expected.answer
     assert "".join(getattr(delta, "reasoning", None) or "" for delta in deltas) == expected.thought
+    assert chunks[-1].usage == whole.usage
 
 
 @pytest.mark.skipif(not shutil.which("curl"), reason="curl is not installed")
@@ -79,12 +83,17 @@ def test_curl_gets_what_ask_gives(service: Background, reasoner: Reasoner) -> No
 
 
 def test_batch_gets_what_ask_gives(reasoner: Reasoner, tmp_path: Path) -> None:
-    bodies = [{"messages": user()}, {"messages": user(), "prompt": "none"}, {"messages": user(), "prompt": "brief"}]
+    bodies = [
+        {"messages": user()},
+        {"messages": user(), "prompt": "none"},
+        {"messages": user(), "prompt": "brief"},
+        {"messages": user("Ana has 14 and Ben has 9. Who has more?"), "options": ["Ana", "Ben"], "logprobs": True},
+    ]
     lines = [{"custom_id": f"q{k}", "body": body} for k, body in enumerate(bodies)]
     (tmp_path / "in.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     run_batch(reasoner, tmp_path / "in.jsonl", tmp_path / "out.jsonl", Guard())
     rows = {row["custom_id"]: row for row in map(json.loads, (tmp_path / "out.jsonl").read_text().splitlines())}
-    messages = [rows[f"q{k}"]["response"]["body"]["choices"][0]["message"] for k in range(3)]
+    messages = [rows[f"q{k}"]["response"]["body"]["choices"][0]["message"] for k in range(4)]
     expected = reasoner.ask(QUESTION)
     assert (messages[0]["content"], messages[0]["reasoning"]) == (expected.answer, expected.thought)
     assert messages[1]["content"] != expected.answer
@@ -92,6 +101,12 @@ def test_batch_gets_what_ask_gives(reasoner: Reasoner, tmp_path: Path) -> None:
     usage = rows["q0"]["response"]["body"]["usage"]
     assert usage["completion_tokens_details"] == {"reasoning_tokens": expected.usage.thought_tokens}
     assert usage["total_tokens"] == expected.usage.total_tokens
+    decided = reasoner.ask("Ana has 14 and Ben has 9. Who has more?", options=["Ana", "Ben"])
+    body = rows["q3"]["response"]["body"]
+    assert messages[3]["content"] == decided.answer
+    shares = {option["text"]: option["probability"] for option in body["option_probabilities"]}
+    assert shares == pytest.approx(decided.option_probabilities, abs=1e-4)
+    assert len(body["choices"][0]["logprobs"]["content"]) == body["usage"]["completion_tokens"]
 
 
 def test_raw_sends_messages_as_they_are(reasoner: Reasoner) -> None:
@@ -145,6 +160,15 @@ def test_earlier_turns_are_as_they_were_written_and_without_thoughts(reasoner: R
     assert raw[2]["content"] == "<think> 14 > 9 </think> <answer>Ana</answer>"
 
 
+def test_a_conversation_is_the_same_in_chat_and_in_the_service(service: Background, reasoner: Reasoner) -> None:
+    chat = Chat(reasoner, budget=160)
+    for line in (QUESTION, "And how much is 14 + 9?"):
+        chat.line(line)
+    answers = [message["content"] for message in chat.history if message["role"] == "assistant"]
+    messages = [*user(), {"role": "assistant", "content": answers[0]}, *user("And how much is 14 + 9?")]
+    assert post(service, {"messages": messages})["choices"][0]["message"]["content"] == answers[1]
+
+
 def test_images_between_texts_stay_where_they_are(reasoner: Reasoner) -> None:
     content = [text("This: "), image(), text(" and <image> this: "), image(), text("?")]
     (message,) = parsed(reasoner, user(content))
@@ -171,6 +195,13 @@ def test_the_official_client_gets_the_model_by_its_name(reasoner: Reasoner) -> N
             assert there.models.retrieve(name).id == name == there.models.list().data[0].id
             with pytest.raises(openai.NotFoundError, match="expected"):
                 there.models.retrieve("gpt-4o")
+
+
+def test_the_official_clients_stream_helper_ends_with_the_whole_reply(service: Background, reasoner: Reasoner) -> None:
+    with client(service) as there, there.chat.completions.stream(model="tiny", messages=user()) as stream:
+        final: Any = stream.get_final_completion()
+    assert final.choices[0].message.content == reasoner.ask(QUESTION).answer
+    assert final.choices[0].finish_reason == "stop"
 
 
 def test_every_neutral_value_at_once_by_the_official_client(service: Background) -> None:
@@ -256,6 +287,13 @@ def test_every_detail_is_accepted(service: Background, detail: Any) -> None:
         )
     assert reply.usage
     assert reply.usage.prompt_tokens > 0
+
+
+def test_every_bad_image_of_a_request_is_named_at_once(service: Background) -> None:
+    bad = [{"type": "image_url", "image_url": {"url": url}} for url in ("data:image/png;base64,AAAA", "/etc/passwd")]
+    with client(service) as there, pytest.raises(openai.BadRequestError) as refused:
+        there.chat.completions.create(model="tiny", messages=user([bad[0], image(), bad[1], text("What?")]))
+    assert re.search(r"1 of 3 .*; .* 3 of 3 ", str(refused.value))
 
 
 # --- streams ---------------------------------------------------------------------------------------------------------

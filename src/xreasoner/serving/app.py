@@ -6,7 +6,7 @@ import asyncio
 import json
 import re
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterable
-from contextlib import asynccontextmanager, suppress
+from contextlib import aclosing, asynccontextmanager, suppress
 from dataclasses import replace
 from typing import Any, TypeVar
 
@@ -19,14 +19,20 @@ from xreasoner.completion import Completion
 from xreasoner.decisions import Decision
 from xreasoner.errors import EngineError, RequestError, ServerError, UserError, XReasonerError
 from xreasoner.media import Guard
-from xreasoner.problem import LABELS
 from xreasoner.reasoner import Reasoner, context
-from xreasoner.serving.chat_request import ChatRequest, RequestRules, UnknownModelError, parse_request
+from xreasoner.serving.chat_request import (
+    ChatRequest,
+    RequestRules,
+    UnknownModelError,
+    parse_request,
+    probabilities_body,
+    reply_body,
+)
 from xreasoner.serving.desk import BusyError, Desk, log
 from xreasoner.serving.door import ROUTES, Door, error, page
 from xreasoner.serving.markdown import render_markdown
 from xreasoner.serving.openai_schema import DECISION_FIELDS, readable
-from xreasoner.wire import ReplyRenderer, chat_body, finish_reason, head, usage
+from xreasoner.wire import ReplyRenderer, finish_reason, head, usage
 
 T = TypeVar("T")
 
@@ -66,7 +72,7 @@ def create_app(
 
     @app.get("/health")
     async def health() -> Response:
-        if desk.ready.is_set():
+        if desk.ready.is_set() and desk.error is None:
             return JSONResponse({"status": "ready"})
         return JSONResponse({"status": "failed" if desk.error else "loading"}, 503, headers={"retry-after": "2"})
 
@@ -83,6 +89,8 @@ def create_app(
     @loaded(desk)
     async def model(request: Request) -> Response:
         name = request.path_params["name"]
+        if not name:  # a slash too many
+            return JSONResponse({"object": "list", "data": [_model(desk.reasoner)]})
         if name != desk.reasoner.model:
             raise HTTPException(404, f"model: found {readable(name)}, expected {desk.reasoner.model}")
         return JSONResponse(_model(desk.reasoner))
@@ -138,8 +146,10 @@ def loaded(desk: Desk) -> Callable[[Route], Route]:
 
     def around(route: Route) -> Route:
         async def answer(request: Request) -> Response:
+            if desk.ready.is_set() and desk.error is not None:
+                return error(503, "the engine has stopped; the service's log says why, and starting it again helps")
             if not desk.ready.is_set():
-                return error(503, "the model is still loading; try again in some seconds", retry=2)
+                return error(503, "the model is still loading; try again in a few seconds", retry=2)
             try:
                 return await route(request)
             except Exception as found:
@@ -155,7 +165,7 @@ def refusal(found: Exception) -> Response:
     if isinstance(found, HTTPException):
         return error(found.status_code, str(found.detail), param=_field(found.detail))
     if isinstance(found, BusyError):
-        return error(429, "too many requests are here already; try again in a second", "rate_limit_error", retry=1)
+        return error(429, "too many requests; try again in a second", "rate_limit_error", retry=1)
     if isinstance(found, ClientDisconnect):  # in the middle of its body
         return Response(status_code=499)
     if isinstance(found, ServerError) and found.status in (400, 413, 422):  # the request's fault, in the server's words
@@ -163,7 +173,7 @@ def refusal(found: Exception) -> Response:
     if isinstance(found, ServerError | EngineError):  # whose words are for those who run the service
         log.error("%s", found)
         status = 502 if isinstance(found, ServerError) else 503
-        return error(status, "what runs the model cannot answer now; the service's log says why", retry=5)
+        return error(status, "the model cannot answer at the moment; see the service's log", retry=5)
     if isinstance(found, UnknownModelError):
         return error(404, str(found), param=found.param)
     if isinstance(found, RequestError):
@@ -171,7 +181,7 @@ def refusal(found: Exception) -> Response:
     if isinstance(found, UserError):
         return error(400, str(found), param=_field(str(found)))
     log.error("a request failed", exc_info=found)
-    return error(500, str(found) if isinstance(found, XReasonerError) else "the service failed; its log says why")
+    return error(500, str(found) if isinstance(found, XReasonerError) else "internal error; see the service's log")
 
 
 def _field(said: str) -> str | None:
@@ -320,32 +330,10 @@ async def _decided(desk: Desk, asked: ChatRequest, completions: list[Completion]
         return None
 
 
-def _probabilities(asked: ChatRequest, decision: Decision | None) -> dict[str, Any]:
-    if decision is None:
-        return {}
-    pairs = zip(LABELS, asked.options, decision.probabilities, strict=False)
-    found = [{"label": label, "text": text, "probability": value} for label, text, value in pairs]
-    return {"option_probabilities": found, "mass": decision.mass}
-
-
 def _chat_body(
     desk: Desk, asked: ChatRequest, completions: list[Completion], decision: Decision | None
 ) -> dict[str, Any]:
-    body = chat_body(completions, desk.reasoner.model)
-    if asked.request.sampling.logprobs:
-        tokenizer: Any = desk.reasoner.engine.loaded.tokenizer  # type: ignore[attr-defined]
-        for choice, completion in zip(body["choices"], completions, strict=True):
-            choice["logprobs"] = {"content": _logprobs(completion, tokenizer)}
-    return body | _probabilities(asked, decision)
-
-
-def _logprobs(completion: Completion, tokenizer: Any) -> list[dict[str, Any]]:
-    """Every token of the whole reply, thought and tags included."""
-    texts = [tokenizer.decode([token]) for token in completion.token_ids]
-    return [
-        {"token": text, "logprob": logprob, "bytes": list(text.encode()), "top_logprobs": []}
-        for text, logprob in zip(texts, completion.logprobs, strict=True)
-    ]
+    return reply_body(desk.reasoner, asked, completions, decision)
 
 
 def _decision_body(
@@ -354,7 +342,7 @@ def _decision_body(
     (completion,) = completions
     assert decision is not None
     said = {"answer": completion.answer, "reasoning": completion.thought, "exit": completion.exit}
-    body = {**head("decision", desk.reasoner.model), **_probabilities(asked, decision), **said}
+    body = {**head("decision", desk.reasoner.model), **probabilities_body(asked.options, decision), **said}
     return {**body, "usage": usage(completions)}
 
 
@@ -379,6 +367,20 @@ async def _streamed(request: Request, desk: Desk, asked: ChatRequest) -> Respons
 
 
 async def _events(desk: Desk, asked: ChatRequest) -> AsyncGenerator[str, None]:
+    """The events of a reply. What fails after the first is an event too, which ends the stream."""
+    opened = False
+    try:
+        async with aclosing(_reply_events(desk, asked)) as events:
+            async for event in events:
+                opened = True
+                yield event
+    except Exception as found:
+        if not opened:
+            raise
+        yield _event(json.loads(bytes(refusal(found).body)))
+
+
+async def _reply_events(desk: Desk, asked: ChatRequest) -> AsyncGenerator[str, None]:
     """A chunk for every piece of text, told apart into thought and answer, then how each sample ended."""
     begin = head("chat.completion.chunk", desk.reasoner.model)
 
@@ -389,37 +391,30 @@ async def _events(desk: Desk, asked: ChatRequest) -> AsyncGenerator[str, None]:
 
     renderers = [ReplyRenderer() for _ in range(asked.request.n)]
     completions: list[Completion] = []
-    decision, opened = None, False
-    try:
-        async with desk.place():
-            running = desk.run(asked.request, streamed=True)
-            try:
-                async for event in running:
-                    if not opened:
-                        opened = True
-                        for sample in range(asked.request.n):
-                            yield chunk(sample, {"role": "assistant", "content": ""})
-                    if isinstance(event, list):
-                        completions = event
-                        continue
-                    sample, text, tokens = event
-                    for delta in renderers[sample].feed(text):
-                        yield chunk(sample, delta, tokens=tokens)
-                        tokens = 0
-            finally:
-                await running.aclose()
-            decision = await _decided(desk, asked, completions, required=False)
-    except Exception as found:
-        if not opened:
-            raise
-        yield _event(json.loads(bytes(refusal(found).body)))
-        return
+    opened = False
+    async with desk.place():
+        async with aclosing(desk.run(asked.request, streamed=True)) as running:
+            async for event in running:
+                if not opened:
+                    opened = True
+                    for sample in range(asked.request.n):
+                        yield chunk(sample, {"role": "assistant", "content": ""})
+                if isinstance(event, list):
+                    completions = event
+                    continue
+                sample, text, tokens = event
+                for delta in renderers[sample].feed(text):
+                    yield chunk(sample, delta, tokens=tokens)
+                    tokens = 0
+        decision = await _decided(desk, asked, completions, required=False)
     for sample, (renderer, completion) in enumerate(zip(renderers, completions, strict=True)):
         for delta in renderer.close():
             yield chunk(sample, delta)
         yield chunk(sample, {}, finish_reason(completion), exit=completion.exit)
     if asked.include_usage or decision is not None:
-        yield _event({**begin, "choices": [], "usage": usage(completions), **_probabilities(asked, decision)})
+        yield _event(
+            {**begin, "choices": [], "usage": usage(completions), **probabilities_body(asked.options, decision)}
+        )
     yield "data: [DONE]\n\n"
 
 

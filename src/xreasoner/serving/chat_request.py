@@ -13,6 +13,8 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
+from xreasoner.completion import Completion
+from xreasoner.decisions import Decision
 from xreasoner.engines.base import Message, Request
 from xreasoner.errors import RequestError
 from xreasoner.media import Guard
@@ -21,7 +23,7 @@ from xreasoner.prompts import chat_messages, default_prompt
 from xreasoner.reasoner import Reasoner, context, exit_tokens, most_pixels
 from xreasoner.serving.openai_schema import CHAT_FIELDS, Fields, Problems, readable
 from xreasoner.trace import CLOSE, split
-from xreasoner.wire import build_request, read_fields, read_messages
+from xreasoner.wire import build_request, chat_body, read_fields, read_messages
 
 
 class UnknownModelError(RequestError):
@@ -221,3 +223,36 @@ def _interleaved(parts: Sequence[dict[str, Any]], options: Sequence[str], name: 
     for text in texts[1:]:
         content += [{"type": "image"}, {"type": "text", "text": text}]
     return [{**message, "content": [part for part in content if part.get("text") != ""]}]
+
+
+# --- the reply -------------------------------------------------------------------------------------------------------
+
+
+def reply_body(
+    reasoner: Reasoner, asked: ChatRequest, completions: Sequence[Completion], decision: Decision | None
+) -> dict[str, Any]:
+    """The chat completion that answers a request, with option probabilities and log-probabilities if asked for."""
+    body = chat_body(completions, reasoner.model)
+    if asked.request.sampling.logprobs:
+        tokenizer: Any = reasoner.engine.loaded.tokenizer  # type: ignore[attr-defined]
+        for choice, completion in zip(body["choices"], completions, strict=True):
+            choice["logprobs"] = {"content": _logprobs(completion, tokenizer)}
+    return body | probabilities_body(asked.options, decision)
+
+
+def probabilities_body(options: Sequence[str], decision: Decision | None) -> dict[str, Any]:
+    """The fields of a reply that say how likely each option is; none where the engine cannot say."""
+    if decision is None:
+        return {}
+    pairs = zip(LABELS, options, decision.probabilities, strict=False)
+    rows = [{"label": label, "text": text, "probability": value} for label, text, value in pairs]
+    return {"option_probabilities": rows, "mass": decision.mass}
+
+
+def _logprobs(completion: Completion, tokenizer: Any) -> list[dict[str, Any]]:
+    """Every token of the whole reply, thought and tags included."""
+    texts = [tokenizer.decode([token]) for token in completion.token_ids]
+    return [
+        {"token": text, "logprob": logprob, "bytes": list(text.encode()), "top_logprobs": []}
+        for text, logprob in zip(texts, completion.logprobs, strict=True)
+    ]

@@ -32,14 +32,14 @@ function status(text, kind) {
 
 function inWords(code, said) {
   const words = {
-    401: "The service asks for its key again. Reload the page to sign in.",
+    401: "Your session has ended. Reload the page to sign in again.",
     413: "The request is too large for the service. Send fewer or smaller images.",
     429: "The service is busy. Try again in a moment.",
   };
   if (code === 0) return "The service cannot be reached. Is it still running?";
   if (words[code]) return words[code];
-  if (code >= 500) return said || "The service failed. Its log says why.";
-  return said ? said[0].toUpperCase() + said.slice(1) + "." : "The service did not understand the question.";
+  if (code >= 500) return said || "The service failed. See its log.";
+  return said ? said[0].toUpperCase() + said.slice(1) + "." : "The service refused the request.";
 }
 
 async function* events(reply) {
