@@ -15,7 +15,7 @@ from typing import Annotated, Any
 
 import typer
 
-from xreasoner.errors import UserError, XReasonerError
+from xreasoner.errors import RequestsError, UserError, XReasonerError
 
 app = typer.Typer(
     help="Make vision-language models reason with text alone, and show what that did.",
@@ -85,6 +85,7 @@ def train(
     from xreasoner.planning import check_layers
     from xreasoner.progress import Screen, matrix
     from xreasoner.training import parallel
+    from xreasoner.training.preflight import check_benchmarks, check_output
     from xreasoner.training.run import known_sources, run_recipe
 
     _quiet(wanted.model)
@@ -93,6 +94,7 @@ def train(
 
         _print(showing.dry_run(wanted))
         return
+    check_output(out)
     check_layers(wanted)
     known_sources(wanted, out)
     measured = wanted.evaluation.measures
@@ -101,6 +103,8 @@ def train(
             if parallel.rank() == 0:
                 claim(wanted, out)
             first, several = parallel.rank() == 0, parallel.size() > 1
+            if several and first:  # which measure after all stages; a single process measures the base first
+                check_benchmarks(wanted.evaluation)
             if several or not measured:
                 run_recipe(wanted, out, screen.training)
         summary = run_demo(wanted, out, screen.show) if first and measured else None
@@ -245,8 +249,16 @@ Model = Annotated[str, typer.Argument(help="A folder, a hub id, tiny or tiny-bas
 Prompt = Annotated[
     str | None, typer.Option(help="Name of the prompt; default: the one that the model was trained with.")
 ]
-Budget = Annotated[int | None, typer.Option(min=0, help="Thinking budget in tokens; default: 3744.")]
-AnswerBudget = Annotated[int, typer.Option(min=1, help="Answer budget in tokens.")]
+ChatPrompt = Annotated[
+    str | None,
+    typer.Option(help="Prompt of the last user message; default: the model's own. none sends messages unchanged."),
+]
+Budget = Annotated[
+    int | None, typer.Option(min=0, help="Thinking budget in tokens; default: the model's own, or 3744.")
+]
+AnswerBudget = Annotated[
+    int | None, typer.Option(min=1, help="Answer budget in tokens; default: the model's own, or 256.")
+]
 ExitText = Annotated[str | None, typer.Option(help="Text that ends thinking at the budget; must contain </think>.")]
 ExitOnRepeats = Annotated[bool, typer.Option("--exit-on-repeats", help="Also end thinking when it repeats itself.")]
 Temperature = Annotated[
@@ -268,7 +280,7 @@ MaxPixels = Annotated[int | None, typer.Option(min=1, help="Maximum image area i
 
 @app.command()
 def grade(
-    file: Annotated[Path, typer.Argument(help="JSONL: response, gold, answer_type, choices; other fields are kept.")],
+    file: Annotated[Path, typer.Argument(help="Replies: response, gold, answer_type, choices; other fields are kept.")],
     out: Annotated[Path | None, typer.Option(help="Output file; default: standard output.")] = None,
 ) -> None:
     """Grade saved replies again without a model: adds outcome, extracted and correct to each line."""
@@ -301,8 +313,7 @@ def evaluate(
     prompt: Annotated[str | None, typer.Option(help="Name of the prompt; default: the benchmark's own.")] = None,
     seed: Annotated[int, typer.Option(min=0, help="Seed of the choice of items and of sampling.")] = 0,
     budget: Annotated[
-        int | None,
-        typer.Option(min=1, help="Thinking budget in tokens; default: 4096, or 160 for the built-in models."),
+        int | None, typer.Option(min=1, help="Thinking budget in tokens; default: the model's own, or 4096.")
     ] = None,
     exit_text: ExitText = None,
     exit_on_repeats: ExitOnRepeats = False,
@@ -450,7 +461,7 @@ def ask(
     option: Annotated[list[str] | None, typer.Option(help="An answer option; repeatable.")] = None,
     prompt: Prompt = None,
     budget: Budget = None,
-    answer_budget: AnswerBudget = 256,
+    answer_budget: AnswerBudget = None,
     exit_text: ExitText = None,
     exit_on_repeats: ExitOnRepeats = False,
     temperature: Temperature = None,
@@ -533,7 +544,7 @@ def chat(
     model: Model,
     prompt: Prompt = None,
     budget: Budget = None,
-    answer_budget: AnswerBudget = 256,
+    answer_budget: AnswerBudget = None,
     exit_text: ExitText = None,
     exit_on_repeats: ExitOnRepeats = False,
     temperature: Temperature = None,
@@ -565,11 +576,12 @@ def batch(
     source: Annotated[Path, typer.Option("--in", "-i", help="Input file of OpenAI batch lines.")],
     out: Annotated[Path, typer.Option("--out", "-o", help="Output file; the same command with the same file resumes.")],
     budget: Budget = None,
-    answer_budget: AnswerBudget = 256,
+    answer_budget: AnswerBudget = None,
     exit_text: ExitText = None,
     exit_on_repeats: ExitOnRepeats = False,
     temperature: Temperature = None,
     seed: Seed = 0,
+    prompt: ChatPrompt = None,
     engine: EngineName = None,
     served_model: Served = None,
     api_key: ApiKey = None,
@@ -595,12 +607,19 @@ def batch(
     check_all([*_model_checks(given), lambda: _check_batch_input(source), lambda: check_output(out)])
     guard = Guard(hosts=frozenset(allow_host or ()), root=media_root or source.absolute().parent)
     with _reasoner(given) as reasoner, Screen() as screen:
-        done = run_batch(reasoner, source, out, guard, lambda done, total: screen.show("answers", done, total))
+        done = run_batch(
+            *(reasoner, source, out, guard),
+            lambda done, total: screen.show("answers", done, total),
+            prompt="none" if prompt == "none" else "default",
+        )
     typer.echo(f"{done.answered} answered now, {done.before} before, of {done.total}: {out}")
+    if done.failed:
+        raise RequestsError({line.number: error for line, error in done.failed}, done.total, f"{source}: line")
     if done.refused:
         shown = ", ".join(map(str, done.refused[:10])) + (", …" if len(done.refused) > 10 else "")
         raise UserError(
-            f"{source}: {len(done.refused)} lines are invalid requests (lines {shown}); {out} says why; "
+            "\n".join(f"{source}: {done.reasons[number]}" for number in done.refused[:20])
+            + f"\n{source}: {len(done.refused)} lines are invalid requests (lines {shown}); {out} says why; "
             "fix them and run again with another -o"
         )
 
@@ -623,12 +642,19 @@ def serve(
     key: Annotated[str | None, typer.Option(envvar="XREASONER_API_KEY", help="API key that clients must send.")] = None,
     name: Annotated[list[str] | None, typer.Option(help="Additional accepted Host header; repeatable.")] = None,
     budget: Budget = None,
-    answer_budget: AnswerBudget = 256,
+    answer_budget: AnswerBudget = None,
     exit_text: ExitText = None,
     exit_on_repeats: ExitOnRepeats = False,
     temperature: Temperature = None,
     seed: Seed = 0,
-    prompt: Annotated[str | None, typer.Option(help="The prompt's name, for the page and `options`.")] = None,
+    prompt: ChatPrompt = None,
+    raw: Annotated[
+        bool, typer.Option("--raw", help="Send messages to the model as they are, without its prompt.")
+    ] = False,
+    lenient: Annotated[
+        bool,
+        typer.Option("--lenient", help="Ignore request fields that are not supported, and list them in the reply."),
+    ] = False,
     engine: EngineName = None,
     served_model: Served = None,
     api_key: ApiKey = None,
@@ -654,8 +680,8 @@ def serve(
     given = {**locals(), "model": ",".join(models)}
     from xreasoner.engines.opening import addresses
     from xreasoner.media import Guard
-    from xreasoner.serving import serve as run_service
     from xreasoner.serving.desk import Limits
+    from xreasoner.serving.run import serve as run_service
 
     if len(models) > 1 and not addresses(models):
         raise UserError(f"{' '.join(models)}: expected one model, or servers' addresses")
@@ -673,6 +699,8 @@ def serve(
         guard=guard,
         limits=limits,
         grace=grace,
+        prompt="none" if raw or prompt == "none" else "default",
+        lenient=lenient,
         say=typer.echo,
     )
 
@@ -686,6 +714,8 @@ def _reasoner(given: dict[str, Any]) -> Any:
     same = ("answer_budget", "exit_text", "exit_on_repeats", "temperature", "seed", "prompt", "system", "engine")
     names = {"budget": "thinking_budget"} | {name: name for name in (*same, "min_pixels", "max_pixels")}
     place = _place(given)
+    if given.get("prompt") == "none":  # the requests are read without one
+        given = {**given, "prompt": None}
     return Reasoner(model, **{names[name]: given[name] for name in names if name in given}, **place)
 
 
@@ -735,7 +765,7 @@ def run(args: list[str]) -> int:
 def complaint(error: Exception) -> tuple[str, int] | None:
     """What to tell a person about an error, and the exit code; None for a defect of ours."""
     if isinstance(error, XReasonerError):
-        return "error: " + str(error).replace("\n", "\nerror: "), error.exit_code
+        return "error: " + re.sub(r"\n(?! )", "\nerror: ", str(error)), error.exit_code
     if isinstance(error, FileExistsError | NotADirectoryError):
         return f"error: {error.filename} already exists and is not a folder; choose another --out", 2
     refused = error if isinstance(error, OSError) else full_disk(error)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-Exit = Literal["natural", "forced", "truncated", "aborted"]
+Exit = Literal["natural", "forced", "truncated", "aborted", "refused"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,7 +19,8 @@ class Completion:
     forced: True where the engine, not the policy, chose the token (the forced exit's text); length T.
     thought, answer: the two sides of the trace as `trace.split` sees them; answer is "" when there is none.
     exit: `natural` (the model ended by itself within its budgets), `forced` (the engine closed the thought),
-        `truncated` (the answer budget ran out too), `aborted` (somebody cancelled it).
+        `truncated` (the answer budget ran out too), `aborted` (somebody cancelled it),
+        `refused` (a server's content filter ended it).
     repeats: the thought ended in a loop (`trace.repeats`).
     version: training steps that the weights had had, where they are being trained.
     """

@@ -3,12 +3,14 @@
     XReasonerError            exit code 1: the work failed (a full disk, a NaN)
     ├── CheckpointError       exit code 2: a checkpoint is missing, cut short, incomplete or another model's
     ├── EngineError           what runs the model has failed, or no server answers: the same request may do later
-    ├── NonFiniteError        the model's numbers are NaN or infinite (weights, logits, a loss, a gradient)
+    ├── NonFiniteError        the model's numbers are NaN or infinite (logits, a loss, a gradient)
+    │   └── NonFiniteWeightsError  a checkpoint's weights are; a CheckpointError too
     ├── OutOfMemoryError      a request does not fit the memory, even alone
     ├── RequestsError         some of many requests failed; the others were finished
     ├── TrainingError         training cannot go on (packed text that leaks, a frozen tensor that moved)
     └── UserError(ValueError) exit code 2: the user's mistake (an unknown key, a text file given as a picture)
         ├── ServerError       a server refuses the request, or the key or model it was given
+        ├── RequestError      a request's body has a wrong field; `param` is the first one
         ├── RecipeError       a recipe's field is unknown, missing or out of bounds
         ├── DataError         a data file's line lacks a field or holds a wrong value
         └── MediaError        a picture cannot be read
@@ -42,6 +44,10 @@ class EngineError(XReasonerError):
 
 class NonFiniteError(XReasonerError):
     """The model's numbers are NaN or infinite; the message says where they were met and what to try."""
+
+
+class NonFiniteWeightsError(CheckpointError, NonFiniteError):
+    """A checkpoint's weights are not finite."""
 
 
 class OutOfMemoryError(XReasonerError):
@@ -78,6 +84,14 @@ class ServerError(UserError):
     def __init__(self, message: str, status: int, said: str) -> None:
         super().__init__(message)
         self.status, self.said = status, said
+
+
+class RequestError(UserError):
+    """A request's body is wrong: the message names every field, `param` the first."""
+
+    def __init__(self, message: str, param: str) -> None:
+        super().__init__(message)
+        self.param = param
 
 
 class RecipeError(UserError):

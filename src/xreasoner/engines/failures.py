@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from xreasoner.completion import Completion
-from xreasoner.errors import NonFiniteError, OutOfMemoryError, RequestsError, XReasonerError
+from xreasoner.errors import EngineError, NonFiniteError, OutOfMemoryError, RequestsError, XReasonerError
 
 _OUT_OF_MEMORY = (
     "out of memory",
@@ -97,7 +97,7 @@ def results(outcomes: Sequence[Handle | Exception]) -> list[list[Completion]]:
     """What `generate` returns once all of its requests have ended; an exception stands for one that never began.
 
     Raises:
-        Exception: the request's own error, where there was one request.
+        Exception: the first request's own error, where all failed in the same way.
         RequestsError: some of many failed; it names them.
     """
     failed: dict[int, Exception] = {}
@@ -107,11 +107,16 @@ def results(outcomes: Sequence[Handle | Exception]) -> list[list[Completion]]:
             failed[k] = error
         elif error is not None:
             raise error
-    if failed and len(outcomes) == 1:
-        raise failed[0]
+    if failed and len(failed) == len(outcomes) and len({type(error) for error in failed.values()}) == 1:
+        raise failed[0]  # of one request, or what befell them all: a dead server, weights that are NaN
     if failed:
         raise RequestsError(failed, len(outcomes))
     return [outcome.completions for outcome in outcomes if not isinstance(outcome, Exception)]
+
+
+def stopped(error: BaseException) -> Exception:
+    """What those learn who wait for an engine that was stopped: Ctrl-C is its thread's alone, not theirs."""
+    return error if isinstance(error, Exception) else EngineError(f"the engine was stopped ({type(error).__name__})")
 
 
 def describe(error: Exception, where: str) -> None:

@@ -14,7 +14,8 @@ from typing import Any
 
 from xreasoner.engines.base import Request
 from xreasoner.engines.continuing import ContinuingEngine, Draft, Finish, Piece, parts, plain, resized, seed_of
-from xreasoner.errors import EngineError, UserError
+from xreasoner.engines.failures import check_logprobs
+from xreasoner.errors import EngineError, NonFiniteError, UserError
 from xreasoner.models.loading import find
 
 ENDS = ("<|im_end|>", "<|endoftext|>")
@@ -108,7 +109,7 @@ class VllmEngine(ContinuingEngine):
             seed=seed_of(sampling, draft.sample, draft.sampled),
             stop=list(sampling.stop) or None,
             stop_token_ids=self._ends,
-            logprobs=0 if sampling.logprobs else None,
+            logprobs=0,  # also where nobody asks for it: NaN logits show nowhere else
             logit_bias=dict.fromkeys(self._banned, -100.0),
             output_kind=RequestOutputKind.DELTA,
         )
@@ -144,7 +145,9 @@ class VllmEngine(ContinuingEngine):
             async for output in self._llm.generate(prompt, params, uuid.uuid4().hex):
                 entries = output.prompt_logprobs or entries
         tokens = reply[len(reply) - last :]
-        return sum(float(entry[token].logprob) for entry, token in zip(entries[-last:], tokens, strict=True))
+        found = [float(entry[token].logprob) for entry, token in zip(entries[-last:], tokens, strict=True)]
+        check_logprobs(found, "of a continuation")
+        return sum(found)
 
 
 def _piece(said: Any) -> Piece:
@@ -168,7 +171,7 @@ def _complaints() -> Iterator[None]:
     """vLLM's errors as ours: a bad request or option is the user's, anything else the engine's."""
     try:
         yield
-    except (UserError, EngineError):
+    except (UserError, EngineError, NonFiniteError):
         raise
     except Exception as error:
         said = " ".join(str(error).split())[:300] or type(error).__name__

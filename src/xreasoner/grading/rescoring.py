@@ -226,6 +226,8 @@ def _write(source: Path, put: Callable[[bytes], object], complain: Callable[[str
             tally.invalid += is_users
             complain(f"{Path(record.path).name}{record.where.removeprefix(record.path)}: {complaint}")
         put(_encoded(row))
+    if tally.total == 0:
+        raise DataError(f"{source}: is empty; expected rows with response, gold and answer_type")
     return tally
 
 

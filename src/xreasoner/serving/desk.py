@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from xreasoner.completion import Completion
 from xreasoner.decisions import Decision, decide
 from xreasoner.engines.base import Request, Ticket
+from xreasoner.errors import EngineError, reason
 from xreasoner.reasoner import Reasoner
 from xreasoner.serving.metrics import Metrics
 
@@ -22,29 +23,29 @@ log = logging.getLogger("xreasoner.serving")
 
 
 class BusyError(Exception):
-    """Too many requests are here already."""
+    """Too many requests are being read, waiting or running."""
 
 
 @dataclass(frozen=True)
 class Limits:
-    """What one client, and all together, may ask for."""
+    """What one request, and all requests together, may ask for."""
 
     max_body: int = 32 * 2**20
-    """Bytes of a request's body."""
+    """Maximum bytes of a request's body."""
     max_bodies: int = 256 * 2**20
-    """Bytes of all bodies that are being read together."""
+    """Maximum bytes of all bodies being read at a time."""
     body_seconds: float = 30.0
-    """In which a body must have arrived."""
+    """Seconds within which a body must arrive."""
     max_running: int = 256
-    """Requests with the engine."""
+    """Maximum running requests."""
     max_queue: int = 256
-    """Requests that wait for that."""
+    """Maximum queued requests."""
     max_samples: int = 16
-    """`n` of one request."""
+    """Maximum `n` of one request."""
     max_tokens: int = 32_768
-    """Thinking and answer of one sample."""
+    """Maximum tokens of thought and answer of one sample."""
     max_pixels: int = 1_048_576
-    """`min_pixels` and `max_pixels` of one request: what a picture may be enlarged to."""
+    """Maximum `min_pixels` and `max_pixels` of one request: what an image may be enlarged to."""
 
 
 PIECE_SECONDS = 0.04
@@ -102,6 +103,10 @@ class Desk:
             except Exception:  # those who wait are told by their tickets
                 log.exception("the engine failed in a step")
                 busy = True
+            except BaseException as error:  # nobody drives the engine any more
+                log.exception("the engine was stopped")
+                self.error = error
+                break
             if not busy:
                 self._wake.wait(0.5)
                 self._wake.clear()
@@ -161,8 +166,14 @@ class Desk:
         texts: deque[Text] = deque()
         woken = asyncio.Event()
 
-        def wake(_: object = None) -> None:
+        whole = threading.Event()
+
+        def wake() -> None:
             loop.call_soon_threadsafe(woken.set)
+
+        def finish(_: list[Completion]) -> None:
+            whole.set()
+            wake()
 
         def tell(sample: int, text: str) -> None:
             texts.append((sample, text, 1))
@@ -170,7 +181,7 @@ class Desk:
                 wake()
 
         submit = self.reasoner.engine.submit
-        submitted = asyncio.ensure_future(asyncio.to_thread(submit, request, wake, tell if streamed else None))
+        submitted = asyncio.ensure_future(asyncio.to_thread(submit, request, finish, tell if streamed else None))
         try:
             ticket = await asyncio.shield(submitted)
         except asyncio.CancelledError:  # the client went away while its pictures were computed
@@ -178,22 +189,24 @@ class Desk:
             raise
         self._wake.set()
         try:
-            while texts or not ticket.done.is_set():
+            while texts or not (ticket.done.is_set() or whole.is_set()):
                 with suppress(TimeoutError):  # a ticket that failed wakes nobody
                     await asyncio.wait_for(woken.wait(), 0.5)
                 woken.clear()
+                if self.error is not None and not ticket.done.is_set():
+                    raise EngineError(f"the engine has stopped ({reason(self.error)})")
                 for event in _joined(texts):
                     if first:
                         self.metrics.first.observe(time.monotonic() - begun)
                         first = False
                     yield event
-                if streamed and not ticket.done.is_set():
+                if streamed and not (ticket.done.is_set() or whole.is_set()):
                     await asyncio.sleep(PIECE_SECONDS)
             completions = ticket.completions
             self.metrics.count(completions, time.monotonic() - begun)
             yield completions
         finally:
-            if not ticket.done.is_set():
+            if not (ticket.done.is_set() or whole.is_set()):
                 ticket.cancel()
                 self._wake.set()
                 self.metrics.exits.labels("aborted").inc(request.n)
