@@ -118,7 +118,7 @@ def test_a_conversation_on_a_terminal(served: Served, tiny: Reasoner, tmp_path: 
     assert "Ana 14" not in shown.partition("lowest?")[2]
 
     chat.say("what is in 'red table.png' ?")
-    chat.until("(the thought was closed early")
+    chat.until("(thinking was ended early")
     content = served.bodies[-1]["messages"][-2]["content"]
     assert [part["type"] for part in content] == ["text", "image_url", "text"]
     assert [message["role"] for message in served.bodies[-1]["messages"]][:4] == ["user", "assistant"] * 2
