@@ -16,12 +16,13 @@ Fields that are not read are ignored, reported or refused by the rule in `fields
 
 from __future__ import annotations
 
+import ast
 import contextlib
 import json
 from collections.abc import Mapping, Sequence
 from typing import Any, get_args
 
-from xreasoner.data.fields import check_fields, check_message
+from xreasoner.data.fields import check_fields, check_message, says_nothing
 from xreasoner.data.readers import Row, format_of
 from xreasoner.data.sources import Rows, chain, table_of
 from xreasoner.grading.rescoring import option_texts
@@ -112,7 +113,7 @@ def _problem(row: Row, question: str, gold: str) -> Problem:
         answer_type=kind,
         options=options,
         domain=row.optional("domain") or "general",
-        modality="image" if row.has("image") or row.has("images") else "text",
+        modality="text" if all(says_nothing(name, row.values.get(name)) for name in ("image", "images")) else "image",
         source=row.optional("source") or row.file,
         family=row.optional("family"),
         meta=_meta(row),
@@ -174,7 +175,7 @@ def _label(row: Row, gold: str, options: tuple[str, ...]) -> str:
 def _meta(row: Row) -> Mapping[str, Any]:
     found = row.values.get("meta") or {}
     if isinstance(found, str):  # Parquet has no free mappings
-        with contextlib.suppress(json.JSONDecodeError):
+        with contextlib.suppress(ValueError, RecursionError):
             found = json.loads(found)
     if not isinstance(found, Mapping):
         raise row.wrong("meta", found, "a mapping")
@@ -210,8 +211,10 @@ def _turns(row: Row) -> tuple[str, Any]:
     field = next((name for name in ("messages", "conversations", "prompt") if row.has(name)), "messages")
     turns, reply = row.values.get(field), row.values.get("completion")
     if isinstance(turns, str) and turns.lstrip().startswith("[") and format_of(row.path) in ("csv", "tsv"):
-        with contextlib.suppress(ValueError):  # a CSV file has no lists
-            turns = json.loads(turns)
+        for parse in (json.loads, ast.literal_eval):  # a CSV file has no lists
+            with contextlib.suppress(ValueError, SyntaxError, RecursionError, MemoryError):
+                turns = parse(turns)
+                break
     if field == "prompt" and isinstance(turns, list) and isinstance(reply, list):
         return field, [*turns, *reply]
     if field == "prompt" and row.has("completion"):
