@@ -265,7 +265,7 @@ def test_the_prompt_is_the_one_a_model_was_trained_with(random_folder: Path, tmp
     assert default_prompt(str(random_folder), ["1", "2"]) == "card-mc-vllm"
     assert default_prompt(str(random_folder), []) == "paper-train"
     (tmp_path / "manifest.json").write_text('{"prompt": "brief"}')
-    assert default_prompt(str(tmp_path / "export"), []) == "brief"
+    assert default_prompt(str(tmp_path / "export"), []) == "brief"  # as exports of earlier versions have it
     (tmp_path / "manifest.json").write_text('{"prompt": ')
     with pytest.raises(CheckpointError, match="--prompt"):
         default_prompt(str(tmp_path / "export"), [])

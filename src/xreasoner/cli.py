@@ -15,7 +15,7 @@ from typing import Annotated, Any
 
 import typer
 
-from xreasoner.errors import UserError, XReasonerError
+from xreasoner.errors import RequestsError, UserError, XReasonerError
 
 app = typer.Typer(
     help="Make vision-language models reason with text alone, and show what that did.",
@@ -85,6 +85,7 @@ def train(
     from xreasoner.planning import check_layers
     from xreasoner.progress import Screen, matrix
     from xreasoner.training import parallel
+    from xreasoner.training.preflight import check_benchmarks, check_output
     from xreasoner.training.run import known_sources, run_recipe
 
     _quiet(wanted.model)
@@ -93,6 +94,7 @@ def train(
 
         _print(showing.dry_run(wanted))
         return
+    check_output(out)
     check_layers(wanted)
     known_sources(wanted, out)
     measured = wanted.evaluation.measures
@@ -101,6 +103,8 @@ def train(
             if parallel.rank() == 0:
                 claim(wanted, out)
             first, several = parallel.rank() == 0, parallel.size() > 1
+            if several and first:  # which measure after all stages; a single process measures the base first
+                check_benchmarks(wanted.evaluation)
             if several or not measured:
                 run_recipe(wanted, out, screen.training)
         summary = run_demo(wanted, out, screen.show) if first and measured else None
@@ -249,8 +253,12 @@ ChatPrompt = Annotated[
         help="The prompt of the last user message; default: the model's own. none sends messages as they are."
     ),
 ]
-Budget = Annotated[int | None, typer.Option(min=0, help="Thinking budget in tokens; 3744 when left out.")]
-AnswerBudget = Annotated[int, typer.Option(min=1, help="Answer budget in tokens.")]
+Budget = Annotated[
+    int | None, typer.Option(min=0, help="Thinking budget in tokens; default: the model's own, or 3744.")
+]
+AnswerBudget = Annotated[
+    int | None, typer.Option(min=1, help="Answer budget in tokens; default: the model's own, or 256.")
+]
 ExitText = Annotated[
     str | None, typer.Option(help="What closes a thought at its budget; a sentence may stand before its </think>.")
 ]
@@ -307,7 +315,7 @@ def evaluate(
     prompt: Annotated[str | None, typer.Option(help="The prompt's name; the benchmark's own when left out.")] = None,
     seed: Annotated[int, typer.Option(min=0, help="Which items, and of the sampling.")] = 0,
     budget: Annotated[
-        int | None, typer.Option(min=1, help="Thinking budget in tokens; 4096 when left out, 160 for tiny.")
+        int | None, typer.Option(min=1, help="Thinking budget in tokens; default: the model's own, or 4096.")
     ] = None,
     exit_text: ExitText = None,
     exit_on_repeats: ExitOnRepeats = False,
@@ -455,7 +463,7 @@ def ask(
     option: Annotated[list[str] | None, typer.Option(help="An answer option; repeatable.")] = None,
     prompt: Prompt = None,
     budget: Budget = None,
-    answer_budget: AnswerBudget = 256,
+    answer_budget: AnswerBudget = None,
     exit_text: ExitText = None,
     exit_on_repeats: ExitOnRepeats = False,
     temperature: Temperature = None,
@@ -538,7 +546,7 @@ def chat(
     model: Model,
     prompt: Prompt = None,
     budget: Budget = None,
-    answer_budget: AnswerBudget = 256,
+    answer_budget: AnswerBudget = None,
     exit_text: ExitText = None,
     exit_on_repeats: ExitOnRepeats = False,
     temperature: Temperature = None,
@@ -570,7 +578,7 @@ def batch(
     source: Annotated[Path, typer.Option("--in", "-i", help="OpenAI batch lines.")],
     out: Annotated[Path, typer.Option("--out", "-o", help="The answers; the same file goes on from where it stopped.")],
     budget: Budget = None,
-    answer_budget: AnswerBudget = 256,
+    answer_budget: AnswerBudget = None,
     exit_text: ExitText = None,
     exit_on_repeats: ExitOnRepeats = False,
     temperature: Temperature = None,
@@ -607,6 +615,8 @@ def batch(
             prompt="none" if prompt == "none" else "default",
         )
     typer.echo(f"{done.answered} answered now, {done.before} before, of {done.total}: {out}")
+    if done.failed:
+        raise RequestsError({line.number: error for line, error in done.failed}, done.total, f"{source}: line")
     if done.refused:
         shown = ", ".join(map(str, done.refused[:10])) + (", …" if len(done.refused) > 10 else "")
         raise UserError(
@@ -637,7 +647,7 @@ def serve(
         list[str] | None, typer.Option(help="A further name that the service is reached under (the Host header).")
     ] = None,
     budget: Budget = None,
-    answer_budget: AnswerBudget = 256,
+    answer_budget: AnswerBudget = None,
     exit_text: ExitText = None,
     exit_on_repeats: ExitOnRepeats = False,
     temperature: Temperature = None,
