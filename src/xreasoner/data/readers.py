@@ -192,11 +192,15 @@ class ErrorLog:
 
     @contextmanager
     def collect(self, place: _Place | None = None) -> Iterator[None]:
-        """Record a `DataError` that is raised inside, and continue after the block."""
+        """Record what is wrong with a row, raised inside as `ValueError`, and continue after the block."""
         try:
             yield
         except DataError as error:
             self.add(error, place)
+        except ValueError as error:  # what a type refuses, such as a problem without a question
+            if place is None:
+                raise
+            self.add(f"{place.where}: {error}", place)
 
     def good(self, records: Iterable[Row | BadRow]) -> Iterator[Row]:
         """The rows that could be read; the others are recorded."""
