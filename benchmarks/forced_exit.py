@@ -140,10 +140,9 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=5, help="how many")
     parser.add_argument("--steps", type=int, default=30, help="RL steps")
     parser.add_argument("--examples", type=int, default=1600, help="chains of SFT, and problems of RL")
-    parser.add_argument(
-        "--cut", type=int, default=150, help="tokens of an example, prompt included; longer ones are cut"
-    )
-    parser.add_argument("--budget", type=int, default=80, help="thinking budget of the rollouts")
+    parser.add_argument("--share", type=float, default=0.5, help="share of thoughts that start again")
+    parser.add_argument("--cut", type=int, default=320, help="tokens of an example; longer ones are cut")
+    parser.add_argument("--budget", type=int, default=120, help="thinking budget of the rollouts")
     parser.add_argument("--limit", type=int, default=240, help="thinking budget of the measurement")
     parser.add_argument("--items", type=int, default=100, help="held-out problems, 4 replies each")
     parser.add_argument("--runs", type=Path, default=Path("runs/forced-exit"), help="where the stages are kept")
