@@ -164,7 +164,7 @@ _REFUSAL = re.compile(
     re.IGNORECASE,
 )
 _SCRIPT = re.compile(r"(\^)\{(\w+)\}|_\{?(\w+)\}?")
-_HALF = re.compile(r"\\[cdt]?frac\s*\{\s*(\d+)\s*\}\s*\{\s*(\d+)\s*\}")
+_HALF = re.compile(r"\\[cdt]?frac\s*(?:\{\s*(\d+)\s*\}|(\d))\s*(?:\{\s*(\d+)\s*\}|(\d))")
 _DEGREE = re.compile(r"\s*\^\s*(?:\{\s*\\circ\s*\}|\\circ(?![a-z]))")
 _INTERROGATIVE = ("吗", "嗎", "ですか", "でしょうか", "까")
 _SENTENCE_END = re.compile(r"[^.!?\n]{0,200}([.!?\n]|$)")
@@ -204,7 +204,7 @@ def collapse(text: str) -> str:
 def _with_slash(match: re.Match[str]) -> str:
     """`\\frac{2}{3}` as `2/3`; of a mixed number as ` 2/3`."""
     glued = match.string[: match.start()][-1:].isdigit()
-    return f"{' ' if glued else ''}{match[1]}/{match[2]}"
+    return f"{' ' if glued else ''}{match[1] or match[2]}/{match[3] or match[4]}"
 
 
 def normalise(text: str) -> str:
