@@ -121,10 +121,11 @@ def test_outputs_name_their_real_cause(tmp_path: Path) -> None:
 
 
 def test_names_are_suggested_by_threes() -> None:
-    hint = nearest("tiny-text", BENCHMARKS, "`xreasoner benches` lists them")
+    many = [*BENCHMARKS, "mmmu", "gsm8k"]
+    hint = nearest("tiny-text", many, "`xreasoner benches` lists them")
     assert hint.count("'") <= 6
     assert hint.endswith("`xreasoner benches` lists them")
-    assert nearest("zzz", BENCHMARKS, "`xreasoner benches` lists them") == "`xreasoner benches` lists them"
+    assert nearest("zzz", many, "`xreasoner benches` lists them") == "`xreasoner benches` lists them"
     assert nearest("Brief", ["brief", "brief-direct"]).startswith("did you mean 'brief'")
     assert len(nearest("q", [f"name-{k}" for k in range(50)])) < 60
 
@@ -152,7 +153,7 @@ def test_stages_of_one_folder_are_compared_with_what_is_meant(
     assert (run.baseline, run.reason) == ("z-before", "by its name")
     assert {(gain["after"], gain["before"]) for gain in run.summary["gains"]} == {("after", "z-before")}
     assert read_runs([out], "after").summary["gains"][0]["after"] == "z-before"
-    with pytest.raises(UserError, match="--baseline afer: .*did you mean 'after'"):
+    with pytest.raises(UserError, match=r"--baseline afer: .*did you mean 'after'"):
         read_runs([out], "afer")
 
     other = tmp_path / "b" / "after"
