@@ -210,6 +210,6 @@ def finish_reason(completion: Completion) -> str:
 
 def _choice(k: int, completion: Completion) -> dict[str, Any]:
     thought = completion.thought or None
-    message = {"role": "assistant", "content": completion.answer, "reasoning": thought, "reasoning_content": thought}
+    message = {"role": "assistant", "content": completion.content, "reasoning": thought, "reasoning_content": thought}
     ended = {"finish_reason": finish_reason(completion), "exit": completion.exit}
     return {"index": k, "message": message, "logprobs": None, **ended}

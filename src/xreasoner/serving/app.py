@@ -443,12 +443,9 @@ async def _events(desk: Desk, asked: Asked) -> AsyncGenerator[str, None]:
 
 
 def _deltas(pieces: Iterable[tuple[str, str]]) -> Iterable[dict[str, str]]:
-    """Text outside of all tags is the answer's, but for the space between them."""
+    """Text outside of all tags belongs to the answer."""
     for label, text in pieces:
-        if label == "thought":
-            yield {"reasoning": text, "reasoning_content": text}
-        elif label == "answer" or text.strip():
-            yield {"content": text}
+        yield {"reasoning": text, "reasoning_content": text} if label == "thought" else {"content": text}
 
 
 def _event(value: dict[str, Any]) -> str:
