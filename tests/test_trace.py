@@ -26,7 +26,13 @@ from xreasoner.trace import ANSWER_OPEN, CLOSE, OPEN, Label, Piece, Splitter, sp
         ("<think> a </think> <answer>A</answer> no: <answer>B</answer>", "a", "B", True, "A no: B"),
         ("<think> a </think> <answer>A <answer>B</answer>", "a", "B", True, "A B"),
         # tags quoted inside the thought
-        ("<think> I write <answer>B</answer> </think> <answer>C</answer>", "I write <answer>B</answer>", "C", True, "C"),
+        (
+            "<think> I write <answer>B</answer> </think> <answer>C</answer>",
+            "I write <answer>B</answer>",
+            "C",
+            True,
+            "C",
+        ),
         ("<think> it says <answer>", "it says <answer>", "", False, ""),
         # several closing tags: the first ends the thought, the last says where the answer begins
         ("<think> a </think> <think> b </think> plain", "a", "plain", True, "<think> b </think> plain"),

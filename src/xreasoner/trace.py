@@ -53,6 +53,17 @@ def split(text: str, opened: bool = False) -> Trace:
     return splitter.close()[1]
 
 
+def thought_opening(tail: str) -> str:
+    """What a prompt has written of the reply's thought: `<think>` and what follows it, or nothing.
+
+    Args:
+        tail: What the chat template writes where the assistant's turn begins. Qwen3-VL-Thinking's ends in `<think>`
+            and a newline; a template for replies without a thought ends in an empty one, which is closed.
+    """
+    _, tag, rest = tail.rpartition(OPEN)
+    return tag + rest if tag and CLOSE not in rest else ""
+
+
 def _answer(text: str) -> tuple[str, bool]:
     """(answer, tagged) of the text after the thought."""
     _, tag, rest = text.rpartition(ANSWER_OPEN)

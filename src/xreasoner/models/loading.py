@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLIm
 from xreasoner.engines.base import Message
 from xreasoner.errors import CheckpointError, UserError
 from xreasoner.registry import MODELS, resolve
+from xreasoner.trace import OPEN, thought_opening
 
 QWEN_VL = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl", "qwen3_vl_moe")
 """Model types whose pictures are patches in grids and whose positions have a time, a row and a column."""
@@ -73,7 +74,8 @@ class Encoded:
 
     input_ids [T]; position_ids [3, T] (time, row, column), or [1, T] outside `QWEN_VL`; pixel_values [P, D], the
     patches of all N pictures, and image_grid_thw [N, 3], their grids in patches, or None where there is no picture.
-    more: what else the model's own processor made of the pictures.
+    more: what else the model's own processor made of the pictures. opening: the text with which the prompt opened the
+    reply's thought (`<think>` and what follows it), "" where it did not.
     """
 
     input_ids: Tensor
@@ -81,6 +83,7 @@ class Encoded:
     pixel_values: Tensor | None
     image_grid_thw: Tensor | None
     more: Mapping[str, Tensor] = field(default_factory=dict)
+    opening: str = ""
 
     @property
     def pictures(self) -> dict[str, Tensor]:
@@ -288,11 +291,11 @@ def encode(
     resized to lie between; None: the model's own. Raises `UserError` when the number of pictures differs from that of
     the placeholders, and for limits that the model cannot keep.
     """
-    text = loaded.tokenizer.apply_chat_template(_safe(loaded, messages), tokenize=False, add_generation_prompt=True)
+    text, opening = render_chat(loaded.tokenizer, _safe(loaded, messages))
     size = _size(loaded, min_pixels, max_pixels)
     pictures = [image.convert("RGB") for image in images]
     if loaded.processor is not None:
-        return _encode_by_processor(loaded, text, pictures)
+        return replace(_encode_by_processor(loaded, text, pictures), opening=opening)
     pad = loaded.model.config.image_token_id
     # verbose: the tokenizer warns of what is too long, which is refused in our own words
     ids: list[int] = loaded.tokenizer.encode(text, add_special_tokens=False, verbose=False)
@@ -309,12 +312,32 @@ def encode(
         ids = [token for i in ids for token in ([pad] * next(counts) if i == pad else [i])]
     input_ids = torch.tensor(ids)
     if grids is None:
-        return Encoded(input_ids, torch.arange(len(ids)).expand(3, -1), None, None)
+        return Encoded(input_ids, torch.arange(len(ids)).expand(3, -1), None, None, opening=opening)
     kinds = (input_ids == pad).long()
     position_ids, _ = loaded.model.model.get_rope_index(
         input_ids[None], mm_token_type_ids=kinds[None], image_grid_thw=grids
     )
-    return Encoded(input_ids, position_ids[:, 0], patches, grids)
+    return Encoded(input_ids, position_ids[:, 0], patches, grids, opening=opening)
+
+
+def render_chat(tokenizer: Any, messages: Sequence[Message]) -> tuple[str, str]:
+    """A chat prompt as text, and the part of it with which the template opened the reply's thought.
+
+    Only what the template writes after the messages counts: a message may speak of the tags.
+    """
+    text: str = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+    if OPEN not in text[-_LONGEST_TAIL:]:
+        return text, ""
+    bare: str = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=False)
+    return text, thought_opening(text[_common_prefix(text, bare) :])
+
+
+def _common_prefix(one: str, other: str) -> int:
+    return next((k for k, (a, b) in enumerate(zip(one, other, strict=False)) if a != b), min(len(one), len(other)))
+
+
+_LONGEST_TAIL = 1000
+"""Characters at a prompt's end among which a template's own `<think>` is looked for."""
 
 
 def _check_count(places: int, images: Sequence[Image]) -> None:
