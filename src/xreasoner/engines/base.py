@@ -34,7 +34,7 @@ class Sampling:
     exit_on_end: also where the model ends its turn inside the thought, in place of that end. Training and measuring
         leave it off: there such a reply has no answer.
     stop: strings that end the answer; they are left out of its text. In the thought they are text.
-    stop_in_thought: they end the thought too, which is then closed by `exit_text` (a forced exit).
+    stop_in_thought: they end the thought too, which is closed behind them by `exit_text` (a forced exit).
     """
 
     temperature: float = 0.0
