@@ -4,9 +4,10 @@ PYTHON ?= python3
 RUN ?= runs/demo
 ARGS ?=
 BIN := .venv/bin
+JOBS ?= $(shell nproc 2>/dev/null || sysctl -n hw.ncpu)
 export TOKENIZERS_PARALLELISM = false
 
-.PHONY: demo report test test-slow test-card test-vllm bench-inference lint format docs base evidence load peers bench-evaluation test-trl kills bench-training clean
+.PHONY: demo report test test-tools test-slow test-peers test-card test-vllm bench-inference lint format docs base evidence load peers bench-evaluation test-trl kills bench-training clean
 
 demo: .venv/ready
 	$(BIN)/xreasoner demo $(ARGS)
@@ -14,8 +15,13 @@ demo: .venv/ready
 report: .venv/ready
 	$(BIN)/xreasoner report $(RUN) $(ARGS)
 
-test: .venv/ready lint
-	$(BIN)/python -m pytest -q
+# One worker a core, each with one thread. Nothing is skipped: a test that cannot run here fails.
+test: .venv/ready lint test-tools
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $(JOBS) --dist loadfile --durations=15 $(ARGS)
+
+# Chromium, a C compiler and openssl: installed by apt-get where they are missing, or the command that does it is printed
+test-tools: .venv/ready
+	scripts/install_test_tools.sh $(BIN)/python
 
 test-slow: .venv/ready
 	$(BIN)/python -m pytest -q -m slow
@@ -26,6 +32,10 @@ test-card: .venv/ready .venv-card/ready
 
 test-vllm: .venv/ready .venv-vllm/ready
 	$(BIN)/python -m pytest -q -m vllm tests/peers
+
+# our logs read by Inspect itself
+test-peers: .venv/ready .venv-peers/ready
+	$(BIN)/python -m pytest -q -m peers
 
 # engines beside transformers and vLLM, in one run: docs/inference.md and docs/inference.json
 bench-inference: .venv/ready .venv-vllm/ready

@@ -176,7 +176,7 @@ def test_a_checkpoint_cut_in_half_is_named(run: Run, random_folder: Path, tmp_pa
     shutil.copytree(random_folder, folder)
     path = folder / name
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
-    assert "half" in complaint(run("ask", str(folder), "What is 1 + 1?"), 1)
+    assert "half" in complaint(run("ask", str(folder), "What is 1 + 1?"), 2)
 
 
 def test_the_traceback_is_shown_when_asked_for(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -210,7 +210,7 @@ def test_a_file_where_a_folder_should_be(run: Run, random_folder: Path, tmp_path
 def test_a_damaged_manifest_is_named_and_stays(run: Run, random_folder: Path, tmp_path: Path) -> None:
     damaged = tmp_path / "manifest.json"
     damaged.write_text('{"recipe": {"na')
-    line = complaint(run("demo", "--set", f"model={random_folder}", "--out", str(tmp_path)), 1)
+    line = complaint(run("demo", "--set", f"model={random_folder}", "--out", str(tmp_path)), 2)
     assert "manifest.json is damaged" in line
     assert damaged.read_text() == '{"recipe": {"na'
 

@@ -9,13 +9,14 @@ from __future__ import annotations
 import fcntl
 import json
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import IO, Any
 
 from xreasoner.completion import Completion
+from xreasoner.data.readers import BadRow, read_records
 from xreasoner.engines.base import Request
 from xreasoner.engines.driving import finished
 from xreasoner.errors import DataError, UserError
@@ -42,24 +43,18 @@ class Line:
 
 
 def read_lines(path: Path) -> Iterator[Line]:
-    """The lines of a batch file; empty ones are left out. Raises `DataError` for a file that is no text."""
+    """The lines of a batch file, blank ones omitted; one that cannot be read says why."""
     seen: dict[str, int] = {}
-    try:
-        with path.open(encoding="utf-8", newline="\n") as file:
-            for number, text in enumerate(file, 1):
-                if text.strip():
-                    yield _line(number, text, seen)
-    except UnicodeDecodeError as error:
-        raise DataError(f"{path}: not UTF-8: {error.reason} at byte {error.start}; expected JSONL") from None
+    for record in read_records(path):
+        if isinstance(record, BadRow):
+            yield Line(record.number, None, None, record.reason)
+        else:
+            yield _line(record.number, record.values, seen)
 
 
-def _line(number: int, text: str, seen: dict[str, int]) -> Line:
-    try:
-        row = json.loads(text)
-    except (ValueError, RecursionError) as error:
-        return Line(number, None, None, f"not JSON: {getattr(error, 'msg', 'nested too deep')}")
-    if not isinstance(row, dict):
-        return Line(number, None, None, f"found {type(row).__name__}, expected an object")
+def _line(number: int, row: Mapping[str, Any], seen: dict[str, int]) -> Line:
+    if list(row) == [str(k) for k in range(len(row))]:  # the reader's names for a list's items
+        return Line(number, None, None, "found list, expected an object")
     custom_id = row.get("custom_id")
     known = custom_id if isinstance(custom_id, str) else None
     unknown = [name for name in row if name not in FIELDS]

@@ -170,8 +170,8 @@ def data_decontaminate(
 ) -> None:
     """Training rows that share a run of words with a benchmark's items: report them, and write the others."""
     from xreasoner.benchmarks.opening import check_name, open_benchmark
+    from xreasoner.data.dataset_files import Table
     from xreasoner.data.decontamination import decontaminate
-    from xreasoner.data.tables import Table
     from xreasoner.progress import Screen
 
     names = [name.strip() for name in bench.split(",")]
@@ -263,7 +263,7 @@ def grade(
     share = f" ({100 * tally.correct / tally.total:.1f} %)" if tally.total else ""
     typer.echo(f"{tally.correct} of {tally.total} correct{share}; {tally.bad} lines could not be judged", err=True)
     if tally.bad:
-        raise typer.Exit(1)
+        raise typer.Exit(2 if tally.invalid else 1)
 
 
 @app.command("eval")
@@ -343,7 +343,7 @@ def evaluate(
         write_logs([out], out / "inspect", [stage_name(model)])
         typer.echo(f"logs: {out / 'inspect'}")
     if failures:
-        raise XReasonerError("\nerror: ".join(failures))
+        raise XReasonerError("\n".join(failures))
 
 
 @app.command()
@@ -615,7 +615,7 @@ def run(args: list[str]) -> int:
 def complaint(error: Exception) -> tuple[str, int] | None:
     """What to tell a person about an error, and the exit code; None for a defect of ours."""
     if isinstance(error, XReasonerError):
-        return f"error: {error}", error.exit_code
+        return "error: " + str(error).replace("\n", "\nerror: "), error.exit_code
     if isinstance(error, FileExistsError | NotADirectoryError):
         return f"error: {error.filename} is in the way; expected a folder, or a path where nothing is yet", 2
     refused = error if isinstance(error, OSError) else full_disk(error)

@@ -22,6 +22,8 @@ class Problem:
         them carry labels of their own ("(i) one"), these are the labels.
     images: RGB pictures, in the order in which they are shown.
     domain: "general", "clinical", or whatever the source names.
+    cluster: what it shares with other problems that are right or wrong together (the problem of which it is one
+        version, the scene); "" where it shares nothing but, perhaps, its images.
     family: the kind of problem inside the source ("sum", "lookup", a reasoning-gym data set's name).
     meta: what the scorer needs beyond the gold ("precision": decimal places to which numbers are rounded, where the
         data set has one; for `gym`: {"name", "entry"}), and what a report may show
@@ -38,6 +40,7 @@ class Problem:
     modality: Modality = "text"
     source: str = ""
     family: str = ""
+    cluster: str = ""
     meta: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:

@@ -63,13 +63,18 @@ def render(problem: Problem, prompt: str) -> str:
     options = () if problem.meta.get("options_shown") else problem.options
     colon = [f"{label}: {option}" for label, option in zip(LABELS, options, strict=False)]
     dotted = [f"{label}. {option}" for label, option in zip(LABELS, options, strict=False)]
-    text = PROMPTS[prompt].format(
+    template = PROMPTS[prompt] if options else _without_options(PROMPTS[prompt])
+    return template.format(
         question=problem.question,
         options=" ".join(colon),
         options_dotted=" ".join(dotted),
         options_lines="".join("\n" + line for line in colon),
     )
-    return text if options else text.replace(" Options:\n\n", "").rstrip(" ")
+
+
+def _without_options(template: str) -> str:
+    """The template for a question without options. Only the template is cut: the question is the user's text."""
+    return re.sub(r"( Options:\n\n| )?\{options\w*\}", "", template)
 
 
 _MARK = re.compile(r"<image(?: ?(\d+))?>")

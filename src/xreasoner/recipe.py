@@ -1,26 +1,50 @@
-"""`Recipe`: everything that determines a run, typed; unknown keys are refused with the nearest name."""
+"""`Recipe`: everything that determines a run, typed. Reading one reports every problem of it at once."""
 
 from __future__ import annotations
 
-import contextlib
-import difflib
-from collections.abc import Sequence
+import copy
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic_core import ErrorDetails
 
 from xreasoner.errors import RecipeError
 from xreasoner.prompts import PROMPTS
+from xreasoner.registry import nearest
 from xreasoner.trace import CLOSE
+from xreasoner.yaml_lines import Document, YAMLProblemError, read_yaml
+
+_BRITISH = re.compile(r"(?<=[a-z])is(?=(?:e|es|ed|er|ers|ing|ation)(?![a-z]))")
+
+
+def american(word: str) -> str:
+    """A field's name or value in American spelling: `optimiser` is `optimizer`, `normalise_std` `normalize_std`."""
+    return _BRITISH.sub("iz", word)
 
 
 class _Part(BaseModel):
     model_config = ConfigDict(
-        extra="forbid", frozen=True, use_attribute_docstrings=True, populate_by_name=True, allow_inf_nan=False
+        extra="forbid",
+        frozen=True,
+        use_attribute_docstrings=True,
+        populate_by_name=True,
+        allow_inf_nan=False,
+        coerce_numbers_to_str=True,
     )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _american(cls, raw: Any) -> Any:
+        """Both spellings of a field are accepted; the American one is its name."""
+        if not isinstance(raw, dict):
+            return raw
+        known = _fields(cls)
+        return {_spelled(key, known, raw): value for key, value in raw.items()}
 
 
 Decay = Annotated[float, Field(ge=0, lt=1)]
@@ -40,15 +64,14 @@ class DataEntry(_Part):
     prompt: str | None = None
     """SFT only: the prompt of this source, where it is not the stage's."""
 
-    @model_validator(mode="after")
-    def _known_prompt(self) -> DataEntry:
-        if self.prompt is not None:
-            _check_prompt(self.prompt)
-        return self
+    @field_validator("prompt")
+    @classmethod
+    def _known_prompt(cls, prompt: str | None) -> str | None:
+        return None if prompt is None else _check_prompt(prompt)
 
 
 class AdamW(_Part):
-    """The optimiser's settings."""
+    """The optimizer's settings."""
 
     lr: float = Field(gt=0, lt=1)
     """Peak learning rate."""
@@ -90,8 +113,8 @@ class _Stage(_Part):
     """A problem of any other domain, or with a picture, stops the run."""
     prompt: str
     """The prompt's name (prompts.py)."""
-    optimiser: AdamW
-    """The optimiser."""
+    optimizer: AdamW
+    """The optimizer's settings."""
     lower_layers_frozen: int = Field(0, ge=0)
     """So many of the language model's first layers stay as they are; the vision tower and merger always do."""
     embeddings_frozen: bool = False
@@ -99,7 +122,7 @@ class _Stage(_Part):
     lora: LoRA | None = None
     """Train low-rank adapters instead of the weights themselves."""
     precision: Literal["float32", "bfloat16"] = "float32"
-    """What is computed in; weights, gradients and the optimiser's moments are float32 in both."""
+    """What is computed in; weights, gradients and the optimizer's moments are float32 in both."""
     batching: Literal["auto", "padded", "packed"] = "auto"
     """Texts padded to rows of like length, or packed into one row without leaks; auto: packed on a GPU."""
     chunk_tokens: int = Field(8192, gt=0)
@@ -113,10 +136,15 @@ class _Stage(_Part):
     checkpoints_kept: int = Field(2, gt=0)
     """How many of them; an older one is used where the newest is damaged."""
 
-    @model_validator(mode="after")
-    def _known_prompt(self) -> _Stage:
-        _check_prompt(self.prompt)
-        return self
+    @field_validator("prompt")
+    @classmethod
+    def _known_prompt(cls, prompt: str) -> str:
+        return _check_prompt(prompt)
+
+    @property
+    def optimiser(self) -> AdamW:
+        """The former spelling of `optimizer`."""
+        return self.optimizer
 
 
 class SFTStage(_Stage):
@@ -129,7 +157,7 @@ class SFTStage(_Stage):
     epochs: float = Field(1.0, gt=0)
     """Passes over the data."""
     batch_examples: int = Field(32, gt=0)
-    """Examples in an optimiser step, at most: a pass is parted into steps of like size, so that none is left out."""
+    """Examples in an optimizer step, at most: a pass is parted into steps of like size, so that none is left out."""
     max_length: int = Field(4096, gt=0)
     """Longest example in tokens, prompt included."""
     longer: Literal["drop", "close", "cut"] = "drop"
@@ -139,10 +167,10 @@ class SFTStage(_Stage):
     kl_to_base: float = Field(0.0, ge=0)
     """Weight of KL(start ‖ model) on the learnt tokens, with the stage's start as the reference."""
 
-    @model_validator(mode="after")
-    def _closes(self) -> SFTStage:
-        _check_exit_text(self.exit_text)
-        return self
+    @field_validator("exit_text")
+    @classmethod
+    def _closes(cls, text: str) -> str:
+        return _check_exit_text(text)
 
 
 class Servers(_Part):
@@ -174,12 +202,14 @@ class RLStage(_Stage):
     group_size: int = Field(8, gt=1)
     """Rollouts of each problem."""
     minibatches: int = Field(1, gt=0)
-    """Optimiser steps on one step's rollouts."""
+    """Optimizer steps on one step's rollouts."""
     epsilon_low: float = Field(0.2, gt=0, lt=1)
     """Clipping below 1."""
     epsilon_high: float = Field(0.28, gt=0)
     """Clipping above 1 (clip-higher)."""
-    normalise_std: bool = True
+    dual_clip: float | None = Field(3.0, gt=1)
+    """Largest ratio that counts at a negative advantage (verl's clip_ratio_c, TRL's delta); null: no such bound."""
+    normalize_std: bool = True
     """Divide the advantage by the group's standard deviation."""
     aggregation: Literal["token", "sequence", "constant"] = "token"
     """Mean over all tokens (DAPO), over sequences of token means (GRPO), or sum over a constant (Dr.GRPO)."""
@@ -188,7 +218,7 @@ class RLStage(_Stage):
     kl: float = Field(0.0, ge=0)
     """Weight of the KL term against the stage's start."""
     kl_estimator: Literal["k1", "k2", "k3"] = "k3"
-    """How the KL is estimated (Schulman)."""
+    """How the KL is estimated (Schulman); k1 with k2's gradient, for its own is 0 on average; k3 at most 10 a token."""
     correction: Literal["none", "token", "sequence"] = "none"
     """Weigh the loss by trainer over engine, of each token or by the geometric mean over a reply, cut off above."""
     correction_cap: float = Field(2.0, gt=1)
@@ -201,52 +231,99 @@ class RLStage(_Stage):
     """Tokens after the thought."""
     exit_text: str = " </think> <answer>"
     """What closes it; these tokens stay out of the loss."""
+    forced: Literal["keep", "zero", "mask"] = "zero"
+    """A right answer after a forced exit: its reward is kept, is 0, or is kept and the thought masked."""
     drop_zero_variance: bool = True
-    """Leave out the groups whose rewards are all alike."""
+    """Groups that are all right or all wrong get no advantage; the loss still divides by all of the step's groups."""
     refills: int = Field(0, ge=0)
-    """Rounds of further problems for the places of such groups (DAPO's dynamic sampling)."""
-    overlong: Literal["keep", "mask", "penalise"] = "keep"
+    """Rounds of further problems that replace such groups (DAPO's dynamic sampling)."""
+    max_idle_steps: int = Field(10, gt=0)
+    """Steps in a row in which no group has both right and wrong replies, after which the run stops."""
+    overlong: Literal["keep", "mask", "penalize"] = "keep"
     """A truncated reply is a wrong one, is left out of the loss, or long ones lose reward (DAPO, eq. 13)."""
     overlong_buffer: int = Field(0, ge=0)
-    """penalise: tokens before the budgets' end over which the loss of reward grows to 1."""
+    """penalize: tokens before the budgets' end over which the loss of reward grows to 1."""
     rollouts: Servers | None = None
     """Where rollouts are made; in this process when left out."""
     format_reward: float = Field(0.0, ge=0, le=1)
     """Added for a well-formed reply; 0 in the paper."""
 
-    @model_validator(mode="after")
-    def _consistent(self) -> RLStage:
-        _check_exit_text(self.exit_text)
-        longest = self.thinking_budget + self.answer_budget
-        least, most = (1, longest) if self.overlong == "penalise" else (0, 0)
-        buffer = self.overlong_buffer
-        if not least <= buffer <= most:
-            raise ValueError(
-                f"overlong_buffer: found {buffer}, expected {least} to {most} with overlong: {self.overlong}"
-            )
-        if self.lora is not None and self.lora.dropout > 0:
-            raise ValueError("lora.dropout: the trainer would disagree with the engine; set it to 0 in an RL stage")
-        if self.rollouts is not None and self.rollouts.max_staleness > 0 and self.correction == "none":
-            raise ValueError(
-                "rollouts.max_staleness: replies of older weights need a correction; set correction: token"
-            )
-        if self.correction != "none" and self.temperature != 1:
-            raise ValueError(
-                f"correction: engines say log-probabilities at temperature 1, which do not weigh replies sampled at "
-                f"{self.temperature}; set temperature: 1, or correction: none"
-            )
-        if self.optimiser.schedule == "epoch-decay":
-            raise ValueError("optimiser.schedule: an RL stage has steps and no epochs; set constant, linear or cosine")
-        if self.activation_checkpointing and self.batching == "padded":
-            raise ValueError("activation_checkpointing: an RL stage can have it packed alone; set batching: packed")
-        return self
+    @field_validator("exit_text")
+    @classmethod
+    def _closes(cls, text: str) -> str:
+        return _check_exit_text(text)
+
+    @field_validator("overlong", mode="before")
+    @classmethod
+    def _spelled(cls, value: Any) -> Any:
+        return american(value) if isinstance(value, str) else value
+
+    @property
+    def normalise_std(self) -> bool:
+        """The former spelling of `normalize_std`."""
+        return self.normalize_std
+
+    @property
+    def recomputes_old_logprobs(self) -> bool:
+        """Whether the trainer computes the old log-probabilities itself, before a step's first update.
+
+        The engine's own serve where it computes as the trainer does: in this process, which samples in float32, at
+        temperature 1. bfloat16 against float32 differs by 2e-3 a token on average, and a ratio over a whole reply is
+        then outside GSPO's bounds before anything is learned.
+        """
+        same_numbers = self.rollouts is None and self.precision == "float32" and self.temperature == 1
+        return not same_numbers or self.correction != "none"
 
     @model_validator(mode="after")
-    def _one_prompt(self) -> RLStage:
-        for entry in self.data:
-            if entry.prompt is not None:
-                raise ValueError(f"data: {entry.source} has a prompt of its own; an RL stage asks with one prompt")
+    def _consistent(self) -> RLStage:
+        _refuse_all(self._contradictions())
         return self
+
+    def _contradictions(self) -> Iterator[str]:
+        """Fields that exclude each other, as `field: message`."""
+        longest = self.thinking_budget + self.answer_budget
+        least, most = (1, longest) if self.overlong == "penalize" else (0, 0)
+        if not least <= self.overlong_buffer <= most:
+            yield (
+                f"overlong_buffer: found {self.overlong_buffer}, expected {least} to {most} with overlong: "
+                f"{self.overlong}"
+            )
+        if self.ratio == "sequence" and self.aggregation != "sequence":
+            yield (
+                f"ratio: sequence (GSPO) with aggregation: {self.aggregation}, which would weigh a reply's one ratio "
+                "by its length; set aggregation: sequence, or ratio: token"
+            )
+        if self.dual_clip is not None and self.dual_clip <= 1 + self.epsilon_high:
+            yield (
+                f"dual_clip: found {self.dual_clip}, expected more than 1 + epsilon_high, {1 + self.epsilon_high:g}; "
+                "set dual_clip: 3.0, or null for none"
+            )
+        if self.refills > 0 and not self.drop_zero_variance:
+            yield (
+                f"refills: {self.refills} rounds replace groups that teach nothing, and drop_zero_variance: false "
+                "keeps them; set drop_zero_variance: true, or refills: 0"
+            )
+        if self.minibatches > self.prompts_per_step:
+            yield (
+                f"minibatches: found {self.minibatches}, expected at most prompts_per_step, {self.prompts_per_step}; a "
+                "group is never split"
+            )
+        if self.lora is not None and self.lora.dropout > 0:
+            yield "lora.dropout: the trainer would disagree with the engine; set it to 0 in an RL stage"
+        if self.rollouts is not None and self.rollouts.max_staleness > 0 and self.correction == "none":
+            yield "rollouts.max_staleness: replies of older weights need a correction; set correction: token"
+        if self.correction != "none" and self.temperature != 1:
+            yield (
+                f"correction: engines report log-probabilities at temperature 1, which do not weigh replies sampled at "
+                f"{self.temperature}; set temperature: 1, or correction: none"
+            )
+        if self.optimizer.schedule == "epoch-decay":
+            yield "optimizer.schedule: an RL stage has steps and no epochs; set constant, linear or cosine"
+        if self.activation_checkpointing and self.batching == "padded":
+            yield "activation_checkpointing: in an RL stage it needs packed batches; set batching: packed"
+        for k, entry in enumerate(self.data):
+            if entry.prompt is not None:
+                yield f"data.{k}.prompt: an RL stage asks with one prompt; remove it, and set the stage's prompt"
 
 
 Stage = Annotated[SFTStage | RLStage, Field(discriminator="kind")]
@@ -274,10 +351,10 @@ class Evaluation(_Part):
     answer_budget: int = Field(64, gt=0)
     """Tokens after it."""
 
-    @model_validator(mode="after")
-    def _known_prompt(self) -> Evaluation:
-        _check_prompt(self.base_prompt)
-        return self
+    @field_validator("base_prompt")
+    @classmethod
+    def _known_prompt(cls, prompt: str) -> str:
+        return _check_prompt(prompt)
 
     @property
     def measures(self) -> bool:
@@ -301,17 +378,7 @@ class Recipe(_Part):
 
     @model_validator(mode="after")
     def _stages_follow(self) -> Recipe:
-        known = ["base"]
-        for stage in self.stages:
-            if stage.name in known:
-                raise ValueError(f"stages: two stages are named {stage.name!r}")
-            if stage.name in ("eval", "images"):
-                raise ValueError(f"stages: the name {stage.name!r} is taken by a folder of the run; choose another")
-            if stage.from_ is not None and stage.from_ not in known:
-                raise ValueError(
-                    f"stages.{stage.name}.from: unknown stage {stage.from_!r}; {_nearest(stage.from_, known)}"
-                )
-            known.append(stage.name)
+        _refuse_all(_stage_names([(stage.name, stage.from_) for stage in self.stages]))
         return self
 
     def parent(self, stage: SFTStage | RLStage) -> str:
@@ -329,34 +396,53 @@ HOW = (
     "urls",
     "load_seconds",
     "patience_seconds",
+    "max_idle_steps",
 )
-"""Fields that say how and not what is computed: a run goes on with others, on other nodes or with less memory."""
+"""Fields that say how and not what is computed: a run resumes with others, on other nodes or with less memory."""
 
 
 def difference(old: Any, new: Any, where: str = "") -> str:
-    """The first field in which two dumped recipes say different things, with both values; "" where they do not."""
+    """The first field in which two dumped recipes differ, with both values; "" where they do not."""
     if isinstance(old, dict) and isinstance(new, dict):
+        old = {american(key): value for key, value in old.items()}  # manifests of before have the British spelling
         parts = [(key, old.get(key), new.get(key)) for key in {**old, **new} if key not in HOW]
     elif isinstance(old, list) and isinstance(new, list) and len(old) == len(new):
         parts = [(k, *pair) for k, pair in enumerate(zip(old, new, strict=True))]
     else:
-        return "" if old == new else f"{where or 'recipe'}: it was {old!r:.100}, now {new!r:.100}"
+        same = old == new or (isinstance(old, str) and isinstance(new, str) and american(old) == american(new))
+        return "" if same else f"{where or 'recipe'}: it was {old!r:.100}, now {new!r:.100}"
     return next(filter(None, (difference(a, b, f"{where}.{key}" if where else str(key)) for key, a, b in parts)), "")
 
 
-def _check_prompt(name: str) -> None:
+def _refuse_all(problems: Iterator[str]) -> None:
+    found = list(problems)
+    if found:
+        raise ValueError("\n".join(found))
+
+
+def _stage_names(stages: Sequence[tuple[str, str | None]]) -> Iterator[str]:
+    """Problems of the stages' (name, from), as `field: message`."""
+    known = ["base"]
+    for name, start in stages:
+        if name in known:
+            yield f"stages: two stages are named {name!r}"
+        if name in ("eval", "images"):
+            yield f"stages: the name {name!r} is taken by a folder of the run; choose another"
+        if start is not None and start not in known:
+            yield f"stages.{name}.from: unknown stage {start!r}; {nearest(start, known)}"
+        known.append(name)
+
+
+def _check_prompt(name: str) -> str:
     if name not in PROMPTS:
-        raise ValueError(f"unknown prompt {name!r}; {_nearest(name, list(PROMPTS))}")
+        raise ValueError(f"unknown prompt {name!r}; {nearest(name, PROMPTS)}")
+    return name
 
 
-def _check_exit_text(text: str) -> None:
+def _check_exit_text(text: str) -> str:
     if CLOSE not in text:
-        raise ValueError(f"exit_text: found {text!r}, expected a text with {CLOSE}, which closes the thought")
-
-
-def _nearest(name: str, known: Sequence[str]) -> str:
-    close = difflib.get_close_matches(name, known, n=1)
-    return (f"did you mean {close[0]!r}? " if close else "") + "known: " + ", ".join(sorted(known))
+        raise ValueError(f"found {text!r}, expected a text with {CLOSE}, which closes the thought")
+    return text
 
 
 def shipped() -> dict[str, Path]:
@@ -366,114 +452,358 @@ def shipped() -> dict[str, Path]:
     return {path.stem: path for path in sorted(folder.glob("*.yaml"))}
 
 
+@dataclass(frozen=True, slots=True)
+class _Problem:
+    """One thing that is wrong with a recipe. rank: unknown fields first, then missing ones, types, values."""
+
+    rank: int
+    place: str
+    line: int | None
+    message: str
+
+
+UNKNOWN, MISSING, TYPE, VALUE = range(4)
+
+
 def load_recipe(name: str, overrides: Sequence[str] = ()) -> Recipe:
-    """Read a recipe by name or path, with `key.sub=value` overrides. Raises `RecipeError` that names the field."""
+    """Read a recipe by name or path, with `key.sub=value` overrides.
+
+    Raises:
+        RecipeError: with every problem of the file and of the overrides, each with its field and line.
+    """
+    document = _read(name)
+    changed: dict[tuple[str | int, ...], str] = {}
+    problems = [found for override in overrides if (found := _override(document.value, override, changed))]
+    document.value = _in_american(document, Recipe, document.value, (), problems)
+    problems += _problems(document, changed)
+    if not problems:
+        return Recipe.model_validate(document.value)
+    raise RecipeError(_report(name, problems))
+
+
+def _read(name: str) -> Document:
     recipes = shipped()
     path = recipes.get(name, Path(name))
-    if not path.is_file():
-        raise RecipeError(f"recipe {name!r}: no such file, nor a shipped recipe; {_nearest(name, list(recipes))}")
+    if path.is_dir():
+        raise RecipeError(f"recipe {name!r}: this is a folder; expected a YAML file or a shipped recipe's name")
     try:
-        raw = _unshared(yaml.load(path.read_text(encoding="utf-8"), _Once))
-    except yaml.MarkedYAMLError as error:
-        line = error.problem_mark.line + 1 if error.problem_mark else 1
-        raise RecipeError(f"recipe {path}: line {line}: not YAML: {error.problem}") from error
-    except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
-        raise RecipeError(f"recipe {path}: not YAML: {str(error).splitlines()[0]}") from error
-    if not isinstance(raw, dict):
-        raise RecipeError(f"recipe {path}: found {type(raw).__name__}, expected a mapping of fields")
-    for override in overrides:
-        _override(raw, override)
-    try:
-        return Recipe.model_validate(raw)
-    except ValidationError as error:
-        raise RecipeError(f"recipe {path}: {_first(error)}") from None
+        document = read_yaml(path.read_bytes())
+    except FileNotFoundError:
+        hint = nearest(name, recipes, "shipped recipes are listed by `xreasoner train --help`")
+        raise RecipeError(f"recipe {name!r}: no such file, nor a shipped recipe; {hint}") from None
+    except OSError as error:
+        raise RecipeError(f"recipe {name!r}: cannot be read: {error.strerror}") from None
+    except YAMLProblemError as error:
+        problems = [_Problem(TYPE, "", line, message) for line, message in error.problems]
+        raise RecipeError(_report(name, problems)) from None
+    if not isinstance(document.value, dict):
+        empty = document.value is None
+        found = "the file is empty" if empty else f"found {_shown(document.value)}"
+        raise RecipeError(f"recipe {name}: {found}; expected a mapping of fields: name, model, stages")
+    return document
 
 
-class _Once(yaml.SafeLoader):
-    """YAML in which a mapping has each key once; by itself the last one wins, silently."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        seen: set[str] = set()
-        for key, _ in node.value:
-            if key.value in seen:
-                raise yaml.MarkedYAMLError(problem=f"{key.value!r} stands twice", problem_mark=key.start_mark)
-            seen.add(str(key.value))
-        return super().construct_mapping(node, deep)
-
-
-def _unshared(raw: Any) -> Any:
-    """A copy in which YAML's `&anchor` and `*alias` are two things, so that an override of one leaves the other."""
-    if isinstance(raw, dict):
-        return {key: _unshared(value) for key, value in raw.items()}
-    return [_unshared(value) for value in raw] if isinstance(raw, list) else raw
+def _report(name: str, problems: Sequence[_Problem]) -> str:
+    """One problem as one line; several below each other."""
+    ordered = sorted(dict.fromkeys(problems), key=lambda problem: (problem.rank, problem.line or 0))
+    lines = [
+        ": ".join(filter(None, (f"line {each.line}" if each.line else "", each.place, each.message)))
+        for each in ordered
+    ]
+    if len(lines) == 1:
+        return f"recipe {name}: {lines[0]}"
+    return "\n  ".join([f"recipe {name}: {len(lines)} problems", *lines])
 
 
-def _override(raw: Any, override: str) -> None:
-    """Set `stages.sft.optimiser.lr=1e-4`: list items are named by their position or their `name`."""
+def _override(raw: Any, override: str, changed: dict[tuple[str | int, ...], str]) -> _Problem | None:
+    """Set `stages.sft.optimizer.lr=1e-4` in place: list items are named by their position or their `name`."""
     key, sign, value = override.partition("=")
-    if not sign:
-        raise RecipeError(f"--set {override!r}: expected key=value, such as seed=1 or stages.sft.epochs=2")
+    key = key.strip()
+    if not sign or not key:
+        expected = "expected key=value, such as seed=1 or stages.sft.epochs=2"
+        return _Problem(VALUE, "", None, f"--set {override!r}: {expected}")
     *parents, last = key.split(".")
+    path: tuple[str | int, ...] = ()
     for part in parents:
-        raw = _child(raw, part, key)
+        step = _step(raw, part)
+        if step is None:
+            hint = f"; {nearest(part, _names(raw))}" if isinstance(raw, list) else ""
+            what = f"no item {part!r}{hint}" if isinstance(raw, list) else f"{part!r} is not a mapping"
+            return _Problem(VALUE, "", None, f"--set {key}: {what}")
+        path, raw = (*path, step), raw.setdefault(step, {}) if isinstance(raw, dict) else raw[int(step)]
     try:
-        parsed = yaml.safe_load(value)
-    except yaml.YAMLError:
-        raise RecipeError(f"--set {key}: found {value!r}, expected a YAML value") from None
-    if isinstance(parsed, str):
-        with contextlib.suppress(ValueError):
-            parsed = float(parsed)  # YAML 1.1 takes 1e-4 for a string
-    if not isinstance(raw, dict):
-        raise RecipeError(f"--set {key}: {last!r} is inside a list; name one of its items' fields")
-    raw[last] = parsed
+        parsed = read_yaml(value).value
+    except YAMLProblemError:
+        return _Problem(VALUE, "", None, f"--set {key}: found {value!r}, expected a YAML value")
+    slot = _step(raw, last)
+    if slot is None or (isinstance(raw, list) and isinstance(raw[int(slot)], dict) and not isinstance(parsed, dict)):
+        return _Problem(VALUE, "", None, f"--set {key}: {last!r} is inside a list; name one of its items' fields")
+    raw[slot] = parsed
+    changed[(*path, slot)] = f"--set {key}"
+    return None
 
 
-def _child(raw: Any, part: str, key: str) -> Any:
+def _names(items: Sequence[Any]) -> list[str]:
+    """What the items of a list can be called in `--set`."""
+    return [str(item.get("name", k)) if isinstance(item, dict) else str(k) for k, item in enumerate(items)]
+
+
+def _step(raw: Any, part: str) -> str | int | None:
+    """The key or position that one part of a `--set` path names."""
     if isinstance(raw, list):
-        found = [
-            item
-            for i, item in enumerate(raw)
-            if str(i) == part or (isinstance(item, dict) and item.get("name") == part)
-        ]
-        if found:
-            return found[0]
-        raise RecipeError(f"--set {key}: no item {part!r}")
-    if isinstance(raw, dict):
-        return raw.setdefault(part, {})
-    raise RecipeError(f"--set {key}: {part!r} is not a mapping")
-
-
-_PARTS: dict[str, type[_Part]] = {
-    "sft": SFTStage,
-    "rl": RLStage,
-    "data": DataEntry,
-    "optimiser": AdamW,
-    "lora": LoRA,
-    "rollouts": Servers,
-    "evaluation": Evaluation,
-}
-"""What stands under a key of the recipe (for stages, under their kind)."""
+        names = _names(raw)
+        return names.index(part) if part in names else int(part) if part.isdecimal() and int(part) < len(raw) else None
+    if not isinstance(raw, dict):
+        return None
+    return next((key for key in raw if american(key) == american(part)), part)
 
 
 def _fields(part: type[_Part]) -> list[str]:
     return [field.alias or name for name, field in part.model_fields.items()]
 
 
+def _spelled(key: Any, known: Sequence[str], raw: dict[Any, Any]) -> Any:
+    other = american(key) if isinstance(key, str) else key
+    return other if key not in known and other in known and other not in raw else key
+
+
+_PARTS: dict[str, type[_Part]] = {
+    "sft": SFTStage,
+    "rl": RLStage,
+    "data": DataEntry,
+    "optimizer": AdamW,
+    "lora": LoRA,
+    "rollouts": Servers,
+    "evaluation": Evaluation,
+}
+"""What is written under a key of the recipe (for stages, under their kind)."""
+
+
+def _in_american(
+    document: Document, part: type[_Part], raw: Any, path: tuple[str | int, ...], problems: list[_Problem]
+) -> Any:
+    """The raw recipe with the fields' American names; lines move along. Free-form `options` stay as they are."""
+    if isinstance(raw, list):
+        return [_in_american(document, part, item, (*path, k), problems) for k, item in enumerate(raw)]
+    if not isinstance(raw, dict):
+        return raw
+    if path[:1] == ("stages",) and len(path) == 2:
+        part = _PARTS.get(str(raw.get("kind")), _Stage)
+    known, found = _fields(part), {}
+    for key, value in raw.items():
+        name = _spelled(key, known, raw)
+        if name == key and key not in known and american(key) != key and american(key) in raw:
+            message = f"is set as {american(key)!r} too; keep one of the two"
+            problems.append(
+                _Problem(UNKNOWN, _place(document.value, (*path, key)), document.line((*path, key)), message)
+            )
+            continue
+        if name != key:
+            moved = {line: at for line, at in document.lines.items() if line[: len(path) + 1] == (*path, key)}
+            document.lines |= {(*path, name, *line[len(path) + 1 :]): at for line, at in moved.items()}
+        inner = _PARTS.get(name, _Stage if name == "stages" else None)
+        found[name] = value if inner is None else _in_american(document, inner, value, (*path, name), problems)
+    return found
+
+
+def _problems(document: Document, changed: dict[tuple[str | int, ...], str]) -> list[_Problem]:
+    """Everything that is wrong with a recipe's fields; contradictions too, of the fields that are right."""
+    raw, found = document.value, list[_Problem]()
+    guessed: list[tuple[str | int, ...]] = []
+    for attempt in range(4):  # with what is wrong put right, the rest can be compared
+        errors = _errors(raw)
+        reported = {problem.place for problem in found}
+        for error in errors:
+            path = _path(raw, error["loc"])
+            if attempt == 0 or error["type"] == "value_error" or path[:2] in guessed:
+                found += [p for p in [_problem(document, changed, error)] if p.place not in reported]
+            if error["type"].startswith("union_tag"):
+                guessed.append(path[:2])
+        if not errors:
+            break
+        raw = _repaired(raw, errors)
+    if found:
+        named = [(stage.get("name"), stage.get("from")) for stage in _dicts(document.value.get("stages"))]
+        names = [(name, start) for name, start in named if isinstance(name, str) and isinstance(start, str | None)]
+        found += [_Problem(VALUE, "recipe", None, message) for message in _stage_names(names)]
+    return [part for problem in found for part in _parts(document, problem)]
+
+
+def _dicts(value: Any) -> list[dict[str, Any]]:
+    return [item for item in value if isinstance(item, dict)] if isinstance(value, list) else []
+
+
+def _errors(raw: Any) -> list[ErrorDetails]:
+    try:
+        Recipe.model_validate(raw)
+    except ValidationError as error:  # a list with wrong items is too short as well, which nobody needs to hear
+        return [each for each in error.errors() if not (each["type"] == "too_short" and each["input"])]
+    return []
+
+
+_LIKELY: dict[str, Any] = {
+    "name": "unnamed",
+    "model": "tiny-base",
+    "source": "rows",
+    "n": 1,
+    "lr": 1e-5,
+    "steps": 1,
+    "prompt": "paper-train",
+    "optimizer": {"lr": 1e-5},
+    "data": [{"source": "rows", "n": 1}],
+}
+"""Values of required fields with which the other fields can be checked against each other."""
+
+
+def _repaired(raw: Any, errors: Sequence[ErrorDetails]) -> Any:
+    """A copy with likely values in place of wrong ones, so that the fields that are right can be compared."""
+    raw = copy.deepcopy(raw)
+    for error in errors:
+        path, inside = _path(raw, error["loc"]), raw
+        for key in path[:-1]:
+            inside = inside[int(key)] if isinstance(inside, list) else inside.get(key, {})
+        if isinstance(inside, dict) and path:
+            inside.pop(path[-1], None)
+            if error["type"] != "extra_forbidden" and path[-1] in _LIKELY:
+                inside[path[-1]] = _LIKELY[str(path[-1])]
+        elif isinstance(inside, list) and path[0] == "stages" and len(path) == 2:
+            inside[int(path[1])] = _likely_stage(inside[int(path[1])], int(path[1]))
+    return raw
+
+
+def _likely_stage(raw: Any, place: int) -> dict[str, Any]:
+    """A stage of the kind that has the most of its fields, for one whose kind is missing or unknown."""
+    if not isinstance(raw, dict):
+        stage = {name: _LIKELY[name] for name in ("prompt", "optimizer", "data")}
+        return {"kind": "sft", "name": f"stage-{place}", **stage}
+    kind = max(("sft", "rl"), key=lambda kind: len(set(raw) & set(_fields(_PARTS[kind]))))
+    return {**raw, "kind": kind}
+
+
+def _path(raw: Any, loc: Sequence[str | int]) -> tuple[str | int, ...]:
+    """Where an error of pydantic's lies in the raw recipe: without the name of a stage's kind in between."""
+    path: tuple[str | int, ...] = ()
+    for key in loc:
+        if isinstance(raw, dict) and key in ("sft", "rl") and key not in raw and len(path) == 2:
+            continue
+        path = (*path, key)
+        if isinstance(raw, list):
+            raw = raw[key] if isinstance(key, int) and key < len(raw) else None
+        else:
+            raw = raw.get(key) if isinstance(raw, dict) else None
+    return path
+
+
+def _place(raw: Any, path: Sequence[str | int]) -> str:
+    """A path as `--set` takes it: stages by their names."""
+    parts = []
+    for key in path:
+        raw = raw[key] if isinstance(raw, list) and isinstance(key, int) and key < len(raw) else _get(raw, key)
+        named = isinstance(key, int) and isinstance(raw, dict) and isinstance(raw.get("name"), str)
+        parts.append(str(raw["name"] if named else key))
+    return ".".join(parts)
+
+
+def _get(raw: Any, key: str | int) -> Any:
+    return raw.get(key) if isinstance(raw, dict) else None
+
+
+def _problem(document: Document, changed: dict[tuple[str | int, ...], str], error: ErrorDetails) -> _Problem:
+    path, kind = _path(document.value, error["loc"]), error["type"]
+    if kind.startswith("union_tag"):
+        path = (*path, "kind")
+    place = _place(document.value, path) or "recipe"
+    override = next((text for at, text in changed.items() if path[: len(at)] == at), "")
+    line = None if override else document.line(path)
+    ranks = {"extra_forbidden": UNKNOWN, "missing": MISSING, "union_tag_not_found": MISSING}
+    rank = ranks.get(kind, TYPE if kind.endswith(("_type", "_parsing")) else VALUE)
+    if override:
+        place = override if override.endswith(f" {place}") else f"{override}: {place}"
+    return _Problem(rank, place, line, _message(error, path))
+
+
+def _message(error: ErrorDetails, path: Sequence[str | int]) -> str:
+    """What was found, and what was expected."""
+    kind, found = error["type"], error["input"]
+    if kind == "extra_forbidden":
+        return f"unknown field; {_unknown(str(path[-1]), error['loc'][:-1])}"
+    if kind == "missing":
+        return "is missing"
+    if kind == "union_tag_not_found":
+        return "is missing; expected sft or rl"
+    if kind == "union_tag_invalid":
+        stage = found.get("kind") if isinstance(found, dict) else found
+        return f"found {stage!r}; {nearest(str(stage), ('sft', 'rl'))}"
+    message = error["msg"].removeprefix("Value error, ")
+    if kind == "value_error":
+        return message
+    if kind == "literal_error":
+        choices = [choice.strip("'") for choice in re.findall(r"'[^']*'", message)]
+        return f"found {_shown(found)}; {nearest(str(found), choices)}"
+    return f"found {_shown(found)}, expected {_EXPECTED.get(kind) or _expected(message)}"
+
+
+_EXPECTED = {
+    "int_type": "a whole number",
+    "int_parsing": "a whole number",
+    "int_from_float": "a whole number",
+    "float_type": "a number",
+    "float_parsing": "a number",
+    "bool_type": "true or false",
+    "bool_parsing": "true or false",
+    "string_type": "text",
+    "model_type": "a mapping of fields",
+    "model_attributes_type": "a mapping of fields",
+    "dict_type": "a mapping",
+    "tuple_type": "a list",
+}
+"""What a kind of pydantic's error stands for."""
+
+
+def _expected(message: str) -> str:
+    message = message.removeprefix("Input should be ")
+    size = re.fullmatch(r"Tuple should have (at (?:least|most) \d+ items?) after validation, not .*", message)
+    pattern = re.fullmatch(r"String should match pattern '(.*)'", message)
+    return size[1] if size else f"text that matches {pattern[1]}" if pattern else message
+
+
+def _parts(document: Document, problem: _Problem) -> Iterator[_Problem]:
+    """The contradictions that a validator reported together, each with the field that it names."""
+    lines = problem.message.split("\n")
+    for line in lines:
+        field = re.match(r"([a-z_]+(?:\.[a-z0-9_+-]+)*): ", line)
+        if field is None or problem.rank != VALUE or problem.place.endswith("exit_text"):
+            yield _Problem(problem.rank, problem.place, problem.line, line)
+            continue
+        inside = "" if field[1].startswith("stages") or problem.place == "recipe" else f"{problem.place}."
+        at = _locate(document.value, f"{inside}{field[1]}")
+        yield _Problem(VALUE, f"{inside}{field[1]}", document.line(at), line[field.end() :])
+
+
+def _locate(raw: Any, place: str) -> tuple[str | int, ...]:
+    """The path of a place such as `stages.sft.lora.dropout`."""
+    path: tuple[str | int, ...] = ()
+    for part in place.split("."):
+        step = _step(raw, part)
+        if step is None:
+            break
+        path, raw = (*path, step), raw[int(step)] if isinstance(raw, list) else _get(raw, step)
+    return path
+
+
+def _shown(value: Any) -> str:
+    """A value in a message: containers by their kind, texts cut."""
+    if isinstance(value, dict):
+        return "a mapping"
+    if isinstance(value, list | tuple):
+        return f"a list of {len(value)}"
+    return "nothing" if value is None else f"{value!r:.80}"
+
+
 def _unknown(field: str, path: Sequence[int | str]) -> str:
-    """A hint for an unknown field: the nearest one of its own part, or the part where it belongs."""
+    """A hint for an unknown field: the nearest ones of its own part, or the part where it belongs."""
     part = next((_PARTS[str(key)] for key in reversed(path) if key in _PARTS), Recipe)
     for key, other in _PARTS.items():
-        if field in _fields(other) and key in _fields(part):
+        if american(field) in _fields(other) and key in _fields(part):
             return f"it belongs under {key}: {key}.{field}"
-    return _nearest(field, _fields(part))
-
-
-def _first(error: ValidationError) -> str:
-    """The first complaint, in words: field, what was found, what was expected."""
-    complaint = error.errors()[0]
-    where = ".".join(str(part) for part in complaint["loc"]) or "recipe"
-    if complaint["type"] == "extra_forbidden":
-        return f"{where}: unknown field; {_unknown(str(complaint['loc'][-1]), complaint['loc'][:-1])}"
-    if complaint["type"] == "missing":
-        return f"{where}: is missing"
-    return f"{where}: {complaint['msg'].removeprefix('Value error, ')}; found {complaint['input']!r}"[:400]
+    return nearest(field, _fields(part), "docs/recipe.md lists the fields")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from importlib import import_module
 from typing import Any
 
@@ -46,18 +46,42 @@ BENCHMARKS: dict[str, str] = {
 """name → "module:function"; the function takes (n, seed) and returns a list of `Problem`."""
 
 
-def nearest(name: str, known: Iterable[str]) -> str:
-    """A hint for a message: the closest known name, and all of them."""
+LISTED = {"benchmark": "`xreasoner benches` lists them", "data source": "docs/cli.md lists them"}
+"""Where all names of a kind are listed."""
+
+
+def nearest(name: str, known: Iterable[str], listed: str = "") -> str:
+    """A hint for a message: up to three close names, and how to see all of them.
+
+    Args:
+        name: what was found.
+        known: the names that are accepted.
+        listed: where all names are listed, such as "`xreasoner benches` lists them"; short lists are shown whole.
+    """
     names = sorted(known)
-    close = difflib.get_close_matches(name, names, n=1)
-    hint = f"did you mean {close[0]!r}? " if close else ""
-    return f"{hint}known: {', '.join(names)}"
+    by_case = [each for each in names if each.casefold() == name.casefold()]
+    close = list(dict.fromkeys([*by_case, *difflib.get_close_matches(name, names, n=3)]))[:3]
+    if close:
+        hint = f"did you mean {_either([repr(each) for each in close])}?"
+        return f"{hint} {listed}".rstrip() if listed and len(names) > FEW else hint
+    if len(names) <= FEW or not listed:
+        shown = names if len(names) <= FEW else difflib.get_close_matches(name, names, n=3, cutoff=0.0)
+        return f"expected {_either(shown)}" if len(names) <= FEW else f"such as {_either(shown)}"
+    return listed
+
+
+FEW = 12
+"""Names that a message lists whole."""
+
+
+def _either(names: Sequence[str]) -> str:
+    return " or ".join(filter(None, (", ".join(names[:-1]), *names[-1:])))
 
 
 def resolve(table: dict[str, str], kind: str, name: str) -> Callable[..., Any]:
     """The function behind a registered name. Raises `UserError` with the nearest name for an unknown one."""
     if name not in table:
-        raise UserError(f"unknown {kind} {name!r}; {nearest(name, table)}")
+        raise UserError(f"unknown {kind} {name!r}; {nearest(name, table, LISTED.get(kind, ''))}")
     module, function = table[name].split(":")
     found: Callable[..., Any] = getattr(import_module(module), function)
     return found

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy.stats import bootstrap, norm, t
 
 from xreasoner.benchmarks import statistics
 
@@ -97,12 +99,110 @@ def test_the_tests_agree_with_scipy_and_statsmodels() -> None:
     assert bootstrap.high == pytest.approx(0.285, abs=0.0051)
 
 
+def _mathverse_like(rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray, float]:
+    """788 problems in five versions: a problem is easy or hard in all of them."""
+    ease_C = rng.beta(0.5, 0.5, size=788)
+    return (rng.random((788, 5)) < ease_C[:, None]).ravel().astype(float), np.repeat(np.arange(788), 5), 0.5
+
+
+def _slake_like(rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray, float]:
+    """96 images with about eleven questions each: what cannot be seen in an image fails several of them."""
+    sizes_C = rng.integers(6, 17, size=96)
+    ease_N = np.repeat(rng.beta(2.0, 1.0, size=96), sizes_C)
+    return (rng.random(len(ease_N)) < ease_N).astype(float), np.repeat(np.arange(96), sizes_C), 2 / 3
+
+
+@pytest.mark.parametrize("draw", [_mathverse_like, _slake_like])
+def test_clustered_intervals_cover_the_truth_about_as_often_as_they_say(draw: Any) -> None:
+    """Intervals by item, on the same data, do not."""
+    rng, by_cluster, by_item, rounds = np.random.default_rng(11), 0, 0, 1500
+    for _ in range(rounds):
+        correct, clusters, truth = draw(rng)
+        found = statistics.accuracy(correct, clusters.tolist(), resamples=600)
+        by_cluster += found.low <= truth <= found.high
+        alone = statistics.wilson(correct.sum(), len(correct))
+        by_item += alone.low <= truth <= alone.high
+    assert 0.93 <= by_cluster / rounds <= 0.97
+    assert by_item / rounds < 0.85
+
+
+def test_the_clustered_bootstrap_is_scipys() -> None:
+    rng = np.random.default_rng(4)
+    correct, clusters, _ = _slake_like(rng)
+    sums, counts = statistics.by_cluster(correct, clusters.tolist())
+    theirs = bootstrap(
+        (sums, counts),
+        lambda s, c, axis: s.sum(axis=axis) / c.sum(axis=axis),
+        paired=True,
+        vectorized=True,
+        method="percentile",
+        confidence_level=1 - 2 * float(norm.cdf(t.ppf(0.025, 95) * math.sqrt(96 / 95))),
+        n_resamples=20_000,
+        rng=1,
+    )
+    ours = statistics.accuracy(correct, clusters.tolist(), resamples=20_000)
+    assert ours.low == pytest.approx(theirs.confidence_interval.low, abs=0.002)
+    assert ours.high == pytest.approx(theirs.confidence_interval.high, abs=0.002)
+
+
+def test_paired_tests_by_cluster_keep_their_level() -> None:
+    """Two models that are equally good, right and wrong on whole images: McNemar's test by item rejects too often."""
+    rng, by_cluster, by_item, rounds = np.random.default_rng(6), 0, 0, 300
+    for _ in range(rounds):
+        clusters = np.repeat(np.arange(60), 8)
+        shift = np.repeat(rng.integers(-1, 2, size=60), 8) * (rng.random(480) < 0.8)
+        after, before = (shift > 0).astype(float), (shift < 0).astype(float)
+        by_cluster += statistics.sign_flips(after, before, clusters.tolist(), resamples=499) <= 0.05
+        by_item += statistics.mcnemar(after, before) <= 0.05
+    assert by_cluster / rounds < 0.09
+    assert by_item / rounds > 0.3
+
+
+def test_design_effect_of_copies_and_of_independent_results() -> None:
+    rng = np.random.default_rng(8)
+    values = rng.integers(0, 2, size=300).astype(float)
+    copies = np.repeat(values, 5)
+    assert statistics.design_effect(copies, np.repeat(np.arange(300), 5).tolist()) == pytest.approx(5, rel=0.01)
+    assert statistics.design_effect(values, list(range(300))) == pytest.approx(1, abs=0.01)
+    assert statistics.design_effect([1.0] * 9, [0, 1, 2] * 3) == 1
+    single = statistics.detectable_paired(1500, 0.2)
+    clustered = statistics.detectable_paired(1500, 0.2, clusters=300, design=5.0)
+    assert clustered == pytest.approx(single * math.sqrt(5))
+    with pytest.raises(ValueError, match="clusters"):
+        statistics.detectable_paired(10, 0.2, clusters=11)
+
+
+def test_a_macro_mean_weighs_benchmarks_alike() -> None:
+    rng = np.random.default_rng(9)
+    large, small = (rng.random(2000) < 0.8).astype(float), (rng.random(100) < 0.2).astype(float)
+    values, strata = np.concatenate([large, small]), ["large"] * 2000 + ["small"] * 100
+    found = statistics.macro_mean(values, list(range(2100)), strata)
+    assert found.value == pytest.approx((large.mean() + small.mean()) / 2)
+    half = 1.96 * math.sqrt(large.var() / 2000 + small.var() / 100) / 2
+    assert found.low == pytest.approx(found.value - half, abs=0.006)
+    assert found.high == pytest.approx(found.value + half, abs=0.006)
+    one = statistics.macro_mean(small, list(range(100)), ["small"] * 100)
+    assert one == pytest.approx(statistics.paired_difference(small, np.zeros(100), list(range(100))))
+    alike = statistics.macro_mean([1.0] * 8, list(range(8)), ["a"] * 4 + ["b"] * 4)
+    assert alike.low < 0.8
+
+
+def test_wilson_mcnemar_and_holm_by_their_formulas() -> None:
+    z = 1.959963984540054
+    for correct, n in ((0, 3), (7, 9), (400, 1000)):
+        p = correct / n
+        centre = (p + z * z / (2 * n)) / (1 + z * z / n)
+        half = z * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n)) / (1 + z * z / n)
+        assert statistics.wilson(correct, n)[1:] == pytest.approx((max(0, centre - half), centre + half))
+
+
 def test_holm_agrees_with_statsmodels_and_orders() -> None:
     assert statistics.holm([0.01, 0.04, 0.03, 0.005, 0.2]) == pytest.approx([0.04, 0.09, 0.09, 0.025, 0.2])
     assert statistics.holm([]) == []
     assert statistics.holm([0.9, 0.8]) == [1.0, 1.0]
 
 
+@settings(deadline=None, max_examples=15)
 @given(st.lists(st.floats(0, 1), min_size=1, max_size=20))
 def test_holm_never_lowers_and_keeps_the_order(p_values: list[float]) -> None:
     adjusted = statistics.holm(p_values)
@@ -177,7 +277,7 @@ def test_detectable_difference_is_detected_about_as_often_as_it_says() -> None:
 def test_wrong_inputs_are_refused() -> None:
     with pytest.raises(ValueError, match="pairs"):
         statistics.paired_difference([1, 0], [1], ["a", "b"])
-    with pytest.raises(ValueError, match="as many as items"):
+    with pytest.raises(ValueError, match="one cluster a value"):
         statistics.accuracy([1, 0], ["a"])
     with pytest.raises(ValueError, match="level"):
         statistics.wilson(1, 2, level=95)

@@ -6,6 +6,8 @@ from typing import Any
 
 import pytest
 
+from xreasoner.benchmarks.samples import majority
+from xreasoner.benchmarks.store import cluster_of
 from xreasoner.benchmarks.summary import (
     budgets,
     exits,
@@ -145,8 +147,8 @@ def test_every_comparison_has_a_p_and_holms() -> None:
     sampled = [row(i, (i + s) % 3 > 0, sample=s) for i in range(12) for s in range(3)]
     found = gains({"base": rows("0" * 12), "sft": rows("1" * 12), "sft+rl": sampled})
     tests = {(g["after"], g["before"]): g["test"] for g in found}
-    assert tests == {("sft", "base"): "McNemar, exact", ("sft+rl", "base"): "sign flips by item",
-                     ("sft+rl", "sft"): "sign flips by item"}  # fmt: skip
+    assert tests == {("sft", "base"): "McNemar, exact", ("sft+rl", "base"): "sign flips by cluster",
+                     ("sft+rl", "sft"): "sign flips by cluster"}  # fmt: skip
     assert found[0]["p"] == pytest.approx(2 / 2**12)
     assert min(g["p_holm"] for g in found) == pytest.approx(3 * min(g["p"] for g in found))
     assert all(g["p"] <= g["p_holm"] <= 1 for g in found)
@@ -168,3 +170,86 @@ def test_the_summary_holds_all_of_it() -> None:
     }
     assert found["cells"]["sft"]["image/general"]["blind"] == 0.5
     assert [entry["stage"] for entry in found["parsers"]] == ["base", "sft"]
+
+
+def test_items_of_one_cluster_are_one_piece_of_evidence() -> None:
+    """Five versions of each problem, right or wrong together."""
+    base = [row(i, False, cluster=str(i // 5)) for i in range(40)]
+    sft = [row(i, i // 5 < 5, cluster=str(i // 5)) for i in range(40)]
+    (entry,) = [e for e in gains({"base": base, "sft": sft}) if e["kind"] == "cell"]
+    alone = [[{**r, "cluster": r["id"]} for r in rows] for rows in (base, sft)]
+    (single,) = [e for e in gains({"base": alone[0], "sft": alone[1]}) if e["kind"] == "cell"]
+    assert (entry["n"], entry["clusters"], entry["test"]) == (40, 8, "sign flips by cluster")
+    assert entry["p"] == pytest.approx(2 / 2**5, abs=0.02)  # five problems gained, not 25 items
+    assert single["p"] < 1e-6
+    assert entry["high"] - entry["low"] > 2 * (single["high"] - single["low"])
+    assert entry["detectable"] > 1.5 * single["detectable"]
+    described = summary_of({"sft": sft})["cells"]["sft"]["image/general"]
+    assert described["clusters"] == 8
+
+
+def test_rows_written_before_clusters_are_clustered_by_their_images() -> None:
+    def old(item: int, bench: str) -> Row:
+        return row(item, True, bench=bench, picture_hashes=["x"])
+
+    assert cluster_of(old(1, "slake")) == "x"
+    assert cluster_of(old(1, "tiny-image-general")) == "1"
+    assert cluster_of({**old(1, "slake"), "cluster": "c"}) == "c"
+
+
+def declared(bench: str, domain: str, right: str, **more: Any) -> list[Row]:
+    return rows(right, bench=bench, domain=domain, modality="text", **more)
+
+
+def test_a_cell_is_the_mean_of_disjoint_benchmarks() -> None:
+    """Three of MMLU-Pro's items are its health items, measured as a benchmark of their own as well."""
+    results = [
+        *declared("mmlu-pro", "general", "0001111111"),
+        *declared("gsm8k", "general", "10"),
+        *declared("mmlu-pro-health", "clinical", "000"),
+        *declared("medqa", "clinical", "1111"),
+        *declared("medqa-5", "clinical", "0000"),
+    ]
+    cells = summary_of({"base": results})["cells"]["base"]
+    assert (cells["text/general"]["accuracy"], cells["text/general"]["n"]) == (0.75, 9)  # (7 of 7, and 1 of 2) / 2
+    assert (cells["text/clinical"]["accuracy"], cells["text/clinical"]["n"]) == (0.5, 7)
+    after = [{**r, "correct": True} for r in results]
+    (gain, *_) = [e for e in gains({"base": results, "sft": after}) if e["cell"] == "text/general"]
+    assert gain["difference"] == pytest.approx(0.25)
+
+
+def test_a_ratio_has_one_control_above_and_below() -> None:
+    """base is better at images, base-direct at text; together base-direct is."""
+    sides = {"base": ("1100", "0000"), "base-direct": ("1000", "1110"), "sft": ("1111", "1111")}
+    results = {
+        stage: [*rows(image, stage=stage), *rows(text, stage=stage, bench="tiny-text-general")]
+        for stage, (image, text) in sides.items()
+    }
+    (ratio,) = [e for e in gains(results) if e["kind"] == "ratio"]
+    assert ratio["before"] == "base-direct"
+    assert ratio["ratio"] == pytest.approx(0.75 / 0.25)
+
+
+def test_missed_items_are_the_same_for_every_stage() -> None:
+    base = [*rows("1111", stage="base"), *rows("1000", stage="base", condition="blind")]
+    sft = [*rows("1111"), *rows("0100", condition="blind")]
+    assert [entry["missed"]["n"] for entry in sight({"base": base, "sft": sft})] == [2, 2]
+
+
+def test_more_blind_samples_do_not_change_what_is_solvable_without_the_image() -> None:
+    def blind(marks: str) -> list[Row]:
+        return [
+            row(0, mark == "1", sample=s, condition="blind", temperature=1.0, sampling="t")
+            for s, mark in enumerate(marks)
+        ]
+
+    assert text_solvable({"base": blind("111")}) == text_solvable({"base": blind("11100")})
+
+
+def test_votes_go_to_answers_and_not_to_spellings() -> None:
+    def reply(sample: int, answer: str, right: bool) -> Row:
+        return row(0, right, sample=sample, answer_type="number", normalised=answer, extracted=answer, question="?")
+
+    votes = [reply(0, "1", True), reply(1, "1", True), reply(2, "8", False), reply(3, "8.0", False)]
+    assert majority([*votes, reply(4, "8.00", False)]) == 0
+    assert majority([*votes, reply(4, "9", False)]) == 0.5

@@ -10,9 +10,9 @@ from typing import Any
 
 import pytest
 
+from xreasoner.data.dataset_files import Table
 from xreasoner.data.decontamination import decontaminate, words
 from xreasoner.data.public import orz
-from xreasoner.data.tables import Table
 from xreasoner.errors import DataError, UserError
 from xreasoner.problem import Problem
 

@@ -121,7 +121,7 @@ def test_a_stopped_run_goes_on_and_another_one_is_refused(tmp_path: Path) -> Non
     with pytest.raises(UserError, match=r"another run \(teacher differ"):
         run(Written(REPLIES), out, teacher="another")
     journal.write_bytes(journal.read_bytes().replace(b'{"id"', b'"id"', 1))
-    with pytest.raises(DataError, match=r"chains\.jsonl\.samples: holds a line that is not JSON .* delete that line"):
+    with pytest.raises(DataError, match=r"chains\.jsonl\.samples:2: not JSON.*; delete that line"):
         run(Written(REPLIES), out)
 
 

@@ -6,12 +6,9 @@ from collections import Counter
 from typing import Any
 
 import pytest
-import torch
-from torch import Tensor
 
 from xreasoner.data import packing
 from xreasoner.data.sources import Example
-from xreasoner.errors import TrainingError
 from xreasoner.models.loading import Loaded
 from xreasoner.problem import Problem
 from xreasoner.prompts import render
@@ -86,18 +83,3 @@ def test_chunks_hold_the_limit_and_lose_nothing() -> None:
     parts = list(packing.chunks(range(6), lengths, 100))
     assert sorted(i for part in parts for i in part) == list(range(6))
     assert all(len(part) * max(lengths[i] for i in part) <= 100 for part in parts if len(part) > 1)
-
-
-def test_rows_alone_equal_rows_batched(loaded: Loaded, monkeypatch: pytest.MonkeyPatch) -> None:
-    examples = [Example(PROBLEM, "<answer>2</answer> " * k) for k in (1, 4, 9)]
-    items, _ = packing.tokenise(loaded, examples, "brief", 500, "drop", "")
-    assert packing.alone_equals_batched(loaded, items) < 1e-4
-
-    def seen_by_all(model: Any, ids_BT: Tensor) -> Tensor:
-        mask = torch.zeros(len(ids_BT), 1, ids_BT.shape[1], ids_BT.shape[1])
-        hidden: Tensor = model.model.language_model(input_ids=ids_BT, attention_mask=mask).last_hidden_state
-        return hidden
-
-    monkeypatch.setattr(packing, "hidden_states", seen_by_all)  # the leak: a mask that hides nothing, not even pads
-    with pytest.raises(TrainingError, match="do not equal"):
-        packing.alone_equals_batched(loaded, items)

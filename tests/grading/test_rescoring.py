@@ -49,15 +49,16 @@ def test_bad_lines_are_reported_and_do_not_stop_the_rest(tmp_path: Path, capfd: 
         {**GOOD, "response": "A", "k": "\ud800"},
     ]
     out = tmp_path / "out.jsonl"
-    assert cli.run(["grade", str(write(tmp_path / "in.jsonl", *rows)), "--out", str(out)]) == 1
+    assert cli.run(["grade", str(write(tmp_path / "in.jsonl", *rows)), "--out", str(out)]) == 2
     found = graded(out)
-    assert [row["outcome"] for row in found] == ["correct", *["error"] * 12, "wrong"]
+    assert [row["outcome"] for row in found] == ["correct", *["error"] * 12]  # a blank line is no row, as everywhere
     assert not any(row["correct"] for row in found[1:])
     said = capfd.readouterr().err.splitlines()
-    assert [int(line.split(":")[1]) for line in said[:-1]] == list(range(2, 14))
-    assert "did you mean 'mcq'?" in said[3]
-    assert "may count from 0 or from 1" in said[5]
-    assert said[-1] == "1 of 14 correct (7.1 %); 12 lines could not be judged"
+    assert [int(line.split(":")[1]) for line in said[:-1]] == [2, *range(4, 15)]
+    assert "did you mean 'mcq'?" in said[2]
+    assert "may count from 0 or from 1" in said[4]
+    assert "half of a surrogate pair" in said[11]
+    assert said[-1] == "1 of 13 correct (7.7 %); 12 lines could not be judged"
 
 
 def test_the_screen_is_the_output_when_none_is_named(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:

@@ -1,7 +1,7 @@
 """Our losses beside TRL's own code, on the same tensors: loss and gradient.
 
-TRL lives in an environment of its own (`make test-trl`); elsewhere these tests are skipped. TRL's `_compute_loss` runs
-as it is; only the model's log-probabilities are given to it.
+TRL lives in an environment of its own (`make test-trl`); elsewhere these tests are not collected. TRL's `_compute_loss`
+runs as it is; only the model's log-probabilities are given to it.
 """
 
 from __future__ import annotations
@@ -14,12 +14,10 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from trl import GRPOTrainer
+from trl.trainer.utils import nanstd
 
 from xreasoner.training import losses
-
-trl = pytest.importorskip("trl", reason="TRL lives in an environment of its own: make test-trl")
-from trl import GRPOTrainer  # noqa: E402
-from trl.trainer.utils import nanstd  # noqa: E402
 
 B, T, GROUP, LONGEST = 8, 11, 4, 16
 LOSS_TYPES = {"token": "dapo", "sequence": "grpo", "constant": "dr_grpo"}

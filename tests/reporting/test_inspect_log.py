@@ -64,7 +64,7 @@ def test_only_the_stages_asked_for_are_written(run: Path, tmp_path: Path) -> Non
         write_logs([tmp_path / "nothing"], tmp_path)
 
 
-@pytest.mark.skipif(not PEERS.exists(), reason="needs Inspect AI in an environment of its own (make peers)")
+@pytest.mark.peers
 def test_inspects_own_reader_opens_the_logs(run: Path, tmp_path: Path) -> None:
     files = write_logs([run], tmp_path)
     result = subprocess.run([PEERS, "-c", READER, tmp_path], capture_output=True, text=True, check=False, timeout=200)

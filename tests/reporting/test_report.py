@@ -16,6 +16,7 @@ from typing import Any
 
 import pytest
 from fabricated_run import CELLS, STAGES, fabricate, write_json, write_lines
+from helpers.browser import launch_chromium
 from huggingface_hub import EvalResult, ModelCard
 from PIL import Image
 
@@ -445,25 +446,14 @@ def test_the_model_card_is_read_by_the_hubs_own_library(run: Path, html: str) ->
     assert len(found) == sum(len(summary[group]["sft+rl"]) for group in ("cells", "perception", "benchmarks"))
 
 
-CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-ARGUMENTS = [
-    "--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking",
-    "--disable-component-update", "--disable-sync",
-]  # fmt: skip
 READY = "html[data-ready]"
 """A selector: the page's policy forbids the eval by which `wait_for_function` asks a second time."""
 
 
 @pytest.fixture
 def browser() -> Iterator[Any]:
-    """Chromium as the machine has it (apt-get install chromium), driven by Playwright."""
-    playwright = pytest.importorskip("playwright.sync_api")
-    if CHROMIUM is None:
-        pytest.skip("needs Chromium (apt-get install chromium) to lay the page out")
-    with playwright.sync_playwright() as driver:
-        chromium = driver.chromium.launch(executable_path=CHROMIUM, args=ARGUMENTS)
-        yield chromium
-        chromium.close()
+    with launch_chromium() as browser:
+        yield browser
 
 
 @contextmanager

@@ -10,29 +10,19 @@ from typing import Any
 
 import numpy as np
 import pytest
+from helpers.browser import launch_chromium
 from PIL import Image
-from playwright.sync_api import Browser, Page, Playwright, expect, sync_playwright
+from playwright.sync_api import Browser, Page, expect
 from serving.background import QUESTION, Background
 
 from xreasoner.reasoner import Reasoner
 from xreasoner.tiny.benchmarks import cell
 
-CHROMIUM = Path("/usr/bin/chromium")
-ARGS = [
-    *("--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run"),
-    *("--disable-background-networking", "--disable-component-update", "--disable-sync"),
-]
-pytestmark = pytest.mark.skipif(not CHROMIUM.exists(), reason="no Chromium here; apt-get install chromium")
-
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
-    with sync_playwright() as playwright:
-        yield _launched(playwright)
-
-
-def _launched(playwright: Playwright) -> Browser:
-    return playwright.chromium.launch(executable_path=str(CHROMIUM), args=ARGS)
+    with launch_chromium() as browser:
+        yield browser
 
 
 @pytest.fixture

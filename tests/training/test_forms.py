@@ -21,11 +21,12 @@ from xreasoner.models.loading import Loaded, load
 from xreasoner.models.lora import adapt, merged
 from xreasoner.recipe import LoRA, RLStage, SFTStage
 from xreasoner.training import losses, rl
-from xreasoner.training.common import Learner, make_optimiser, ready, update
+from xreasoner.training.common import Learner, StepContext, make_optimiser, ready, update
 from xreasoner.training.rollouts import Asking
 from xreasoner.training.run import rl_data, run_stage
 from xreasoner.training.sft import _accumulate, train_sft
 
+CONTEXT = StepContext("stage", 1, Path())
 ROWS = [Tokens(tuple(range(30, 30 + length)), length // 3) for length in (9, 40, 21, 33, 12, 27, 60, 15)]
 
 
@@ -206,7 +207,7 @@ def test_places_of_groups_that_teach_nothing_are_filled_again(
         assert (found["zero_variance"], found["groups"]) == (1.0, 3 * (1 + refills))
         learner = ready(stage, loaded)
         optimiser = make_optimiser(learner.model, stage.optimiser)
-        assert rl.improve(stage, learner, optimiser, rollouts, engine.banned, 1e-3, Random(0), tmp_path) == {}
+        assert rl.improve(stage, learner, optimiser, rollouts, engine.banned, 1e-3, Random(0), CONTEXT) == {}
 
 
 @pytest.mark.parametrize("policy", ["keep", "mask", "penalise"])
@@ -266,8 +267,8 @@ def test_half_precision_keeps_masters_and_moments_whole(random_folder: Path, tmp
         freeze(loaded.model)
         learner = ready(stage, loaded)
         optimiser = make_optimiser(loaded.model, stage.optimiser)
-        found.append(_accumulate(stage, learner, ROWS, tmp_path)["loss"])
-        update(optimiser, 1e-4, 1.0, tmp_path, None)
+        found.append(_accumulate(stage, learner, ROWS, CONTEXT)["loss"])
+        update(loaded.model, optimiser, 1e-4, 1.0, CONTEXT, (), None)
         kinds = {parameter.dtype for parameter in loaded.model.parameters()}
         kinds |= {state["exp_avg"].dtype for state in optimiser.state.values()}
         assert kinds == {torch.float32}

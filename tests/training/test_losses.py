@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -27,8 +28,11 @@ def test_clipping_has_two_epsilons() -> None:
     # A = 1: min(1.5, 1.28) and min(0.5, 0.8); A = −1: min(−1.5, −1.28) and min(−0.5, −0.8)
     torch.testing.assert_close(loss, torch.tensor([[-1.28, -0.5], [1.5, 0.8]]))
     mask = torch.ones(2, 2, dtype=torch.bool)
-    assert losses.clip_shares(ratio, torch.tensor([1.0, -1.0]), mask, 0.2, 0.28) == (0.25, 0.25)
-    assert losses.clip_shares(ratio, torch.tensor([0.0, -1.0]), mask, 0.2, 0.28) == (0.25, 0.0)
+    objective = losses.Objective(low=0.2, high=0.28, dual_clip=1.4)
+    shares = losses.clip_shares(ratio, torch.tensor([1.0, -1.0]), mask, objective)
+    assert shares == {"clip_low": 0.25, "clip_high": 0.25, "clip_dual": 0.25}
+    shares = losses.clip_shares(ratio, torch.tensor([0.0, -1.0]), mask, objective)
+    assert shares == {"clip_low": 0.25, "clip_high": 0.0, "clip_dual": 0.25}
 
 
 def test_aggregations() -> None:
@@ -51,13 +55,54 @@ def test_kl_estimators() -> None:
 
 def test_the_estimators_agree_with_the_true_divergence() -> None:
     generator = torch.Generator().manual_seed(0)
-    policy, reference = (torch.log_softmax(torch.randn(5, generator=generator), -1) for _ in range(2))
+    # near enough that no token's k3 is above its cap, which would bias it
+    policy, reference = (torch.log_softmax(0.7 * torch.randn(5, generator=generator), -1) for _ in range(2))
+    assert losses.kl(policy, reference, "k3").max() < losses.KL_CAP
     drawn = torch.multinomial(policy.exp(), 200_000, replacement=True, generator=generator)
     true = (policy.exp() * (policy - reference)).sum()
     for estimator in ("k1", "k3"):
         torch.testing.assert_close(
             losses.kl(policy[drawn], reference[drawn], estimator).mean(), true, rtol=0.02, atol=0
         )
+
+
+@pytest.mark.parametrize("estimator", ["k1", "k2", "k3"])
+def test_the_kl_terms_gradient_is_that_of_the_true_divergence(estimator: Any) -> None:
+    """On the policy's own samples; that of −log π_ref + log π itself would be 0 on average."""
+    generator = torch.Generator().manual_seed(0)
+    logits = (0.5 * torch.randn(5, generator=generator, dtype=torch.float64)).requires_grad_()
+    reference = torch.log_softmax(0.5 * torch.randn(5, generator=generator, dtype=torch.float64), -1)
+    logprob = torch.log_softmax(logits, -1)
+    # the expectation over samples: each token's term weighed by its probability, which itself has no gradient here
+    (logprob.exp().detach() * losses.kl(logprob, reference, estimator)).sum().backward()
+    found, logits.grad = logits.grad, None
+    (logits.log_softmax(-1).exp() * (logits.log_softmax(-1) - reference)).sum().backward()
+    assert found is not None
+    assert logits.grad is not None
+    assert logits.grad.abs().max() > 0.05
+    if estimator == "k3":  # of the KL in the other direction: alike near each other, not equal
+        assert torch.cosine_similarity(found, logits.grad, dim=0) > 0.9
+    else:
+        torch.testing.assert_close(found, logits.grad)
+
+
+def test_k3_is_at_most_ten_a_token() -> None:
+    logprob = torch.tensor([-5.0, -1.0, 0.0], requires_grad=True)
+    found = losses.kl(logprob, torch.tensor([0.0, 0.0, -40.0]), "k3")
+    torch.testing.assert_close(found.detach(), torch.tensor([10.0, math.e - 2, 10.0]))
+    found.sum().backward()
+    assert logprob.grad is not None
+    assert logprob.grad.isfinite().all()
+
+
+def test_the_dual_clip_bounds_the_loss_of_a_negative_advantage() -> None:
+    ratio = torch.tensor([[math.exp(5), 2.0, 0.1], [math.exp(5), 2.0, 0.1]])
+    advantage = torch.tensor([-1.0, 1.0])
+    unbounded = losses.clipped_objective(ratio, advantage, 0.2, 0.28)
+    assert unbounded[0, 0].item() == pytest.approx(148.4, abs=0.1)
+    bounded = losses.clipped_objective(ratio, advantage, 0.2, 0.28, dual_clip=3.0)
+    torch.testing.assert_close(bounded, torch.tensor([[3.0, 2.0, 0.8], [-1.28, -1.28, -0.1]]))
+    assert losses.Objective().dual_clip == 3.0  # on by default
 
 
 def test_ratios_by_token_and_by_their_geometric_mean() -> None:

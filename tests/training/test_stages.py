@@ -24,13 +24,13 @@ from torch.optim.optimizer import register_optimizer_step_post_hook
 from xreasoner.data.packing import hidden_states
 from xreasoner.demo import claim, evaluate_stage
 from xreasoner.engines.torch_engine import TorchEngine
-from xreasoner.errors import RecipeError, TrainingError, UserError
+from xreasoner.errors import NonFiniteError, RecipeError, UserError
 from xreasoner.models.loading import Loaded, load
 from xreasoner.problem import Problem
 from xreasoner.recipe import AdamW, DataEntry, Evaluation, LoRA, Recipe, RLStage, SFTStage, _Part, load_recipe
 from xreasoner.showing import shown
 from xreasoner.training import checkpoints, rl
-from xreasoner.training.common import make_optimiser, rate, ready, uninterrupted
+from xreasoner.training.common import StepContext, make_optimiser, rate, ready, uninterrupted
 from xreasoner.training.rollouts import Asking, Rollout
 from xreasoner.training.run import check, known_sources, rl_data, run_recipe, run_stage, sft_examples
 
@@ -117,7 +117,8 @@ def unbroken(random_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> t
         assert {name for kind, name in read if name in kind.model_fields} == {"kind"}
         next(shown(recipe))  # its title; what else is shown or planned must be read by training too
         run_recipe(recipe, out)
-        run_recipe(other(random_folder, out), out / "other")
+        with pytest.warns(UserWarning, match=r"step 1: no group has both .* replies are truncated: raise thinking_b"):
+            run_recipe(other(random_folder, out), out / "other")
         evaluate_stage(str(out / "rl" / "export"), "rl", recipe.evaluation.base_prompt, recipe.evaluation, out, _show)
     return out, read
 
@@ -288,9 +289,11 @@ def test_the_ratio_starts_at_one(unbroken: tuple[Path, Any], tmp_path: Path, cha
     engine, learner = TorchEngine(loaded), ready(stage, loaded)
     problems, _ = rl_data(stage, 0)
     sampled = Asking(stage, loaded, problems, 0).roll_out(engine, problems[:4], step=0)
-    rollouts = [replace(rollout, reward=float(k % 2)) for k, rollout in enumerate(sampled)]
+    rollouts = [replace(rollout, reward=float(k % 2), accuracy=float(k % 2)) for k, rollout in enumerate(sampled)]
     optimiser = make_optimiser(loaded.model, stage.optimiser)
-    found = rl.improve(stage, learner, optimiser, rollouts, engine.banned, 0.01, Random(0), tmp_path)
+    found = rl.improve(
+        stage, learner, optimiser, rollouts, engine.banned, 0.01, Random(0), StepContext("rl", 1, tmp_path)
+    )
     assert found["grad_norm"] > 0
     assert found["logprob_gap"] < 1e-4
     assert (found["kl"] > 0) == (stage.minibatches == 2)  # one minibatch is scored before the policy has moved
@@ -382,7 +385,7 @@ def test_a_nan_stops_with_its_batch_saved(loaded: Loaded, random_folder: Path, t
     tokens, _ = sft_data(stage, loaded, 0)
     with torch.no_grad():
         loaded.model.model.language_model.norm.weight[0] = torch.nan
-    with pytest.raises(TrainingError, match=r"the loss is nan.*offending-batch\.pt"):
+    with pytest.raises(NonFiniteError, match=r"stage sft, step 1: the loss is not finite.*offending-batch\.pt.*norm"):
         train_sft(stage, ready(stage, loaded), tokens, tmp_path, 0, quiet)
     assert len(torch.load(tmp_path / "offending-batch.pt")) == 4  # 8 examples in two steps of at most 5
 

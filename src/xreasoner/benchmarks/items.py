@@ -25,6 +25,7 @@ _HASHES = re.compile(r"####\s*(-?[\d.,]+)")
 class Item:
     """What a row asks. pictures: as the row has them (bytes, a file's name, …), in the order in which they are shown.
 
+    cluster: the problem of which several items are versions, if any (items about one image are a cluster anyway).
     meta["options_shown"]: the question or the picture shows the options already; the prompt must not print them again.
     """
 
@@ -35,6 +36,7 @@ class Item:
     pictures: tuple[Any, ...] = ()
     family: str = ""
     meta: Mapping[str, Any] = field(default_factory=dict)
+    cluster: str = ""
 
 
 # --- what several schemas share ------------------------------------------------------------------------------------
@@ -243,18 +245,19 @@ def mathvista(row: Row, name: str) -> Item:
 
 def mathverse(row: Row, name: str) -> Item:
     """The question ends with its choices; under Vision Only it is empty, and the picture shows all of it."""
-    family, asked = row["problem_version"], row["question"].strip()
+    family, asked, problem = row["problem_version"], row["question"].strip(), str(row["problem_index"])
     question, options = cut_options(asked, "Choices:")
     if row["question_type"] != "multi-choice":
         kind: AnswerType = "latex"
         question = question or "Answer the question that the picture shows."
-        return Item(question, cleaned_gold(row["answer"]), kind, (), (row["image"],), family)
+        return Item(question, cleaned_gold(row["answer"]), kind, (), (row["image"],), family, cluster=problem)
     hidden = not options
     if hidden:
         options = cut_options(str(row.get("question_for_eval") or ""), "Choices:")[1] or tuple("ABCD")
         question = asked or "Answer the multiple-choice question that the picture shows."
     meta = {"options_shown": True} if hidden else {}
-    return Item(question, label_in(row["answer"], options), "choice", options, (row["image"],), family, meta)
+    gold = label_in(row["answer"], options)
+    return Item(question, gold, "choice", options, (row["image"],), family, meta, cluster=problem)
 
 
 def mathvision(row: Row, name: str) -> Item:

@@ -8,9 +8,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, overload
 
-from xreasoner.benchmarks.files import Folder, Rows, decoded, from_hub, in_folder, is_there
+from xreasoner.benchmarks.item_images import decoded, is_there
 from xreasoner.benchmarks.items import Item
 from xreasoner.benchmarks.table import TABLE, Benchmark
+from xreasoner.data.dataset_files import Folder, LoadedRows, from_hub, in_folder
+from xreasoner.data.readers import ErrorLog
 from xreasoner.errors import DataError, UserError
 from xreasoner.problem import Modality, Problem
 from xreasoner.registry import BENCHMARKS, nearest, resolve
@@ -67,7 +69,7 @@ def default_prompt_of(name: str) -> str:
 class Problems(Sequence[Problem]):
     """The chosen items of a declared benchmark; pictures are read when an item is asked for."""
 
-    def __init__(self, entry: Benchmark, rows: Rows, folder: Folder, places: Sequence[tuple[int, str]]) -> None:
+    def __init__(self, entry: Benchmark, rows: LoadedRows, folder: Folder, places: Sequence[tuple[int, str]]) -> None:
         self.entry, self.rows, self.folder, self.places = entry, rows, folder, places
 
     @property
@@ -97,6 +99,7 @@ class Problems(Sequence[Problem]):
             modality=self.entry.modality,
             source=self.entry.hub or self.entry.name,
             family=item.family,
+            cluster=item.cluster,
             meta=item.meta,
         )
 
@@ -109,10 +112,14 @@ def load(entry: Benchmark, n: int | None, seed: int, data: Path | None = None) -
     kept = _kept(entry, rows)
     for column, wanted in entry.tallies.items():
         values = rows.column(column)
-        _compare(entry, f"column {column!r}", Counter(values[place] for place in kept), wanted)
+        _compare(entry, f"column {column!r}", Counter(str(values[place]) for place in kept), wanted)
     _check_count(entry, len(kept))
     places = list(zip(kept, _ids(entry, rows, kept), strict=True))
-    golds = Counter(_checked(entry, rows, folder, row, name).gold for row, name in places)
+    golds, log = Counter[str](), ErrorLog()
+    for row, name in places:
+        with log.collect():
+            golds[_checked(entry, rows, folder, row, name).gold] += 1
+    log.raise_any()
     if entry.golds:
         _compare(entry, "golds", golds, entry.golds)
     return Problems(entry, rows, folder, _chosen(places, n, seed))
@@ -132,7 +139,7 @@ def _found(entry: Benchmark, data: Path | None) -> tuple[Folder, list[str]]:
     return folder, files
 
 
-def _kept(entry: Benchmark, rows: Rows) -> list[int]:
+def _kept(entry: Benchmark, rows: LoadedRows) -> list[int]:
     """Numbers of the rows that the entry's filter keeps."""
     kept = list(range(len(rows)))
     for column, values in entry.where.items():
@@ -162,7 +169,7 @@ def _compare(entry: Benchmark, what: str, found: Mapping[Any, int], wanted: Mapp
         )
 
 
-def _ids(entry: Benchmark, rows: Rows, kept: Sequence[int]) -> list[str]:
+def _ids(entry: Benchmark, rows: LoadedRows, kept: Sequence[int]) -> list[str]:
     """A name for each item: its id where the data set has one that is no other's, else its row's number."""
     try:
         column = rows.column(entry.id) if entry.id else []
@@ -174,19 +181,20 @@ def _ids(entry: Benchmark, rows: Rows, kept: Sequence[int]) -> list[str]:
     return [str(column[k]) if found[str(column[k])] == 1 else f"{column[k]}-{k}" for k in kept]
 
 
-def _checked(entry: Benchmark, rows: Rows, folder: Folder, row: int, name: str) -> Item:
-    """The item of a row. Raises `DataError` naming the item, for what its function cannot read or a missing picture."""
+def _checked(entry: Benchmark, rows: LoadedRows, folder: Folder, row: int, name: str) -> Item:
+    """The item of a row. Raises `DataError` with its place, for what its function cannot read or a missing image."""
+    where = f"{rows.where(row)}: {entry.name}: item {name}"
     try:
         item = entry.make(rows[row], name)
-    except (ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
-        said = f"no {error}" if isinstance(error, KeyError) else str(error)
-        raise DataError(f"{entry.name}: item {name}: {said}") from None
-    if not item.question.strip():
-        raise DataError(f"{entry.name}: item {name}: the question is empty")
+    except (ValueError, KeyError, TypeError, AttributeError, IndexError, OverflowError) as error:
+        reason = f"no {error}" if isinstance(error, KeyError) else str(error)
+        raise DataError(f"{where}: {reason}") from None
+    if not isinstance(item.question, str) or not item.question.strip():
+        raise DataError(f"{where}: the question is {item.question!r:.100}; expected text")
     missing = next((each for each in item.pictures if not is_there(each, folder)), item)
     if missing is not item:
         raise DataError(
-            f"{entry.name}: item {name}: its picture {str(missing)[:120]!r} is not below {folder.root}"
+            f"{where}: its picture {str(missing)[:120]!r} is not below {folder.root}"
             + (f"; expected it there or in {', '.join(entry.pictures)}" if entry.pictures else "")
         )
     return item

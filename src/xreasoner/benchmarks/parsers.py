@@ -14,7 +14,7 @@ from functools import lru_cache
 from typing import Any
 
 from xreasoner.benchmarks import statistics
-from xreasoner.benchmarks.store import Row
+from xreasoner.benchmarks.store import Row, cluster_of
 from xreasoner.problem import LABELS
 
 OURS = "ours"
@@ -261,7 +261,7 @@ def spread(rows: Sequence[Row]) -> list[dict[str, Any]]:
         members = [row for row in rows if row["answer_type"] in types]
         if members:
             estimate = statistics.accuracy(
-                [row["correct"] for row in members], [(r["bench"], r["id"]) for r in members]
+                [row["correct"] for row in members], [(r["bench"], cluster_of(r)) for r in members]
             )
             ours = {"rule": OURS, "score": estimate.value, "guessed": 0.0, "read": estimate.value, "empty": 0.0}
             rules = [ours, *(_scored(rule, members) for rule in RULES if types & rule.kinds)]

@@ -176,14 +176,20 @@ def _samples(
     for place, other in plan:
         try:
             donor = None if other is None else problems[other]
-            problem = _shown(problems[place], work.base["condition"], donor)
+            own = problems[place]
+            problem = _shown(own, work.base["condition"], donor)
         except DataError as error:
             work.failures.append(str(error))
             continue
-        yield from _samples_of(work, bench, problem)
+        yield from _samples_of(work, bench, problem, _cluster(own))
 
 
-def _samples_of(work: _Work, bench: str, problem: Problem) -> Iterator[tuple[_Sample, Request]]:
+def _cluster(problem: Problem) -> str:
+    """What is drawn independently: the problem's own cluster, else its images (by content), else the item."""
+    return problem.cluster or "+".join(map(picture_hash, problem.images)) or problem.id
+
+
+def _samples_of(work: _Work, bench: str, problem: Problem, cluster: str) -> Iterator[tuple[_Sample, Request]]:
     prompt = prompt_of(bench, problem, work.prompt)
     messages = chat_messages(problem, prompt)
     asked, pictures = prompt_hash(messages), [picture_hash(picture) for picture in problem.images]
@@ -206,7 +212,7 @@ def _samples_of(work: _Work, bench: str, problem: Problem) -> Iterator[tuple[_Sa
             work.done += 1
             continue
         known = {**work.base, "key": key, "sample": k, "sample_seed": sampling.seed, "bench": bench, "prompt": prompt}
-        known |= {"prompt_asked": work.prompt, "prompt_hash": asked, "picture_hashes": pictures}
+        known |= {"prompt_asked": work.prompt, "prompt_hash": asked, "picture_hashes": pictures, "cluster": cluster}
         least, most = work.pixels
         images = work.writer.submit(_save, problem, pictures, work.out)
         yield _Sample(problem, known, images), Request(messages, problem.images, 1, sampling, least, most)

@@ -8,6 +8,8 @@ from math import prod
 from typing import Any
 
 from xreasoner.benchmarks.store import Row
+from xreasoner.grading import judge
+from xreasoner.problem import Problem
 
 _NO_VOTE = ("unparsed", "refused", "truncated", "conflict", "error")
 
@@ -25,16 +27,38 @@ def pass_at(k: int, n: int, right: int) -> float:
 def majority(rows: Sequence[Row]) -> float:
     """1 where the right answer has the most votes, its share of the first place where several have as many, else 0.
 
-    Right samples vote for one answer, whatever way they write it; replies without an answer do not vote.
+    Right samples vote for one answer, whatever way they write it, and so do wrong ones that the grader takes for each
+    other's equal ("8" and "8.0"); replies without an answer do not vote.
     """
-    votes = Counter(_vote(row) for row in rows if row["outcome"] not in _NO_VOTE)
+    votes = _votes([row for row in rows if row["outcome"] not in _NO_VOTE])
     most = max(votes.values(), default=0)
     first = [answer for answer, n in votes.items() if n == most]
     return 1 / len(first) if ("correct",) in first else 0.0
 
 
-def _vote(row: Row) -> tuple[str, ...]:
-    return ("correct",) if row["correct"] else ("wrong", str(row.get("normalised") or row["extracted"]).casefold())
+def _votes(rows: Sequence[Row]) -> Counter[tuple[str, ...]]:
+    """How many samples gave each answer."""
+    votes = Counter[tuple[str, ...]]({("correct",): sum(bool(row["correct"]) for row in rows)})
+    wrong: list[str] = []
+    for row in rows:
+        if not row["correct"]:
+            answer = str(row.get("normalised") or row["extracted"])
+            same = next((other for other in wrong if _equal(row, other, answer)), None)
+            if same is None:
+                wrong.append(answer)
+            votes[("wrong", same if same is not None else answer)] += 1
+    return +votes
+
+
+def _equal(row: Row, one: str, other: str) -> bool:
+    """Whether two answers to a row's question are one answer, by the grader's own comparison."""
+    if one.casefold() == other.casefold():
+        return True
+    kind = row.get("answer_type", "choice")
+    if kind in ("choice", "gym") or not one.strip():
+        return False
+    problem = Problem("vote", row.get("question") or "?", one, kind, meta=row.get("meta") or {})
+    return judge(problem, f"<answer>{other}</answer>").correct
 
 
 def by_item(rows: Sequence[Row]) -> list[list[Row]]:

@@ -98,6 +98,17 @@ def condition_of(row: Row) -> Condition:
     return found
 
 
+def cluster_of(row: Row) -> str:
+    """The name of what was drawn independently, items of one problem or about one image together.
+
+    Rows written before clusters were stored are clustered by their images, those of the embedded world by their ids.
+    """
+    cluster = row.get("cluster")
+    if cluster is None and not row["bench"].startswith("tiny-"):
+        cluster = "+".join(row.get("picture_hashes") or ())
+    return str(cluster or row["id"])
+
+
 def latest(rows: Iterable[Row]) -> list[Row]:
     """One row for each place (stage, benchmark, item, condition, prompt, sample): the last one written."""
     return list({(condition_of(row), *(row.get(name) for name in PLACE)): row for row in rows}.values())

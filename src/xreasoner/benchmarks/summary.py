@@ -2,7 +2,8 @@
 
 A benchmark named `tiny-MODALITY-DOMAIN` is a cell of the transfer matrix, `tiny-read-MODALITY-DOMAIN` measures
 perception in that cell, and any other stands for itself. Where a stage has none of these cells, the declared benchmarks
-that it was measured on make them, all items of a modality and domain together.
+that it was measured on make them: of each modality and domain the mean over its benchmarks (macro-average), in which no
+item counts twice. Inference is by cluster: items of one problem or about one image are one piece of evidence.
 """
 
 from __future__ import annotations
@@ -12,12 +13,12 @@ import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
-from typing import Any
+from typing import Any, NamedTuple
 
 from xreasoner.benchmarks import parsers, statistics
 from xreasoner.benchmarks.samples import by_item, ensemble, majority, pass_at
-from xreasoner.benchmarks.store import Condition, Row, condition_of
-from xreasoner.benchmarks.table import TABLE
+from xreasoner.benchmarks.store import Condition, Row, cluster_of, condition_of
+from xreasoner.benchmarks.table import CONTAINED_IN, TABLE
 
 BASES = ("base", "base-direct")
 REASONERS = ("sft", "sft+rl")
@@ -28,6 +29,16 @@ Item = tuple[str, str]
 """(benchmark, the problem's id)."""
 Place = tuple[str, str]
 """(group, its name there); see `group_of`."""
+
+
+class Score(NamedTuple):
+    """An item's mean correctness, and its cluster."""
+
+    value: float
+    cluster: str
+
+
+Scores = Mapping[Item, Score]
 _CELL = re.compile(r"tiny-(read-)?(text|image)-([a-z]+)")
 
 
@@ -52,14 +63,39 @@ def with_cells(results: Sequence[Row]) -> dict[Place, list[Row]]:
     groups = by_place(results)
     if any(group == "cells" for group, _ in groups):
         return groups
+    counted = _counted_once(results)
     for row in results:
-        if row["bench"] in TABLE:
+        if row["bench"] in TABLE and (row["bench"], row["id"]) in counted:
             groups.setdefault(("cells", f"{row['modality']}/{row['domain']}"), []).append(row)
     return groups
 
 
+def _counted_once(results: Sequence[Row]) -> set[Item]:
+    """The items of declared benchmarks that cells count: of a part and its whole in one cell the whole, in two cells
+    the whole without the part's items."""
+    measured: dict[str, set[str]] = {}
+    for row in results:
+        measured.setdefault(row["bench"], set()).add(row["id"])
+    for part, whole in CONTAINED_IN.items():
+        if part in measured and whole in measured:
+            if TABLE[part].domain == TABLE[whole].domain:
+                measured[part] = set()
+            else:
+                measured[whole] -= measured[part]
+    return {(bench, name) for bench, names in measured.items() for name in names}
+
+
 def _accuracy(rows: Sequence[Row]) -> statistics.Estimate:
-    return statistics.accuracy([row["correct"] for row in rows], [(row["bench"], row["id"]) for row in rows])
+    """Over all rows; of several benchmarks the mean of theirs."""
+    correct, clusters = [row["correct"] for row in rows], [(row["bench"], cluster_of(row)) for row in rows]
+    benches = [row["bench"] for row in rows]
+    if len(set(benches)) == 1:
+        return statistics.accuracy(correct, clusters)
+    return _as_share(statistics.macro_mean(correct, clusters, benches))
+
+
+def _as_share(estimate: statistics.Estimate) -> statistics.Estimate:
+    return estimate._replace(low=max(0.0, estimate.low), high=min(1.0, estimate.high))
 
 
 def _describe(rows: Sequence[Row], blind: Sequence[Row]) -> dict[str, Any]:
@@ -71,6 +107,7 @@ def _describe(rows: Sequence[Row], blind: Sequence[Row]) -> dict[str, Any]:
     described: dict[str, Any] = {
         "accuracy": estimate.value,
         "n": len(rows),
+        "clusters": len({(row["bench"], cluster_of(row)) for row in rows}),
         "low": estimate.low,
         "high": estimate.high,
         "forced": sum(row["exit"] == "forced" for row in rows) / len(rows),
@@ -95,8 +132,9 @@ def _describe(rows: Sequence[Row], blind: Sequence[Row]) -> dict[str, Any]:
 def summarise(results: Sequence[Row]) -> dict[str, dict[str, dict[str, Any]]]:
     """What one stage's results show: {"cells": {CELL: …}, "perception": {CELL: …}, "benchmarks": {NAME: …}}.
 
-    Each entry holds accuracy, n, low, high (95 %), the shares `forced` and `truncated`, mean `thought_tokens`,
-    `outcomes` (counts), `families`, and, where there are blind rows, `blind` (accuracy) with its n and interval.
+    Each entry holds accuracy, n, clusters, low, high (95 %), the shares `forced` and `truncated`, mean
+    `thought_tokens`, `outcomes` (counts), `families`, and, if there are blind rows, `blind` (accuracy) with its n and
+    interval.
     """
     summary: dict[str, dict[str, dict[str, Any]]] = {group: {} for group in GROUPS}
     for (group, name), rows in with_cells(results).items():
@@ -111,38 +149,60 @@ def under(rows: Sequence[Row], condition: Condition) -> list[Row]:
     return [row for row in rows if condition_of(row) == condition]
 
 
-def _by_item(rows: Sequence[Row], condition: Condition = "seen") -> dict[Item, float]:
+def _by_item(rows: Sequence[Row], condition: Condition = "seen") -> dict[Item, Score]:
     """Mean correctness of each item."""
     found: dict[Item, list[bool]] = {}
+    clusters: dict[Item, str] = {}
     for row in rows:
         if condition_of(row) == condition:
-            found.setdefault((row["bench"], row["id"]), []).append(row["correct"])
-    return {item: sum(values) / len(values) for item, values in found.items()}
+            item = row["bench"], row["id"]
+            found.setdefault(item, []).append(row["correct"])
+            clusters.setdefault(item, cluster_of(row))
+    return {item: Score(sum(values) / len(values), clusters[item]) for item, values in found.items()}
 
 
-def _mean(items: Mapping[Any, float]) -> float:
-    return sum(items.values()) / len(items) if items else 0.0
+def _mean(items: Scores) -> float:
+    """Over items; of several benchmarks the mean of theirs."""
+    if not items:
+        return 0.0
+    benches: dict[str, list[float]] = {}
+    for (bench, _), score in items.items():
+        benches.setdefault(bench, []).append(score.value)
+    return sum(sum(values) / len(values) for values in benches.values()) / len(benches)
 
 
-def _difference(after: Mapping[Any, float], before: Mapping[Any, float]) -> dict[str, Any] | None:
+def _difference(after: Scores, before: Scores) -> dict[str, Any] | None:
     """After − before on the items that both have, or None where there are none."""
     shared = [item for item in after if item in before]
     if not shared:
         return None
-    a, b = [after[item] for item in shared], [before[item] for item in shared]
-    estimate = statistics.paired_difference(a, b, shared)
-    binary = all(value in (0.0, 1.0) for value in [*a, *b])
-    discordant = sum(abs(x - y) for x, y in zip(a, b, strict=True)) / len(shared)
+    a, b = [after[item].value for item in shared], [before[item].value for item in shared]
+    clusters, benches = [(item[0], after[item].cluster) for item in shared], [item[0] for item in shared]
+    differences = [x - y for x, y in zip(a, b, strict=True)]
+    several = len(set(benches)) > 1
+    if several:
+        estimate = statistics.macro_mean(differences, clusters, benches)
+    else:
+        estimate = statistics.paired_difference(a, b, clusters)
+    single = len(set(clusters)) == len(shared) and all(value in (0.0, 1.0) for value in [*a, *b]) and not several
+    discordant = sum(map(abs, differences)) / len(shared)
+    n_clusters = len(set(clusters))
     return {
         "n": len(shared),
-        "accuracy_after": sum(a) / len(a),
-        "accuracy_before": sum(b) / len(b),
+        "clusters": n_clusters,
+        "accuracy_after": _mean({item: after[item] for item in shared}),
+        "accuracy_before": _mean({item: before[item] for item in shared}),
         "difference": estimate.value,
         "low": estimate.low,
         "high": estimate.high,
-        "p": statistics.mcnemar(a, b) if binary else statistics.sign_flips(a, b, shared),
-        "test": "McNemar, exact" if binary else "sign flips by item",
-        "detectable": statistics.detectable_paired(len(shared), discordant),
+        "p": statistics.mcnemar(a, b) if single else statistics.sign_flips(a, b, clusters, benches),
+        "test": "McNemar, exact" if single else "sign flips by cluster",
+        "detectable": statistics.detectable_paired(
+            len(shared),
+            discordant,
+            clusters=n_clusters,
+            design=statistics.design_effect(differences, clusters),
+        ),
     }
 
 
@@ -151,13 +211,13 @@ def folder_of(stage: str) -> str:
     return stage.partition("@")[2]
 
 
-def _best_base(stages: Mapping[str, Mapping[Any, float]]) -> str | None:
+def _best_base(stages: Mapping[str, Scores]) -> str | None:
     """The more accurate of the bases that answer directly: the stronger control."""
     bases = [stage for stage in stages if stage.partition("@")[0] in BASES and stages[stage]]
     return max(bases, key=lambda stage: _mean(stages[stage]), default=None)
 
 
-def _pairs(stages: Mapping[str, Mapping[Any, float]], group: str) -> list[tuple[str, str]]:
+def _pairs(stages: Mapping[str, Scores], group: str) -> list[tuple[str, str]]:
     """(after, before) of one place: within each run as `_pairs_within` says, then each run's stage over the first's."""
     folders = dict.fromkeys(folder_of(stage) for stage in stages)
     pairs = []
@@ -172,7 +232,7 @@ def _pairs(stages: Mapping[str, Mapping[Any, float]], group: str) -> list[tuple[
     return pairs
 
 
-def _pairs_within(stages: Mapping[str, Mapping[Any, float]], group: str, suffix: str) -> list[tuple[str, str]]:
+def _pairs_within(stages: Mapping[str, Scores], group: str, suffix: str) -> list[tuple[str, str]]:
     """Each reasoner over the better base (perception: over the base itself), RL over SFT; any other model over that
     base, or, without one, over the first model.
     """
@@ -207,8 +267,9 @@ def gains(results_by_stage: Mapping[str, Sequence[Row]]) -> list[dict[str, Any]]
     """What each stage added, paired on the items.
 
     Entries of kind "cell", "perception" and "benchmark": {"kind", "cell" (or the benchmark's name), "after",
-    "before" (stages), "n", "accuracy_after", "accuracy_before", "difference", "low", "high" (95 %), "p" and "test"
-    (exact McNemar; with several samples an item, sign flips), "p_holm" (Holm's adjustment over all these entries),
+    "before" (stages), "n", "clusters", "accuracy_after", "accuracy_before", "difference", "low", "high" (95 %), "p" and
+    "test" (exact McNemar; with several samples an item or several items a cluster, sign flips by cluster), "p_holm"
+    (Holm's adjustment over all these entries),
     "asked" ("alike", or how temperature and budget differ),
     "detectable" (the smallest difference these items show with power 0.8), and for image cells with blind rows
     "above_blind" (accuracy after − the larger of the accuracy before and the blind floor)}. Entries of kind
@@ -302,15 +363,19 @@ def _estimate(estimate: statistics.Estimate, n: int) -> dict[str, Any]:
     return {"value": estimate.value, "low": estimate.low, "high": estimate.high, "n": n}
 
 
-def _share(items: Mapping[Any, float]) -> dict[str, Any] | None:
+def _share(items: Scores) -> dict[str, Any] | None:
     """Mean over items with its interval: {"value", "low", "high", "n"}."""
     if not items:
         return None
-    values = list(items.values())
-    if all(value in (0.0, 1.0) for value in values):
-        return _estimate(statistics.wilson(sum(values), len(values)), len(values))
-    found = statistics.paired_difference(values, [0.0] * len(values), list(items))
-    return _estimate(found._replace(low=max(0.0, found.low), high=min(1.0, found.high)), len(values))
+    values = [score.value for score in items.values()]
+    clusters, benches = [(item[0], score.cluster) for item, score in items.items()], [item[0] for item in items]
+    if len(set(benches)) > 1:
+        found = statistics.macro_mean(values, clusters, benches)
+    elif len(set(clusters)) == len(values) and all(value in (0.0, 1.0) for value in values):
+        found = statistics.wilson(sum(values), len(values))
+    else:
+        found = statistics.paired_difference(values, [0.0] * len(values), clusters)
+    return _estimate(_as_share(found), len(values))
 
 
 def sight(results_by_stage: Mapping[str, Sequence[Row]]) -> list[dict[str, Any]]:
@@ -318,14 +383,16 @@ def sight(results_by_stage: Mapping[str, Sequence[Row]]) -> list[dict[str, Any]]
 
     Entries: {"group", "name", "stage", and as {"value", "low", "high", "n"} or None: "seen", "blind", "swapped"
     (accuracies), "over_blind", "over_swapped" (seen minus that, paired), "missed" (accuracy with the picture on the
-    items that the same model never gets right without it)}.
+    items that no stage ever gets right without it: the same items for every stage)}.
     """
     found = []
-    for stage, rows in results_by_stage.items():
-        for (group, name), members in by_place(rows).items():
+    places = {stage: by_place(rows) for stage, rows in results_by_stage.items()}
+    unsolved = _never_solved_blind(places)
+    for stage, groups in places.items():
+        for (group, name), members in groups.items():
             seen, blind, swapped = (_by_item(members, condition) for condition in CONDITIONS)
             if seen and (blind or swapped):
-                missed = {item: value for item, value in seen.items() if blind.get(item) == 0}
+                missed = {item: score for item, score in seen.items() if item in unsolved.get((group, name), ())}
                 entry = {"group": group, "name": name, "stage": stage, "seen": _share(seen), "blind": _share(blind)}
                 entry |= {"swapped": _share(swapped), "missed": _share(missed)}
                 entry |= {"over_blind": _over(seen, blind), "over_swapped": _over(seen, swapped)}
@@ -333,7 +400,19 @@ def sight(results_by_stage: Mapping[str, Sequence[Row]]) -> list[dict[str, Any]]
     return found
 
 
-def _over(after: Mapping[Any, float], before: Mapping[Any, float]) -> dict[str, Any] | None:
+def _never_solved_blind(places: Mapping[str, Mapping[Place, Sequence[Row]]]) -> dict[Place, set[Item]]:
+    """Of each place the items that every stage asked there without its picture was asked, and none ever got right."""
+    found: dict[Place, set[Item]] = {}
+    for groups in places.values():
+        for place, members in groups.items():
+            blind = _by_item(members, "blind")
+            if blind:
+                unsolved = {item for item, score in blind.items() if score.value == 0}
+                found[place] = found[place] & unsolved if place in found else unsolved
+    return found
+
+
+def _over(after: Scores, before: Scores) -> dict[str, Any] | None:
     difference = _difference(after, before)
     if difference is None:
         return None
@@ -341,14 +420,16 @@ def _over(after: Mapping[Any, float], before: Mapping[Any, float]) -> dict[str, 
 
 
 def text_solvable(results_by_stage: Mapping[str, Sequence[Row]], samples: int = 3) -> tuple[set[Item], set[Item]]:
-    """(items that can be told, items solved without their picture): those of which some model gave at least so many
-    sampled blind answers, and among them those where all of some model's were right (the paper's filter).
+    """(items that can be told, items solved without their picture): those of which some model gave so many sampled
+    blind answers, and among them those where all of some model's first `samples` were right (the paper's filter).
+
+    Further samples change nothing: a filter of all answers would keep more items the more were drawn.
     """
     asked, solved = set[Item](), set[Item]()
     for rows in results_by_stage.values():
         replies: dict[Item, list[bool]] = {}
         for row in under(rows, "blind"):
-            if row.get("temperature"):
+            if row.get("temperature") and row["sample"] < samples:
                 replies.setdefault((row["bench"], row["id"]), []).append(row["correct"])
         asked |= {item for item, right in replies.items() if len(right) >= samples}
         solved |= {item for item, right in replies.items() if len(right) >= samples and all(right)}
@@ -360,7 +441,7 @@ def solvable(results_by_stage: Mapping[str, Sequence[Row]]) -> list[dict[str, An
     there: {"group", "name", "stage", "all", "kept" (as {"value", "low", "high", "n"})}.
     """
     asked, solved = text_solvable(results_by_stage)
-    found = []
+    found: list[dict[str, Any]] = []
     for stage, rows in results_by_stage.items():
         for (group, name), members in by_place(main_rows(rows)).items():
             seen = {item: value for item, value in _by_item(members).items() if item in asked}
@@ -420,6 +501,7 @@ def sampled(results_by_stage: Mapping[str, Sequence[Row]]) -> list[dict[str, Any
             if (k := together["samples"]) > 1:
                 whole = {(some[0]["bench"], some[0]["id"]): some for some in by_item(members) if len(some) == k}
                 right = {item: sum(bool(row["correct"]) for row in some) for item, some in whole.items()}
+                cluster = {item: cluster_of(some[0]) for item, some in whole.items()}
                 found.append(
                     {
                         "group": group,
@@ -427,10 +509,14 @@ def sampled(results_by_stage: Mapping[str, Sequence[Row]]) -> list[dict[str, Any
                         "stage": stage,
                         "samples": k,
                         "n": len(whole),
-                        "average": _share({item: n / k for item, n in right.items()}),
-                        "majority": _share({item: majority(some) for item, some in whole.items()}),
+                        "average": _share({item: Score(n / k, cluster[item]) for item, n in right.items()}),
+                        "majority": _share(
+                            {item: Score(majority(some), cluster[item]) for item, some in whole.items()}
+                        ),
                         "pass": {
-                            str(few): _share({item: pass_at(few, k, n) for item, n in right.items()})
+                            str(few): _share(
+                                {item: Score(pass_at(few, k, n), cluster[item]) for item, n in right.items()}
+                            )
                             for few in together["pass"]
                         },
                     }
@@ -494,8 +580,8 @@ def _point(budget: int, rows: Sequence[Row]) -> dict[str, Any]:
 
 
 def _ratios(grouped: Mapping[str, Mapping[Place, list[Row]]]) -> list[dict[str, Any]]:
-    """Image gain ÷ text gain over the better base of the same run, or without one over the first model, for each
-    domain and reasoner."""
+    """Image gain ÷ text gain over one control of the same run, or without a base over the first model, for each domain
+    and reasoner. The control is the base with the higher mean of both accuracies: the same one above and below."""
     domains = {name.split("/")[1] for groups in grouped.values() for group, name in groups if group == "cells"}
     reasoners = [stage for name in REASONERS for stage in grouped if stage.partition("@")[0] == name]
     others = [stage for stage in grouped if stage.partition("@")[0] not in (*BASES, *REASONERS)]
@@ -505,25 +591,46 @@ def _ratios(grouped: Mapping[str, Mapping[Place, list[Row]]]) -> list[dict[str, 
             suffix = after.partition("@")[1] + folder_of(after)
             own = {name: groups for name, groups in grouped.items() if folder_of(name) == folder_of(after)}
             own |= {name: grouped[name] for name in BASES if name in grouped and f"{name}{suffix}" not in grouped}
-            image, text = (_gain_over_base(own, f"{modality}/{domain}", after) for modality in ("image", "text"))
-            if image and text:
-                estimate = statistics.gain_ratio(list(image.values()), list(image), list(text.values()), list(text))
-                ratio, low, high = (value if math.isfinite(value) else None for value in estimate)
-                before = "best base" if any(name.partition("@")[0] in BASES for name in own) else others[0]
-                entry = {"kind": "ratio", "cell": domain, "domain": domain, "after": after, "before": before}
-                found.append({**entry, "ratio": ratio, "low": low, "high": high})
+            entry = _ratio(own, domain, after, others)
+            if entry is not None:
+                found.append(entry)
     return found
 
 
-def _gain_over_base(grouped: Mapping[str, Mapping[Place, list[Row]]], cell: str, after: str) -> dict[Any, float]:
-    """after − the better base, or the first model, for each shared item; text and image cells of the embedded world
-    share their scenes, so its items go by their ids alone."""
-    stages = {stage: _by_item(groups.get(("cells", cell), [])) for stage, groups in grouped.items()}
-    before = _best_base(stages) or next((stage for stage in stages if stages[stage]), None)
-    if before in (None, after) or after not in stages:
-        return {}
-    return {
-        item if item[0] in TABLE else item[1]: value - stages[before][item]
-        for item, value in stages[after].items()
-        if item in stages[before]
+def _ratio(
+    grouped: Mapping[str, Mapping[Place, list[Row]]], domain: str, after: str, others: Sequence[str]
+) -> dict[str, Any] | None:
+    """One entry of `_ratios`; None where a side or the control is missing."""
+    scores = {
+        stage: [_by_item(groups.get(("cells", f"{modality}/{domain}"), [])) for modality in ("image", "text")]
+        for stage, groups in grouped.items()
     }
+    both = {stage: sides for stage, sides in scores.items() if all(sides)}
+    bases = [stage for stage in both if stage.partition("@")[0] in BASES]
+    before = max(bases, key=lambda stage: sum(map(_mean, both[stage])), default=next(iter(both), None))
+    if before in (None, after) or after not in both:
+        return None
+    image, text = (_gains_of(a, b) for a, b in zip(both[after], both[before], strict=True))
+    if not image or not text:
+        return None
+    sides = [([score.value for score in gains], [score.cluster for score in gains]) for gains in (image, text)]
+    estimate = statistics.gain_ratio(*sides[0], *sides[1])
+    ratio, low, high = (value if math.isfinite(value) else None for value in estimate)
+    control = before if bases else others[0]
+    entry = {"kind": "ratio", "cell": domain, "domain": domain, "after": after, "before": control}
+    return {**entry, "ratio": ratio, "low": low, "high": high}
+
+
+def _gains_of(after: Scores, before: Scores) -> list[Score]:
+    """after − before for each shared item; of several benchmarks each counts alike. Text and image cells of the
+    embedded world share their scenes, so its clusters go by their names alone."""
+    shared = [item for item in after if item in before]
+    sizes = Counter(bench for bench, _ in shared)
+    scale = len(shared) / len(sizes) if sizes else 0.0
+    return [
+        Score(
+            (after[item].value - before[item].value) * scale / sizes[item[0]],
+            f"{item[0]}/{after[item].cluster}" if item[0] in TABLE else after[item].cluster,
+        )
+        for item in shared
+    ]

@@ -249,6 +249,18 @@ def _medxpertqa(name: str, config: str, count: int) -> Benchmark:
     )
 
 
+CONTAINED_IN = {
+    # a benchmark → the one that holds its items too, or asks them in another form: a cell counts them once
+    "mmlu-medical-6": "mmlu-medical-9",
+    "mmlu-pro-health": "mmlu-pro",
+    "supergpqa-medicine": "supergpqa",
+    "mmmu-health": "mmmu",
+    "mmmu-pro-health": "mmmu-pro-10",
+    "mmmu-pro-4": "mmmu-pro-10",
+    "medqa-5": "medqa",
+    "pubmedqa": "pubmedqa-1000",
+}
+
 _ENTRIES = (
     Benchmark(
         name="gsm8k",
@@ -360,7 +372,7 @@ _ENTRIES = (
         split="testmini",
         count=3940,
         files=("testmini.parquet", "testmini/testmini-*.parquet", "data/testmini-*.parquet"),
-        columns=("sample_index", "problem_version", "question", "image", "answer", "question_type"),
+        columns=("sample_index", "problem_index", "problem_version", "question", "image", "answer", "question_type"),
         tallies={
             "problem_version": dict.fromkeys(
                 ("Text Dominant", "Text Lite", "Vision Intensive", "Vision Dominant", "Vision Only"), 788

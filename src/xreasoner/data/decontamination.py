@@ -17,8 +17,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TextIO
 
-from xreasoner.data.tables import Table
-from xreasoner.errors import UserError
+from xreasoner.data.dataset_files import Table
+from xreasoner.data.readers import ErrorLog, Row, json_line
+from xreasoner.errors import DataError, UserError
 from xreasoner.problem import Problem
 
 SHORTEST = 5
@@ -106,7 +107,8 @@ def decontaminate(
 
     A row is dropped when any of its texts (those of `fields`, where given) shares n words in a row with an item.
     clean.jsonl has the rows that stay, in order and in the schema that they came in, so the same source reads it.
-    Nothing is there under its name before it is whole. Raises `UserError` for a folder that is not empty.
+    Nothing is there under its name before it is whole. Raises `UserError` for a folder that is not empty, `DataError`
+    with all rows that cannot be read.
     """
     if out.exists() and (not out.is_dir() or any(path.suffix != ".partial" for path in out.iterdir())):
         raise UserError(f"{out} is not an empty folder; choose another --out, or remove it")
@@ -127,16 +129,24 @@ def decontaminate(
     return report
 
 
+def _check_fields(row: Row, fields: Sequence[str]) -> None:
+    for name in fields:
+        if name not in row.values:
+            raise row.wrong(name, None, "a field of the row (--field)")
+
+
 def _sift(
     table: Table, index: Index, fields: Sequence[str], clean: TextIO, hit: TextIO, progress: Callable[[int], None]
 ) -> dict[str, Any]:
     total, dropped = 0, 0
     rows, items = Counter[str](), {bench: set[str]() for bench in index.items}
-    for row in table.rows():
+    log = ErrorLog()
+    for row in log.good(table.records()):
         total += 1
-        for name in fields:
-            if name not in row.values:
-                raise row.wrong(name, None, "a field of the row (--field)")
+        with log.collect():
+            _check_fields(row, fields)
+        if log.count:  # the rest is read for its problems alone
+            continue
         chosen = [row.values[name] for name in fields] if fields else row.values
         found = list({(h.bench, h.item): h for text in strings(chosen) for h in index.hits(text)}.values())
         dropped += bool(found)
@@ -146,8 +156,11 @@ def _sift(
             line = {"row": row.where, "bench": h.bench, "item": h.item, "words": h.words}
             hit.write(json.dumps(line, ensure_ascii=False) + "\n")
         if not found:
-            clean.write(json.dumps(row.values, ensure_ascii=False, default=str) + "\n")
+            clean.write(json_line(row.values) + "\n")
         progress(total)
+    log.raise_any()
+    if total == 0:
+        raise DataError(f"{table.where}: is empty; expected rows")
     benches = {
         bench: {"items": count, "too_short": index.skipped[bench], "items_hit": len(items[bench]), "rows": rows[bench]}
         for bench, count in index.items.items()

@@ -17,6 +17,7 @@ from typing import Any
 
 from xreasoner.completion import Completion
 from xreasoner.data.decontamination import words
+from xreasoner.data.readers import BadRow, Row, json_line, read_records
 from xreasoner.data.sources import chain
 from xreasoner.engines.base import Engine, Request, Sampling
 from xreasoner.errors import DataError, UserError
@@ -85,7 +86,9 @@ def distill(
     """
     unique = {problem.id: problem for problem in problems}
     if len(unique) < len(problems):
-        raise UserError("two problems have one id; give every row an id of its own")
+        twice = [name for name, count in Counter(problem.id for problem in problems).items() if count > 1]
+        shown = ", ".join(map(repr, twice[:5])) + (f" and {len(twice) - 5:,} more" if len(twice) > 5 else "")
+        raise UserError(f"several problems have one id ({shown}); expected an id of its own in every row")
     head = {"teacher": teacher, "prompt": prompt, "samples": samples, "sampling": asdict(sampling)}
     head = json.loads(json.dumps(head))
     journal = out.with_name(out.name + ".samples")
@@ -137,12 +140,12 @@ def _resume(journal: Path, head: dict[str, Any]) -> dict[str, list[dict[str, Any
     whole = data[: data.rfind(b"\n") + 1]
     if len(whole) < len(data):
         os.truncate(journal, len(whole))
-    try:
-        first, *lines = [json.loads(line) for line in whole.splitlines()]
-    except ValueError as error:
-        raise DataError(
-            f"{journal}: holds a line that is not JSON ({error}); delete that line, or remove the file to begin anew"
-        ) from None
+    records = list(read_records(journal.with_suffix(".jsonl"), whole))
+    bad = next((record for record in records if isinstance(record, BadRow)), None)
+    if bad or not records:
+        place = f"{journal}:{bad.number}: {bad.reason}" if bad else f"{journal}: is empty"
+        raise DataError(f"{place}; delete that line, or remove the file to start again")
+    first, *lines = [dict(record.values) for record in records if isinstance(record, Row)]
     if first != head:
         differ = ", ".join(key for key in head if first.get(key) != head[key])
         raise UserError(f"{journal} holds samples of another run ({differ} differ); choose another --out, or remove it")
@@ -162,7 +165,7 @@ def _write(
             solved += bool(right)
             kept += len(right)
             for sample in right:
-                file.write(json.dumps(_row(problem, sample, head["teacher"]), ensure_ascii=False, default=str) + "\n")
+                file.write(json_line(_row(problem, sample, head["teacher"])) + "\n")
     os.replace(aside, out)
     return {"problems": len(problems), "solved": solved, "samples": sum(counts.values()), "kept": kept} | {
         "outcomes": dict(counts)

@@ -1,8 +1,8 @@
 """Examples as token ids with a loss mask, in batches with little padding or none.
 
 Padded rows are filled up on the right: under causal attention no real token can see a pad. Packed ones stand one
-after another in a single row, and attention stays within each (models/attention.py). `alone_equals_batched` proves at
-the start of every run that no example sees another.
+after another in a single row, and attention stays within each (models/attention.py). `training.leak_check` proves at
+the start of every stage that no example sees another.
 """
 
 from __future__ import annotations
@@ -18,7 +18,6 @@ import torch
 from torch import Tensor
 
 from xreasoner.data.sources import Example
-from xreasoner.errors import TrainingError
 from xreasoner.models import attention
 from xreasoner.models.attention import Documents
 from xreasoner.models.loading import Loaded, encode
@@ -176,7 +175,8 @@ def hidden_states(model: Any, ids_BT: Tensor, documents: Documents | None = None
     hidden = language(
         input_ids=ids_BT,
         position_ids=documents.positions.expand(3, 1, -1),
-        attention_mask={"full_attention": None, "sliding_attention": None},  # the documents say it all
+        # Positions with three axes and no cache make no family build a mask; `document_attention` needs none.
+        attention_mask=None,
         documents=documents,
         use_cache=False,
     ).last_hidden_state
@@ -186,34 +186,3 @@ def hidden_states(model: Any, ids_BT: Tensor, documents: Documents | None = None
 def ready_to_pack(model: Any) -> None:
     """Let the language model's attention take documents; without them it computes what it did."""
     model.model.language_model.config._attn_implementation = attention.NAME
-
-
-@torch.no_grad()
-def alone_equals_batched(
-    loaded: Loaded, items: Sequence[Tokens], packed: bool = False, tolerance: float = 1e-4
-) -> float:
-    """The largest difference between an example's logits alone and in a batch, as a share of their scale.
-
-    Raises `TrainingError` above the tolerance: documents would see each other (pitfalls: transformers' packed
-    masks, TRL #3131 and its kin).
-    """
-    rows = sorted(items[:64], key=lambda item: len(item.ids))
-    rows = [rows[0], rows[len(rows) // 2], rows[-1]]
-    model, worst = loaded.model, 0.0
-    ids = [row.ids for row in rows]
-    if packed:
-        lengths = [len(row) for row in ids]
-        found = hidden_states(model, flat(ids, loaded.device), Documents.of(lengths, loaded.device))
-        batched = list(model.lm_head(found)[0].split(lengths))
-    else:
-        batched = list(model.lm_head(hidden_states(model, pad(ids, loaded.device))))
-    for row, logits in zip(ids, batched, strict=True):
-        alone = model.lm_head(hidden_states(model, pad([row], loaded.device)))[0]
-        gap = (logits[: len(row)] - alone).abs().max() / alone.abs().max()
-        worst = max(worst, gap.item())
-    if worst > tolerance:
-        raise TrainingError(
-            f"batched examples do not equal the same ones alone: relative difference {worst:.2g}, expected below "
-            f"{tolerance}; check the attention implementation ({model.config._attn_implementation})"
-        )
-    return worst

@@ -6,8 +6,8 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
+from xreasoner.data.readers import Row
 from xreasoner.data.sources import Rows, chain, table_of
-from xreasoner.data.tables import Row
 from xreasoner.errors import RecipeError
 from xreasoner.grading.numbers import read_number
 from xreasoner.problem import LABELS, AnswerType, Problem

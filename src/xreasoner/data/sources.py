@@ -4,15 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, TypeVar
 
-from xreasoner.data.tables import Row, Table
+from xreasoner.data.dataset_files import Table
+from xreasoner.data.fields import report_unknown
+from xreasoner.data.readers import ErrorLog, Row
 from xreasoner.errors import DataError, RecipeError
 from xreasoner.grading import judge
 from xreasoner.problem import Problem
 from xreasoner.registry import nearest
 
 Style = Literal["chain", "direct"]
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,22 +46,37 @@ class Source(Protocol):
 class Rows:
     """A table as a source. parse: a row's problem and its response, "" where the data set has none.
 
-    A row without a gold answer can be learnt from as a chain, and a row without a chain can be solved or learnt as a
-    direct answer; any other use raises `DataError` with the row's place.
+    A row without a gold answer can be trained on as a chain, and a row without a chain can be solved or trained on as a
+    direct answer; any other use raises `DataError` with the row's place. fields: those that `parse` knows, so that
+    others are reported; None for a data set of a schema of its own.
     """
 
     table: Table
     parse: Callable[[Row], tuple[Problem, str]]
+    fields: frozenset[str] | None = None
 
     def problems(self, n: int, seed: int) -> list[Problem]:
-        return [self._judgeable(row) for row in self.table.sample(n, seed)]
+        return self._read(n, seed, self._judgeable)
 
     def examples(self, n: int, seed: int, style: Style) -> list[Example]:
-        rows = self.table.sample(n, seed)
-        if style == "direct":
-            problems = [self._solvable(row) for row in rows]
-            return [Example(problem, f"<answer>{problem.gold}</answer>") for problem in problems]
-        return [Example(*self._worked(row)) for row in rows]
+        return self._read(n, seed, self._direct if style == "direct" else self._worked)
+
+    def _read(self, n: int, seed: int, make: Callable[[Row], T]) -> list[T]:
+        """What is made of each row. Raises `DataError` with every row that cannot be read or used."""
+        log = ErrorLog()
+        rows = self.table.sample(n, seed, log)
+        made: list[T] = []
+        for row in rows:
+            with log.collect():
+                made.append(make(row))
+        log.raise_any()
+        if self.fields is not None:
+            report_unknown(rows, self.fields)
+        return made
+
+    def _direct(self, row: Row) -> Example:
+        problem = self._solvable(row)
+        return Example(problem, f"<answer>{problem.gold}</answer>")
 
     def _solvable(self, row: Row) -> Problem:
         problem = self.parse(row)[0]
@@ -76,14 +94,14 @@ class Rows:
                 raise DataError(f"{row.where}: its gold cannot be judged: {verdict.note}; {kind}")
         return problem
 
-    def _worked(self, row: Row) -> tuple[Problem, str]:
+    def _worked(self, row: Row) -> Example:
         problem, response = self.parse(row)
         if not response.strip():
             raise DataError(
                 f"{row.where}: has no chain of thought to learn; make chains with `xreasoner data distill`, or set "
                 "style: direct"
             )
-        return problem, response
+        return Example(problem, response)
 
 
 def chain(thought: str, answer: str) -> str:

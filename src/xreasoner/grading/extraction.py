@@ -23,7 +23,7 @@ _WRAPPER = re.compile(
     r"\\(?:text|textbf|textit|textrm|textnormal|textsf|texttt|mathrm|mathbf|mathit|mathsf|boldsymbol|operatorname|mbox|emph|underline)"
     r"\s*\{([^{}]*)\}"
 )
-_TIE = re.compile(r"(?<!~)~(?=[A-Za-z])")
+_TIE = re.compile(r"(?<!~)~(?=[A-Za-z]|\d+\s*/\s*\d)")
 _POWER = re.compile(r"(?<=[\d)])\*\*(?=[\d(])")
 _MARKUP = re.compile(
     r"\*\*|__|`{1,3}(?:\w+\n)?|\\?\$|(?<!\\)\\[()\[\]]|(?<!\\)\\[,;:! ]|\\(?:left|right|displaystyle)\b"
@@ -38,7 +38,7 @@ _STARRED = re.compile(r"(?<![\w*])\*([^*\n]+)\*(?![\w*])|(?<!\w)_([^_\n]+)_(?!\w
 _GSM_MARK = re.compile(r"^####[ \t]*(?=[-+$\d.])", re.MULTILINE)
 _HEADING = re.compile(r"^#{1,6}[ \t]+", re.MULTILINE)
 _SPACES = re.compile(r"\s+")
-_GAP = re.compile(r"(?<!\\)\\[,;: ](?=[A-Za-z])")
+_GAP = re.compile(r"(?<!\\)\\[,;: ]\s*(?=[A-Za-z]|\d{1,2}\s*/\s*\d)")
 _GROUPED = re.compile(r"(?<=\d),\s*\\!\s*(?=\d{3})")
 _COURTESY = re.compile(
     r"(?:\n|(?<=[.!])\s)\s*(?:(?:please\s+)?(?:let\s+me\s+know\s+if|feel\s+free\s+to)\b[^\n\d.!]*"
@@ -50,18 +50,24 @@ _BOX = re.compile(r"\\(?:boxed|fbox|framebox)\s*\{")
 _JOINED = re.compile(r"[\s$]*(?:,|/|;|\bor\b|\band\b)[\s$]*", re.IGNORECASE)
 _ABOUT = re.compile(r"[\s$]*(?:≈|\\approx)[\s$]*")
 _ADVERB = (
-    r"(?:(?:therefore|thus|then|clearly|definitely|most|very|probably|likely|simply|indeed|hence|still|actually)\s+)*"
+    r"(?:(?:therefore|thus|then|clearly|definitely|most|very|probably|likely|simply|indeed|hence|still|actually|donc"
+    r"|also|somit|daher|damit|folglich|quindi|pertanto|dunque|portanto|logo|entonces|dus|alltså)\s+)*"
 )
 _CUE = re.compile(
     r"(?:\b(?:answers?|ans|solution|result|(?:final_)?decision|verdict|antwort|lösung|réponse|respuesta|risposta|resposta|jawaban|cevap|odpowiedź"
-    r"|antwoord|svar|ответ|đáp\s+án|(?:correct|best|right|final|chosen|selected|remaining|my)\s+(?:option|choice|letter|one|pick|selection)"
+    r"|antwoord|svar(?:et)?|ответ|đáp\s+án(?:\s+đúng)?|(?:alternativa|opção|opción|opzione|letra|lettre)\s+(?:corr?ecta|corretta|correta|correcte|certa|giusta)|(?:correct|best|right|final|chosen|selected|remaining|my)\s+(?:option|choice|letter|one|pick|selection)"
     r"|the\s+(?:option|choice|letter)|(?:most\s+(?:likely|probable)|correct|best|final)\s+diagnosis|conclusion|(?:best\s+)?guess)\b"
-    r"(?:\s+(?:choice|option|letter|correct[ae]?|corr?etta|correta|final[e]?|yang\s+benar|here|then))?"
+    r"(?:\s+(?:choice|option|letter|correct[ae]?|corr?etta|correta|final[e]?|giusta|justa|certa|exacta|exacte|yang\s+benar|here|then))?"
     r"(?:,\s(?!(?:if|unless|when|whether|says?|some|many)\b)[^.:,;\n]{1,60},)?"
     r"(?:\s+(?:that\s+)?(?:I|we)\s+(?:get|got|find|found|obtain|chose|give))?(?:\s+(?:to|for|of)\s[^.:\n]{0,60}?)?[\"']?\s*"
     rf"(?:[:=]|\s[-–—]\s|->|→|⇒|\b(?:is|was|turns\s+out\s+to\s+be|(?:must|should|would|could|might|may|will|can\s+only|has\s+to)\s+{_ADVERB}be"
-    rf"|seems(?:\s+to\s+be)?|appears\s+to\s+be|adalah|lautet|ist|est|es|é|è)\b)"
-    r"|(?:正确的|答案|答え|正解|정답|답|الإجابة(?:\s+الصحيحة)?|الجواب(?:\s+الصحيح)?|उत्तर)\s?(?:应该|應該)?(?:是|为|為|は|은|는|هي|هو|है|:|=|ist)?"
+    rf"|seems(?:\s+to\s+be)?|appears\s+to\s+be|adalah|lautet|beträgt|ist|est|es|é|è|är|er|là|este)\b)"
+    r"|(?:正确的|答案|答え|正解|정답|답|الإجابة(?:\s+الصحيحة)?|الجواب(?:\s+الصحيح)?|الخيار\s+الصحيح|उत्तर|正答|คำตอบ(?:ที่ถูกต้อง)?|(?:ה)?תשובה(?:\s+הנכונה)?|(?:最も)?(?:正しい|適切な)(?:の|もの|選択肢))\]?\s?(?:应该|應該|应|應|可能|很可能|最可能|大概|显然|只能|就|一定)?(?:คือ|היא|הוא|是|为|為|は|은|는|هي|هو|है|:|=|ist)?"
+    r"|\b(?:(?:правильн|верн)(?:ый|ая)\s+(?:ответ|вариант(?:\s+ответа)?|буква)|(?:верен|правилен)\s+(?:ответ|вариант))\s*[:–—-]?"
+    r"|\b(?:richtig|korrekt)\s+(?:ist|wäre)\b|\bist\s+die\s+(?:(?:richtige|korrekte)\s+)?(?:antwort|lösung)\b"
+    r"|\b(?:răspunsul?|vastaus|odpověď|odpoveď|válasz|απάντηση|відповідь|отговор(?:ът)?|одговор|پاسخ)(?:\s+(?:corect|helyes|صحیح))?"
+    r"\s*(?::|\b(?:este|on|je|είναι|е)\b|[–—-](?=\s))\s*(?:(?:το|η)\s+)?"
+    r"|\b(?:odpowiedź\s+to|odpowiedzią\s+jest|ответом\s+является|ответ\s*[–—-](?=\s)|doğru\s+(?:cevap|yanıt|seçenek)(?!\w))\s?:?"
     rf"|\b(?:option|choice|pick|selection|selected|final|best|correct|total)[\"']?\s*:)\s*{_ADVERB}[\s:]*",
     re.IGNORECASE,
 )
@@ -77,11 +83,11 @@ _WEAK_CUE = re.compile(
     r"|\blet(?:'s|\s+us)\s+(?:go\s+with|choose|pick|select|say)\s+"
     r"|\bif\s+(?:I|we)\s+(?:had|have)\s+to\s+(?:guess|choose|pick|answer|say),?\s+"
     r"|\bwill\s+(?:go\s+with|choose|pick|select|answer)\s+|\b(?:looks|seems)\s+like\s+"
-    r"|\b(?:going\s+with|leaning\s+towards?|(?:settled|decided)\s+(?:on|for))\s+|而是\s*|\b(?:corresponds?\s+to|match(?:es)?|points?\s+to|consistent\s+with|supports?|suggests?|indicates?|favou?rs?|(?:I|we)\s+(?:find|found|get|got))\s+(?=(?:the\s+)?(?:option|choice|answer)\b|[(\[]?[A-Z][)\]]?\W*(?:$|\n))"
+    r"|\b(?:going\s+with|leaning\s+towards?|(?:settled|decided)\s+(?:on|for))\s+|而是\s*|(?:因此|所以)(?:应该|应)?(?:是|为)\s*|(?:不|否),\s*(?:应该)?是|(?:ではなく|でなく|아니라)[,、]?\s*|\bchọn\s+|\b(?:выбираю|выбираем|ich\s+wähle|wir\s+wählen|je\s+choisis|elijo|elegimos|escolho|scelgo|ik\s+kies|seçiyorum|wybieram|saya\s+memilih|[أا]ختار)\s+|\b(?:corresponds?\s+to|match(?:es)?|points?\s+to|consistent\s+with|supports?|suggests?|indicates?|favou?rs?|(?:I|we)\s+(?:find|found|get|got))\s+(?=(?:the\s+)?(?:option|choice|answer)\b|[(\[]?[A-Z][)\]]?\W*(?:$|\n))"
     r"|(?:^|\n)\s*(?:∴|=>|->|→|⇒)\s*|\b(?:no|yes),\s+(?=\S{1,12}\s*(?:$|\n))"
     r"|(?:^|[.,:;!?\n])\s*(?:so|thus|hence|therefore|finally|ultimately|consequently|in\s+conclusion|answer)\b[,:]?\s*"
     r"|\b(?:no,?\s+)?(?:wait|actually|correction|rather|sorry|i\s+mean)\b[,:.!]?\s*(?:no,?\s+(?=\w))?"
-    r"|\b(?:not|nicht|no\s+es|pas)\s+\S{1,40}?,?\s+(?:but|sondern|sino|mais)\s+(?:rather\s+)?|\b(?:leaving|leaves)\s+(?:us\s+with\s+|only\s+|just\s+)?",
+    r"|\b(?:not|nicht|no\s+es|non\s+è|não\s+é|pas|не|niet|nie)\s+\S{1,40}?,?\s+(?:but|sondern|sino|mais|ma|mas\s+sim|mas|а|maar|lecz)\s+(?:rather\s+)?|\b(?:leaving|leaves)\s+(?:us\s+with\s+|only\s+|just\s+)?",
     re.IGNORECASE,
 )
 _TAG = re.compile(
@@ -119,7 +125,11 @@ _DENIED_AFTER = re.compile(
     r"|a\s+common\s+(?:mistake|error)|out)\b"
     r"|(?:is|was|does|do|did|can|could)n't\b|(?:does|do|did|cannot|can)\s*not\b|(?:is|are|was)?\s*(?:only\s+)?(?:if|unless)\b"
     r"|(?:was|is)\s+considered,?\s+but\b|would\s+be\s+(?:wrong|incorrect|false)\b"
-    r"|(?:must|should|could|can|may)\s+(?:still\s+)?be\s+(?:considered|excluded|rejected|eliminated|ruled\s+out)\b|不(?!是\s*[A-Z](?![A-Za-z]))|错|錯|ではな|ではあり|[이가]?\s?아니|아닙)",
+    r"|(?:must|should|could|can|may)\s+(?:still\s+)?be\s+(?:considered|excluded|rejected|eliminated|ruled\s+out)\b|不(?!是\s*[A-Z](?![A-Za-z])|,)|错|錯|有误|有誤|[はが]?\s?(?:正しく|適切で)?(?:ではな(?!く)|ではあり|じゃな(?!く)|くな|くあり)"
+    r"|は(?:誤り|間違|不正解|不適切|違)|[이가은는]?\s?(?:정답[이은]?\s?)?(?:아니(?!라)|아닙|아님|틀|오답|잘못)"
+    r"|(?:\s?[-–—])?\s*(?:неверн|неправильн|ошибочн|не\s(?![^.;\n]{1,40},\s*а\s)|не$|خاطئ|خطأ|غير\s+صحيح|ليس|गलत|नहीं|सही\s+नहीं"
+    r"|(?:ist|est|es|è|é)\s+(?:falsch|nicht|faux|fausse|incorrect|inexact|incorrecta|falsa?|sbagliat|errat|errad|incorret)"
+    r"|(?:n'est\s+pas|no\s+es|non\s+è|não\s+é)\b(?![^.;\n]{1,40}\b(?:mais|sino|ma|mas|bensì|sim)\b)|yanlış|değil|nie\s+jest|không\s+(?:đúng|phải)|sai\b))",
     re.IGNORECASE,
 )
 _CLAUSE = re.compile(
@@ -154,8 +164,10 @@ _REFUSAL = re.compile(
     re.IGNORECASE,
 )
 _SCRIPT = re.compile(r"(\^)\{(\w+)\}|_\{?(\w+)\}?")
-_HALF = re.compile(r"\\[dt]?frac\s*\{\s*(\d+)\s*\}\s*\{\s*(\d+)\s*\}")
+_HALF = re.compile(r"\\[cdt]?frac\s*\{\s*(\d+)\s*\}\s*\{\s*(\d+)\s*\}")
 _DEGREE = re.compile(r"\s*\^\s*(?:\{\s*\\circ\s*\}|\\circ(?![a-z]))")
+_INTERROGATIVE = ("吗", "嗎", "ですか", "でしょうか", "까")
+_SENTENCE_END = re.compile(r"[^.!?\n]{0,200}([.!?\n]|$)")
 _ROLE = re.compile(r"^\s*(?:assistant|ai|model)\s*:\s*", re.IGNORECASE)
 _BLANKS = re.compile(r"\s{3,}")
 LAST, _LONGEST, _READ = 60, 4000, 20_000
@@ -189,10 +201,16 @@ def collapse(text: str) -> str:
     return _SPACES.sub(" ", text).strip()
 
 
+def _with_slash(match: re.Match[str]) -> str:
+    """`\\frac{2}{3}` as `2/3`; of a mixed number as ` 2/3`."""
+    glued = match.string[: match.start()][-1:].isdigit()
+    return f"{' ' if glued else ''}{match[1]}/{match[2]}"
+
+
 def normalise(text: str) -> str:
     """How texts are compared: casefolded, whitespace collapsed, quotes and trailing punctuation stripped, an index
     written plainly (H_{2}O is H2O, m^{2} is m^2), a fraction of figures with a slash."""
-    text = _SCRIPT.sub(lambda match: match[1] + match[2] if match[1] else match[3], _HALF.sub(r"\1/\2", text))
+    text = _SCRIPT.sub(lambda match: match[1] + match[2] if match[1] else match[3], _HALF.sub(_with_slash, text))
     return collapse(text).casefold().strip("\"' ").rstrip(".,;:!? \"'")
 
 
@@ -214,8 +232,9 @@ def _blank(match: re.Match[str]) -> str:
 def clean(text: str) -> str:
     """Plain characters, and no Markdown, HTML emphasis or LaTeX wrappers (`\\boxed` stays: it declares)."""
     text = _BLANKS.sub(_blank, plain(text[-_READ:]))
+    text = _TIE.sub(" ", text) if "~" in text and ("\\" in text or "$" in text) else text
     for _ in range(3 if "\\" in text else 0):  # wrappers nest
-        text = _WRAPPER.sub(r"\1", _TIE.sub(" ", text))
+        text = _WRAPPER.sub(r"\1", text)
     text = (
         _DEGREE.sub("°", _GROUPED.sub(",", _ROLE.sub("", text)))
         .replace("{,}", ",")
@@ -271,8 +290,8 @@ def negates(text: str) -> bool:
 
 def asked(text: str, end: int) -> bool:
     """Does the sentence that goes on at `end` finish with a question mark?"""
-    match = re.compile(r"[^.!?\n]{0,200}([.!?\n]|$)").match(text, end)
-    return match is not None and match[1] == "?"
+    match = _SENTENCE_END.match(text, end)
+    return match is not None and (match[1] == "?" or match[0].rstrip(" .\n").endswith(_INTERROGATIVE))
 
 
 def retracted(text: str, start: int) -> bool:

@@ -13,7 +13,7 @@ from fractions import Fraction
 from functools import lru_cache
 from typing import Any
 
-from xreasoner.grading import extraction, mathematics, numbers, options, quantities, words
+from xreasoner.grading import extraction, mathematics, numbers, options, quantities, restatements, units, words
 from xreasoner.grading.extraction import Reply
 from xreasoner.problem import Problem
 from xreasoner.verdict import Outcome, Verdict
@@ -33,6 +33,17 @@ _LED_IN = re.compile(
     r".*(?:\b(?:get|have|obtain|find|is|are|gives|yields|therefore|thus|hence|answer|result)[\s,:]*|:\s*)",
     re.IGNORECASE,
 )
+_END = r"([-+]?[€£¥$]?\s?\d[\d,.]*(?:\s+\d+\s*/\s*\d+|/\d+)?(?:\s*%)?(?:\s?[^\W\d_]{1,12})??)"
+_LAST_VERB = re.compile(
+    r"\b(?:is|equals|are|beträgt|ist|est|sont|es|son|è|é|sono|são|равн[ао]?|равен|составляет|wynosi|är)\s+(\S[^=]*?)[\s.]*$"
+)
+_RANGE = re.compile(
+    rf"\b(?:between|zwischen|entre|tra|fra|między|tussen|بين)\s+{_END}\s+(?:and|und|et|y|e|i|en|و)\s+{_END}(?![\w.]*\d)"
+    rf"|\b(?:from|von|de|desde|da|dal|od|от|van)\s+{_END}\s+(?:to|through|until|till|up\s+to|bis|à|a|até|hasta|do|до|tot)\s+{_END}(?![\w.]*\d)"
+    rf"|(?<![A-Za-z\d.-]){_END}\s*(?:to|through|bis|[-–—~～〜至到]|から|에서)\s*{_END}(?![\w.]*\d)",
+    re.IGNORECASE,
+)
+_FIGURES = re.compile(r"\d[\d.,/ ]*")
 _LIST_JOINT = re.compile(r"\s*(?:[,;]|\band\b)\s*")
 
 
@@ -69,6 +80,8 @@ def _choice(problem: Problem, reply: Reply) -> Verdict:
     gold = options.gold_labels(problem.gold, choices)
     if not gold:
         return _counted_choice(problem, reply, labels)
+    if len(gold) > 1:  # the gold is a text that several options share: its text alone is an answer
+        choices = options.merged(choices, gold)
     label, behind = options.chosen(reply, choices)
     if label is None or label == options.CONFLICT:
         return _compare(label, "", reply)
@@ -97,7 +110,10 @@ def _yes_no(problem: Problem, reply: Reply) -> Verdict:
     gold = words.plain_word(extraction.normalise(problem.gold))
     if gold not in ("yes", "no", "maybe"):  # a closed question of SLAKE may ask "left or right?"
         return _text(problem, reply)
-    return _compare(words.yes_or_no(reply), gold, reply)
+    found = words.yes_or_no(reply)
+    if found is None and restatements.denies(reply.content, problem.question):
+        found = "no"
+    return _compare(found, gold, reply)
 
 
 def _text(problem: Problem, reply: Reply) -> Verdict:
@@ -111,8 +127,18 @@ def _text(problem: Problem, reply: Reply) -> Verdict:
     if all(numbers.parse_number(gold) is not None for gold in golds):
         verdicts = [_number_is(gold, problem, reply) for gold in golds]
         return next((verdict for verdict in verdicts if verdict.correct), verdicts[0])
+    amounts = [found for gold in golds if (found := _amount(gold)) is not None]
+    given = next((each for each in said if amounts and _amount(words.comparable(each)) in amounts), None)
+    if given is not None:
+        return Verdict("correct", given, words.comparable(given))
     given = said[1] if len(said) > 1 else ""
     return Verdict("wrong" if given else "unparsed", given or reply.content, words.comparable(given))
+
+
+def _amount(text: str) -> tuple[Fraction, str] | None:
+    """The value and the unit of a short text that is both ("1 1/2 cups"), else None."""
+    found = quantities.read_quantity(text) if text[:1].isdigit() else None
+    return found if found is not None and found[1].isalpha() and numbers.is_unit(found[1]) else None
 
 
 def _gold_number(text: str) -> Fraction | None:
@@ -163,7 +189,7 @@ def _candidates(reply: Reply) -> list[str]:
         alone = _LED_IN.fullmatch(lines[-2]) and not extraction.negates(lines[-2]) and not lines[-1].endswith("?")
         return [lines[-1]] if alone else []
     weak = extraction.declarations(text)
-    ending = re.search(r"\b(?:is|equals|are)\s+(\S[^=]*?)[\s.]*$", text)
+    ending = _LAST_VERB.search(text)
     found = [text, extraction.bare(text), *([weak[0].content] if weak else [])]
     if ending and not extraction.denied(text, ending.start(), ending.end()):
         found.append(ending[1])
@@ -188,7 +214,7 @@ def _quantity(problem: Problem, reply: Reply) -> Verdict:
 
     def converted(text: str) -> Fraction | None:
         found = quantities.read_quantity(text)
-        return None if found is None else quantities.in_units_of(*found, gold[1])
+        return None if found is None else units.in_units_of(*found, gold[1])
 
     def right(value: Fraction) -> bool:
         if places is None:
@@ -240,6 +266,26 @@ def _listed(text: str) -> list[str]:
     return [part.strip().strip("\"'") for part in _LIST_JOINT.split(text) if part.strip()]
 
 
+def _rises(text: str) -> bool:
+    ends = [Fraction(each) for each in re.findall(r"\d+(?:\.\d+)?", text)]
+    return len(ends) != 2 or ends[0] < ends[1]
+
+
+def _range(text: str) -> str | None:
+    """ "3, 5" for the one range that a short reply gives ("between 3 and 5", "from 3 cm to 5 cm", "3–5"), else None."""
+    found = list(_RANGE.finditer(text[-500:]))
+    if len(found) != 1 or extraction.denied(text[-500:], found[0].start(), found[0].end()):
+        return None
+    if re.search(r"[\d\s][-–—~～〜]", found[0][0]) and not _rises(found[0][0]):
+        return None  # "5-3" is a difference
+    low, high = next(pair for pair in zip(*[iter(found[0].groups())] * 2, strict=True) if pair[0])
+    ends = [numbers.numeral(end) for end in (low, high)]
+    others = len(_FIGURES.findall(text)) - len(_FIGURES.findall(found[0][0]))
+    if None in ends or options.CONFLICT in ends or others:
+        return None
+    return ", ".join(each for each in ends if each)
+
+
 def _list(problem: Problem, reply: Reply) -> Verdict:
     """The same members in the same order: numbers by value (or the data set's precision), words as short text."""
     wanted = _listed(extraction.clean(problem.gold))
@@ -252,7 +298,8 @@ def _list(problem: Problem, reply: Reply) -> Verdict:
         return value if places is None else numbers.rounded(value, int(places))
 
     candidates = [each for each in _candidates(reply) if each]
-    for text in candidates:
+    pair = _range(reply.content) if len(wanted) == 2 and reply.content[-1:] != "?" else None
+    for text in [*candidates, *([pair] if pair else [])]:
         if [member(part) for part in _listed(text)] == [member(part) for part in wanted]:
             return Verdict("correct", text, ", ".join(_listed(text)))
     return Verdict("wrong", candidates[0], candidates[0]) if candidates else Verdict("unparsed", reply.content)

@@ -36,6 +36,12 @@ def _recurring(match: re.Match[str]) -> str:
     return rf"\frac{{{value}}}{{{10 ** len(fixed + again) - 10 ** len(fixed)}}}"
 
 
+def _mixed(match: re.Match[str]) -> str:
+    """`2 2/3` as the sum that it is; `2 5/3` is left as it is."""
+    whole, above, below = match.groups()
+    return rf"({whole}+\frac{{{above}}}{{{below}}})" if 0 < int(above) < int(below) else match[0]
+
+
 _COMMON: tuple[tuple[re.Pattern[str], str | Callable[[re.Match[str]], str]], ...] = (
     (re.compile(r"\\(?:text|mbox|mathrm|textbf|mathbf)\s*\{([^{}]*)\}"), r"\1"),
     (re.compile(r"\x0c(?=rac)"), r"\\f"),
@@ -46,6 +52,8 @@ _COMMON: tuple[tuple[re.Pattern[str], str | Callable[[re.Match[str]], str]], ...
     (re.compile(r"\\frac\s*(\d)\s*\{"), r"\\frac{\1}{"),
     (re.compile(r"(\\frac\s*\{[^{}]*\})\s*(\d)"), r"\1{\2}"),
     (re.compile(r"(?<![\d^_{}.])(\d+)\s*(\\frac\s*\{\d+\}\s*\{\d+\})"), r"(\1+\2)"),  # a mixed number
+    (re.compile(r"(?<![\w^{}.,/)\]\\])(\d{1,9})\s+([1-9]\d{0,8})\s*/\s*(\d{1,9})(?![\w.])"), _mixed),
+    (re.compile(r"(?<![\d.,/])\d{1,3}(?: \d{3})+(?!\d)"), lambda match: match[0].replace(" ", "")),
     (re.compile(r"\\sqrt\s*(\d|[a-zA-Z](?![a-zA-Z]))"), r"\\sqrt{\1}"),
     (
         re.compile(rf"(\\(?:sin|cos|tan|cot|sec|csc))\s*\(?\s*(\d{{1,9}}){_DEGREE}\s*\)?"),
@@ -93,7 +101,10 @@ _RELATION = re.compile(r"\\(?:le|ge|ne)(?![a-zA-Z])|[<>]|\\lt(?![a-z])|\\gt(?![a
 _FLIPPED = {"<": ">", ">": "<", "\\le": "\\ge", "\\ge": "\\le", "\\ne": "\\ne", "\\lt": ">", "\\gt": "<"}
 _FRACTION = re.compile(r"([-+]?)\s*\\frac\s*\{\s*([-+]?\d+)\s*\}\s*\{\s*([-+]?\d+)\s*\}")
 _NUMBER = re.compile(r"[-+]?\s*(?:\d+(?:\.\d*)?|\.\d+)(?:\s*/\s*\d+)?")
+_BESIDE = re.compile(r"\d[})]?\s+\d+\s*/\s*\d")
+"""A number before a fraction that is no mixed number (`2^3 1/2`): a sum, a product, or two answers?"""
 _LIMIT_DIGITS = 300
+_LOOSE = re.compile(r"(?<![a-zA-Z\d])\s+|\s+(?![a-zA-Z\d])|(?<=[a-zA-Z])\s+(?=\d)|(?<=\d)\s+(?=[a-zA-Z])")
 
 
 def normal(text: str) -> str:
@@ -108,7 +119,8 @@ def normal(text: str) -> str:
 
 
 def _squeezed(text: str) -> str:
-    return re.sub(r"(?<![a-zA-Z])\s+|\s+(?![a-zA-Z])", "", text).replace("{}", "")
+    """Without spaces, but for those between two words or two numbers ("2 3" is not 23)."""
+    return _LOOSE.sub("", text).replace("{}", "")
 
 
 def simple_number(text: str) -> Fraction | None:
@@ -199,7 +211,7 @@ def compare(gold: str, given: str) -> Sameness:
     gold, given = normal(gold), normal(given)
     if _squeezed(gold) == _squeezed(given):
         return "equal"
-    if not given or max(len(gold), len(given)) > _LONGEST:
+    if not given or max(len(gold), len(given)) > _LONGEST or _BESIDE.search(given):
         return "unparsed"
     if ":" in gold or ":" in given:
         return _ratios(gold, given)

@@ -7,7 +7,7 @@ import unicodedata
 from decimal import Decimal
 from fractions import Fraction
 
-from xreasoner.grading import extraction
+from xreasoner.grading import extraction, units
 from xreasoner.grading.extraction import Reply
 
 CONFLICT = "conflict"
@@ -18,9 +18,12 @@ _POWER = (
     r"(?:\s*(?:\\times|\\cdot|×|·|x|\*)\s*10\s*(?:\^|\*\*)?\s*\{?\s*([-+]?\d{1,3})\s*\}?|[eE]([-+]?\d{1,3})(?![\d.]))"
 )
 _SIGN = r"(?:(?:USD|EUR|GBP|US\$)\s*)?([-+]?)\s*[€£¥₹]?\s*"
-_NUMBER = re.compile(rf"{_SIGN}({_PLAIN})(?:{_POWER}|\s*/\s*(\d+)|\s+(\d+)\s*/\s*(\d+))?")
+_NUMBER = re.compile(rf"{_SIGN}({_PLAIN})(?:{_POWER}|\s*/\s*(\d+)|(\s+(?:and\s+)?)(\d+)\s*/\s*(\d+))?")
 _INTEGER_POWER = re.compile(r"([-+]?)\s*(\d{1,4})\s*\^\s*(?:\{\s*([-+]?\d{1,3})\s*\}|([-+]?\d{1,3}))")
-_FRACTION = re.compile(r"([-+]?)\s*(\d*)\s*\\[dt]?frac\s*(?:\{\s*([-+]?\d+)\s*\}|(\d))\s*(?:\{\s*([-+]?\d+)\s*\}|(\d))")
+_FRACTION = re.compile(
+    r"([-+]?)\s*(\d*)\s*(?:(?<=\d\s)and\s+)?\\[cdt]?frac\s*"
+    r"(?:\{\s*([-+]?\d+)\s*\}|(\d))\s*(?:\{\s*([-+]?\d+)\s*\}|(\d))"
+)
 _NAMED = re.compile(r"(?:\\?[A-Za-zθπαβγλµ]\w{0,11}(?:_\{?\w+\}?)?(?:\([^()]{1,12}\))?\s*)?(?:=|≈|\\approx)\s*")
 _JOINED = re.compile(
     r"\s*(?:,|;|/|-|–|—|±|\\pm|\bor\b|\band\b|\bto\b|\+/-)\s*(?:[A-Za-z]\w{0,8}\s*=\s*)?[-+]?\s*[\d.]", re.I
@@ -32,19 +35,40 @@ _TAKEN_BACK = re.compile(
 _UNIT = re.compile(r"[^\W\d_°][^\W\d_]*|[^\W\d_°][^\d_=<>+,;:\"]{0,39}|°[A-Za-z]?|[€£¥₹]")
 _CUT = re.compile(
     r"(?:[.;!]?\s*\n|[.;!)]\s+|,\s+(?!\d)|[\s.]+\(|\s+(?:because|since|as|which|where|when|so|after|left|every|each)\b"
+    r"|(?<=[^\x00-\x7f])\s*(?:です|でした|である|입니다|이다|이에요|예요|있습니다|है|हैं)"
     r"|\s+in\s+total\b|\s+more\s*$|\s*\}\s*$|\s+(?:at|for|from|in|on)\s+the\b|\s+of\s+(?:them|these|those|us)\b|\s+to\s+(?=[a-z]{2,}\s+(?:an?|the|all|each|his|her|their|it|them)\b))"
 )
 _SCALE = re.compile(
     r"\b(?:hundreds?|thousands?|millions?|billions?|trillions?|dozens?|pairs?|half|percent|per\s?cent|k|mn|bn|times"
-    r"|squared|cubed|factorial|minus|plus|or|and|to|if|but|not|more|less|fewer|over|under|of|%)\b|%|[\^]",
+    r"|squared|cubed|factorial|minus|plus|or|and|to|if|but|not|more|less|fewer|over|under|of|%|halves|thirds?"
+    r"|(?:four|fif|six|seven|eigh|nin|ten)ths?|тыс\w*|миллион\w*|млн|миллиард\w*|млрд|дюжин\w*|процент\w*|пар[аы]?"
+    r"|ألف|آلاف|مليون|ملايين|مليار|دزينة|हज़ार|हजार|लाख|करोड़|दर्जन|प्रतिशत|tausend|million(?:en|es|i)|mio|mrd"
+    r"|milliarden?|milliards?|dutzend|mille|milliers?|douzaines?|mil|millón|millones|docenas?|mila|milioni|miliardi"
+    r"|dozzin[ae]|mil(?:hão|hões)|dúzias?|ribu|juta|miliar|lusin|milyon|milyar|düzine|duizend|miljoen|miljard"
+    r"|dozijn|tysi[ąęa]c\w*|milion\w*|miliard\w*|tuzin\w*|nghìn|ngàn|triệu|tỷ|prozent|pour\s+cent|por\s*cien(?:to)?"
+    r"|por\s*cento|per\s*cento|persen|procent\w*|mal|fois|veces|oder|ou|oppure|и|или|أو|و|या|atau|veya|lub|und|et)\b"
+    r"|%|[\^]",
     re.IGNORECASE,
 )
 _LETTER_UNITS = "mgsLlVANJWKCFhTH°€£¥"
 """Units of one letter; any other letter behind a number is a variable."""
+_IDEOGRAPHIC = re.compile(r"[\u3040-\u30ff\u4e00-\u9fff\uac00-\ud7af]{1,10}")
+_NOT_A_COUNTER = re.compile(
+    "[万萬亿億兆千百十倍半余餘多割成打点點和或与與及到至不非约約以未超近〜만억천백배반과와또々]|分之|左右|에서|から|または|そして|して|ない|ずつ|以|퍼센트|パーセント|ダース"
+)
+"""What makes a Chinese, Japanese or Korean word behind a number more than a unit or counter: scales and joints."""
+_PART_OF = re.compile(r"^\s+of\s+(?:an?|the|his|her|its|their)\s+[a-z]+(?=[\s.]*$)")
+_OF_WHAT = re.compile(r"(?<=[a-z]{3})\s+of\s+(?:the\s+)?[a-z]+(?:\s[a-z]+)?$")
 _FIRST_SENTENCE = re.compile(r"[.!;]\s+(?=[A-Z(])")
 _SUM = re.compile(r"[\d.\s]+[-+*/×·][-+*/×·().\d\s]*")
+_WIDE_SCALES = {"万": 10**4, "萬": 10**4, "만": 10**4, "亿": 10**8, "億": 10**8, "억": 10**8, "千": 1000, "천": 1000}
+_WIDE_SCALED = re.compile(r"\s*(?:[万萬만亿億억]|千(?![克米瓦卡焦帕伏赫安牛电升])|천)(?![万萬만亿億억千천百백十])")
 _SCALES = {"dozen": 12, "hundred": 100, "thousand": 10**3, "million": 10**6, "billion": 10**9, "trillion": 10**12}
-_PERCENT = re.compile(r"\s*(?:%|(?:percent|per\s?cent|pct)\b)(?!\s*points?\b)", re.IGNORECASE)
+_PERCENT = re.compile(
+    r"\s*(?:%|(?:percent|per\s?cent|pct|prozent|pour\s+cent|por\s+ciento|por\s+cento|per\s+cento|persen|procent"
+    r"|процент(?:а|ов)?)\b|パーセント|퍼센트)(?!\s*points?\b)",
+    re.IGNORECASE,
+)
 _SCALED = re.compile(rf"\s+({'|'.join(_SCALES)})\b", re.IGNORECASE)
 _SMALL = "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen".split()  # noqa: SIM905
 _SMALL += ["seventeen", "eighteen", "nineteen"]
@@ -52,12 +76,18 @@ _TENS = ["twenty", "thirty", "forty", "fifty", "sixty", "seventy", "eighty", "ni
 _UNDER_100 = rf"(?:(?:{'|'.join(_TENS)})(?:[-\s](?:{'|'.join(_SMALL[1:10])}))?|{'|'.join(_SMALL)})\b"
 _UNDER_1000 = rf"(?:(?:(?:a|{'|'.join(_SMALL[1:10])})\s+hundred(?:\s+(?:and\s+)?{_UNDER_100})?)|{_UNDER_100})"
 _ENDING = re.compile(
-    r".*(?:\b(?:is|are|be|equals|makes|leaves|gives|get|got|was|were|(?:comes?|came|amounts?|adds?\s+up)\s+to|total(?:s|ing)?|has|have|cost|costs|pay|pays|earns?|earned|spent|spends|needs?|takes?|took|saved?|saves|sold|made|counts?|counted|see|find|found|bought|paid|weighs?)\b|=)"
+    r".*(?:\b(?:is|are|be|equals|makes|leaves|gives|get|got|was|were|(?:comes?|came|amounts?|adds?\s+up)\s+to|total(?:s|ing)?|has|have|cost|costs|pay|pays|earns?|earned|spent|spends|needs?|takes?|took|saved?|saves|sold|made|counts?|counted|see|find|found|bought|paid|weighs?|beträgt|ist|est|es|sind|sont|son|sono|равен|равно|равна)\b|=|共有?|[有是为為]|等于|等於)"
     rf"\s*(?:only\s+|exactly\s+|about\s+|approximately\s+|roughly\s+|(?:him|her|them|me|us|you|it)\s+)?((?:[-+]\s*)?[€£¥]?[\d.\\][^=\n]*|(?:{_UNDER_1000}))$",
     re.DOTALL,
 )
 _WORDS = re.compile(
     rf"(minus\s+|negative\s+)?(?:({_UNDER_1000})\s+thousand\b)?(?:,?\s*(?:and\s+)?({_UNDER_1000}))?[\s.!]*",
+    re.IGNORECASE,
+)
+_PART_NAMES = {"half": 2, "halve": 2, "third": 3, "quarter": 4, "fourth": 4, "fifth": 5, "sixth": 6, "seventh": 7}
+_PART_NAMES |= {"eighth": 8, "ninth": 9, "tenth": 10}
+_PARTS = re.compile(
+    rf"(?:({_UNDER_1000})\s+and\s+)?(?:(an?|{'|'.join(_SMALL[1:10])})[\s-])({'|'.join(_PART_NAMES)})s?[\s.!]*",
     re.IGNORECASE,
 )
 _CURRENCY = re.compile(r"(?:USD|EUR|GBP|JPY|CNY|RMB)")
@@ -75,6 +105,17 @@ def _in_words(text: str) -> int | None:
         return None
     value = 1000 * _under_1000(match[2] or "") + _under_1000(match[3] or "")
     return -value if match[1] else value
+
+
+def _fraction_in_words(text: str) -> Fraction | None:
+    """The fraction that the whole text spells ("two and a half", "three quarters"), or None."""
+    match = _PARTS.fullmatch(text.strip())
+    if match is None:
+        return None
+    whole, above, below = (each.lower() if each else "" for each in match.groups())
+    count = 1 if above in ("a", "an", "") else _under_1000(above)
+    value = Fraction(_under_1000(whole) if whole else 0) + Fraction(count, _PART_NAMES[below.rstrip("s")])
+    return value if count < _PART_NAMES[below.rstrip("s")] else None
 
 
 def _under_1000(text: str) -> int:
@@ -100,6 +141,8 @@ def _fraction(text: str) -> tuple[Fraction, str] | None:
     above, below = Fraction(match[3] or match[4]), int(match[5] or match[6])
     if not below:
         return None
+    if "and" in match[0] and above >= below:  # two numbers
+        return None
     whole = int(match[2] or 0)
     return _signed(match[1], whole + above / below), text[match.end() :]
 
@@ -123,7 +166,10 @@ def read_number(text: str) -> tuple[Fraction, str] | None:
     match = _NUMBER.match(text)
     if match is None or match.end() > _LIMIT:
         return None
-    sign, digits, power, exponent, below, mixed_above, mixed_below = match.groups()
+    sign, digits, power, exponent, below, mixed, mixed_above, mixed_below = match.groups()
+    end = match.end()
+    if mixed and mixed.strip() and int(mixed_above) >= int(mixed_below):  # "2 and 5/3" are two numbers
+        end, mixed_below = match.start(6), None
     value = Fraction(Decimal(re.sub("[, ']", "", digits)))
     if power or exponent:
         value *= Fraction(10) ** int(power or exponent)
@@ -134,13 +180,15 @@ def read_number(text: str) -> tuple[Fraction, str] | None:
         value /= int(below)
     if mixed_below:
         value += Fraction(int(mixed_above), int(mixed_below))
-    scale = _SCALED.match(text, match.end())
+    scale = _SCALED.match(text, end)
     if scale is not None:
         return _signed(sign, value * _SCALES[scale[1].lower()]), text[scale.end() :]
-    percent = _PERCENT.match(text, match.end())
+    if not text.isascii() and (wide := _WIDE_SCALED.match(text, end)):
+        return _signed(sign, value * _WIDE_SCALES[wide[0].strip()]), text[wide.end() :]
+    percent = _PERCENT.match(text, end)
     if percent is not None:
         return _signed(sign, value / 100), text[percent.end() :]
-    return _signed(sign, value), text[match.end() :]
+    return _signed(sign, value), text[end:]
 
 
 def without_percent(text: str) -> str:
@@ -156,11 +204,17 @@ def parse_number(text: str) -> Fraction | None:
 
 def is_unit(text: str) -> bool:
     """May this stand behind a number without changing it ("km", "apples", "m/s^2"), unlike "dozen" or "percent"?"""
+    if not text.isascii():
+        word = text.strip(" .,")
+        if _IDEOGRAPHIC.match(word) or units.in_english(word):
+            whole = _IDEOGRAPHIC.fullmatch(word) is not None and _NOT_A_COUNTER.search(word) is None
+            return whole or units.in_english(word) is not None
     plain = re.sub(r"(?<=[A-Za-z])(?:\^\s*\{?-?[1-4]\}?|-?[1-4](?!\w))", "", text).strip().strip(".")
     if len(plain) == 1:
         return plain in _LETTER_UNITS
     if plain in ("st", "nd", "rd", "th"):
         return False
+    plain = _OF_WHAT.sub("", plain)
     return not plain or (
         _UNIT.fullmatch(plain) is not None and _SCALE.search(plain) is None and len(plain.split()) <= 4
     )
@@ -187,6 +241,8 @@ def numeral(text: str, exclaims: bool = False) -> str | None:
     text = after.strip()
     if (spelt := _in_words(text)) is not None:
         return str(spelt)
+    if (part := _fraction_in_words(text)) is not None:
+        return str(part)
     while text and text[0] in "([{" and text[-1:] in ")]}.":
         text = text[1:].rstrip(".")[:-1].strip()
     found = read_number(text)
@@ -195,6 +251,8 @@ def numeral(text: str, exclaims: bool = False) -> str | None:
     rest = found[1]
     if _JOINED.match(rest) or _TAKEN_BACK.match(rest):
         return CONFLICT
+    if "/" in text[: len(text) - len(rest)]:
+        rest = _PART_OF.sub("", rest)
     if exclaims:
         rest = re.sub(r"^!", ".", rest)
     cut = _CUT.search(rest)
@@ -207,9 +265,7 @@ def numeral(text: str, exclaims: bool = False) -> str | None:
 
 def _unheard_of(unit: str) -> bool:
     """Is this, written without a space behind a number, no unit ("5abc")?"""
-    from xreasoner.grading.quantities import is_known  # which reads its numbers here
-
-    return _CURRENCY.fullmatch(unit) is None and not is_known(unit)
+    return _CURRENCY.fullmatch(unit) is None and _IDEOGRAPHIC.match(unit) is None and not units.is_known(unit)
 
 
 def stated_number(reply: Reply) -> str | None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 
 from xreasoner.grading import extraction
@@ -26,7 +26,11 @@ _RIGHT = (
     r"(?:correct|right|best|better|true|proper|answer|most\s+(?:likely|appropriate|plausible|accurate|suitable|consistent))\b"
     r"|(?<=only [A-Z])\s+(?:fits|works|applies|remains|matches|holds|is\s+(?:possible|left|consistent))\b"
     r"|is\s+the\s+(?:only\s+)?(?:option|choice|one)\s+(?:that|which)\s+(?:best\s+)?(?:fits|works|matches|is\s+(?:correct|right|consistent))\b"
-    r"|it\s+is(?=\W*(?:$|\n))|fits\s+best\b|makes\s+the\s+most\s+sense\b|(?:是)?正确)"
+    r"|it\s+is(?=\W*(?:$|\n))|fits\s+best\b|makes\s+the\s+most\s+sense\b|[项項]?[是为為]?(?:正确|正確|对的|對的|符合(?:题意|條件|条件|要求))(?!吗|嗎)"
+    r"|[がは](?:正しい|正解|正答|適切|答え|最も適切)|[은는이가]\s?(?:정답|맞|옳|올바)"
+    r"|(?:\s?[-–—])?\s+(?:верн(?:ый|ая|о|а)|правильн(?:ый|ая|о)|هو\s+الصحيح|هي\s+الصحيحة|صحيح|सही\s+है"
+    r"|(?:ist|est|es|è|é|is)\s+(?:richtig|korrekt|correcte?|exacte?|la\s+(?:bonne|correcta|corretta|correta)|correct[ao]|corrett[ao]|juist)"
+    r"|doğru|jest\s+(?:poprawn|prawidłow)[aey]|là\s+đúng|đúng)(?![^\W\d_]))"
 )
 _DISMISSED = re.compile(r"[\s:.)\]–—-]*(?:false|wrong|incorrect|not\b|no(?=\s*(?:$|[.,;\n])))", re.IGNORECASE)
 _ARTICLE = re.compile(r"(?:(?:it|this|that)\s+(?:is|was)\s+|it's\s+)?(?:(?:an?|the)\s+)?", re.IGNORECASE)
@@ -38,6 +42,8 @@ _CALLED = re.compile(
 )
 _NOT = re.compile(r",?\s+(?:not|rather\s+than|instead\s+of)\b")
 _DIGIT = re.compile(r"\d")
+_ITEM = re.compile(r"[\s>*•|–—-]*[(\[]?\s*([A-Za-z]{1,5}|\d{1,2})\s*[)\].:|]+\s*(.*)")
+"""A line of a copied list: label, text."""
 _GROUP = re.compile(r"(?<=\d),(?=\d{3}(?!\d))")
 _ENDING = re.compile(r"(?:\b(?:is|are|equals|be)\b|=)\s*([^=\n]{1,80}?)[\s.]*$")
 _SENTENCES = re.compile(r"(?<=[.!])(?<!vs\.)\s+(?![a-z])")
@@ -63,7 +69,8 @@ class Patterns:
     """start: a label at the start and what follows. another: a second label joined to the first. marker: a label that
     begins a line, or is set off in it. named: a label in brackets, or after "option". right: a label that is said to be
     right. whole: nothing but a label. marked: a line that calls a label true or false. case: a label that
-    holds only for some ("C for children")."""
+    holds only for some ("C for children"). run: labels in a row, to the word that is said of all.
+    joined: a label and what joins it to the next ("A和")."""
 
     start: re.Pattern[str]
     another: re.Pattern[str]
@@ -73,6 +80,8 @@ class Patterns:
     whole: re.Pattern[str]
     marked: re.Pattern[str]
     case: re.Pattern[str]
+    run: re.Pattern[str]
+    joined: re.Pattern[str]
 
 
 @lru_cache(maxsize=256)
@@ -85,14 +94,16 @@ def _patterns(labels: tuple[str, ...]) -> Patterns:
     closed = rf"[(\[{{<\"']{{1,3}}\s*({any_case})\s*[)\]}}>\"']+"
     open_ = rf"({upper}){_AFTER}(?!\.[a-z](?:\.|\s))|({lower})(?=\s*[.:)\]}},]\s|\s*[.:)\]]?\s*$|\s+(?:is|because)\b)"
     prefix = (
-        r"[\s\"'>*•-]*(?:(?:the|la|le|el|die|der|das|[ao](?=\s+(?:opção|letra|alternativa)))\s+)?"
-        r"(?:(?:option|choice|letter|answer|statement|opción|opção|opzione|lettre|letra|alternativa)\s+|选项)?"
+        r"[\s\"'>*•-]*(?:(?:the|la|le|el|die|der|das|[ao](?=\s+(?:opção|letra|alternativa))|(?-i:[ao](?=\s+[A-Z](?![A-Za-z]))))\s+)?"
+        r"(?:(?:option|choice|letter|answer|statement|réponse|respuesta|risposta|resposta|antwort|antwoord|opción|opção|opzione|lettre|letra|alternativa|buchstabe|variante?"
+        r"|lettera|seçenek|şık|pilihan|opsi|odpowiedź|optie|вариант(?:\s+ответа)?|буква|ответ|الخيار|الحرف|विकल्प"
+        r"|phương\s+án|lựa\s+chọn)\s+|(?:选项|選項|選択肢|보기|项目)\s*)?"
     )
     ordinals = "|".join([*_ORDINALS[: len(labels)], "last"])
     rest = (
-        rf"(?P<rest>\s+(?:the\s+)?(?:{ordinals})\s+(?:option|choice|answer)\b.*|\s+(?:non|nicht|pas)\s+(?:{upper}){_AFTER}.*|"
+        rf"(?P<rest>\s+(?:the\s+)?(?:{ordinals})\s+(?:option|choice|answer)\b.*|\s+(?:non|nicht|pas|niet|وليست?|,?\s*а\s+не|und\s+nicht|et\s+(?:non|pas)|y\s+no|e\s+n(?:on|ão)|ve|a\s+nie)\s+(?:{upper}){_AFTER}.*|"
         r"\s*$|\s*[:.)\]},;!/&+?–—](?!\d).*|\s*-\s.*|\s*\n.*|\s*[(\[].*"
-        r"|(?<=[)\]}>])\s+\S.*|\s+(?:and|or|is|was|because|since|as|for|with|not|but\s+not|rather|instead|by|over|to\s+me|given|due|based|according|here|overall|from)\b.*|\s+(?=[A-Z]).*|\s*[\u3040-\u30ff\u4e00-\u9fff\uac00-\ud7af].*)"
+        r"|(?<=[)\]}>])(?:\s+\S|\d|[^\x00-\x7f]).*|\s+(?:and|or|is|was|because|since|as|for|with|not|but\s+not|rather|instead|by|over|to\s+me|given|due|based|according|here|overall|from|şık\w*|seçene\w*)\b.*|\s+(?=[A-Z]).*|\s*[\u3040-\u30ff\u4e00-\u9fff\uac00-\ud7af].*)"
     )
     joint = (
         r"\s*(?:,?\s*(?:but|or|and|though|although)\s+(?:it\s+)?(?:could|might|may|possibly|perhaps|maybe)\b"
@@ -113,10 +124,14 @@ def _patterns(labels: tuple[str, ...]) -> Patterns:
             rf"(?:\s*[:.)]?\s*\([^()]{{1,80}}\))?(?:{_RIGHT})"
         ),
         marked=re.compile(
-            rf"(?:^|\n|[.;,]\s)[\s*•-]*[(\[]?({any_case})(?:[)\].:]+\s*(?:[-–—]\s*)?|\s+[-–—]\s*)"
-            r"((?i:true|correct|false|incorrect|wrong|yes|no))\b(?=\s*(?:$|[.,;:\n]))"
+            rf"(?:^|\n|[.;,]\s)[\s*•-]*[(\[]?({any_case})(?:[)\].:]+\s*(?:[-–—]\s*)?(?:[^\n()]{{1,80}}?(?:\(|\s[-–—]\s))?|\s+[-–—]\s*)"
+            r"((?i:true|correct|right|false|incorrect|wrong|yes|no))\b(?=\s*(?:$|[.,;:)\n]))"
         ),
         case=re.compile(rf"{_BEFORE}({upper}){_AFTER}\s*[:,]?\s*\(?(for|if|when|in)\b"),
+        joined=re.compile(rf"{_BEFORE}(?:{upper})[)\]]?\s*(?:[、/和与與及或とや과와]|\band\b|\bor\b)\s*[(\[]?$"),
+        run=re.compile(
+            rf"(?:\s*(?:[,;/、和與与及]|\band\b|\bor\b)?\s*[(\[]?(?:{upper})[)\]]?{_AFTER})+(?:均|都|皆|也)?"
+        ),
         whole=re.compile(rf"(?i:{prefix})[(\[{{\"']?({any_case})[)\]}}\"']?[.:)]?"),
     )
 
@@ -155,6 +170,13 @@ def prepare(options: tuple[str, ...], labels: tuple[str, ...]) -> Options:
     return Options(labels, own, tuple(sorted(clear, key=lambda pair: -len(pair[0]))), _patterns(labels))
 
 
+def merged(options: Options, same: frozenset[str]) -> Options:
+    """The options with those of one text counted as one, so that the text alone names it."""
+    first = min(same, key=options.labels.index)
+    texts = tuple((text, label) for text, label in options.texts if label == first or label not in same)
+    return replace(options, texts=texts)
+
+
 def gold_labels(gold: str, options: Options) -> frozenset[str]:
     """The labels that are right: the one that the gold names, or every one whose text it is. None fits: empty."""
     named = gold.strip().strip("()[].:").strip().upper()
@@ -189,6 +211,8 @@ def exact(text: str, options: Options) -> str | None:
         found = [label for option, label in options.texts if without and option == without]
     if not found and wanted[:1].isdigit():  # "1,000" and "1000"; "10.0" and "10" are two texts
         found = [label for option, label in options.texts if _ungrouped(option) == _ungrouped(wanted)]
+    if not found and "/" in wanted and (value := parse_number(wanted)) is not None:  # "8/3" and "2 2/3"
+        found = [label for option, label in options.texts if "/" in option and parse_number(option) == value]
     return None if not found else found[0] if len(found) == 1 else CONFLICT
 
 
@@ -221,7 +245,7 @@ def read(text: str, options: Options) -> tuple[str | None, str]:
         return None, ""
     behind = said[len(own) :] if _starts_with(said, own) else rest
     second = options.patterns.another.match(behind)
-    if second and second[1] != label:
+    if second and second[1] != label and not _dismisses(behind, second, options):
         return CONFLICT, ""
     if re.match(r"\s+(?:and|or|is|was)\b", rest) and not re.match(rf"{_RIGHT}", rest) and not _starts_with(said, own):
         return None, ""
@@ -231,6 +255,12 @@ def read(text: str, options: Options) -> tuple[str | None, str]:
     if label in ("A", "I") and re.match(r"\s+[a-z]", rest) and contradiction(label, rest, options):
         return CONFLICT, ""  # "A beta particle": a label, or an article?
     return label, rest
+
+
+def _dismisses(text: str, second: re.Match[str], options: Options) -> bool:
+    """Does a sentence of its own reject the labels that it begins with ("(D). (A)(B)(C) are wrong")?"""
+    run = options.patterns.run.match(text, second.start(1))
+    return "." in text[: second.start(1)] and run is not None and extraction.denied(text, second.start(1), run.end())
 
 
 def _ordinal(text: str, options: Options) -> str | None:
@@ -274,7 +304,8 @@ def _declared(text: str, options: Options) -> tuple[int, str | None, str]:
         if match.start() > last[0] and not extraction.denied(text, match.start(), match.end()):
             word = next(group for group in match.groups() if group)
             label = _ordinal(f"{word} option", options) if word.lower() in (*_ORDINALS, "last") else word.upper()
-            too = "also" in match[0] or _TOO.match(text, match.end())
+            joined = options.patterns.joined.search(text[max(0, match.start() - 12) : match.start()])
+            too = joined or "also" in match[0] or _TOO.match(text, match.end())
             last = (match.start(), CONFLICT if too else label, "")
     return last
 
@@ -302,7 +333,7 @@ def _lone(lines: list[str], text: str, options: Options) -> str | None:
 def _marked(text: str, options: Options) -> str | None:
     """The one label of several that the text calls true ("A: no. B: yes.")."""
     marked = options.patterns.marked.findall(text)
-    right = {label.upper() for label, word in marked if word.lower() in ("true", "correct", "yes")}
+    right = {label.upper() for label, word in marked if word.lower() in ("true", "correct", "right", "yes")}
     if not right or len(marked) < 2 or any(word.lower() in options.own.values() for _, word in marked):
         return None
     return right.pop() if len(right) == 1 else CONFLICT
@@ -359,13 +390,75 @@ def _quoted(text: str, options: Options) -> str | None:
     return None if not found else found.pop() if len(found) == 1 else CONFLICT
 
 
+def without_copied_list(text: str, options: Options) -> str:
+    """The text without copies of the question's list of options, each with its own text and in order; "" where nothing
+    else is there. A copy chooses nothing, and must not hide the letter behind it."""
+    if not all(options.own.values()) or len(options.own) < 2:
+        return text
+    if text.count("\n") >= len(options.labels) - 1:
+        text = _without_copied_lines(text, options)
+    if len(text) > sum(map(len, options.own.values())) and _in_order(text, options):
+        text = _copied_in_line(tuple(options.own.items())).sub("\n", text)
+    return text.strip()
+
+
+def _without_copied_lines(text: str, options: Options) -> str:
+    lines = text.split("\n")
+    kept: list[str] = []
+    while lines:
+        end = _copied_lines(lines, options)
+        if not end:
+            kept.append(lines.pop(0))
+        del lines[:end]
+    return "\n".join(kept)
+
+
+def _copied_lines(lines: list[str], options: Options) -> int:
+    """How many lines a copy of the options takes that begins at the first line; 0 for none."""
+    place = 0
+    for number, line in enumerate(lines, 1):
+        if not line.strip() and place:
+            continue
+        label = options.labels[place]
+        item = _ITEM.match(line)
+        labelled = item is not None and item[1].upper() == label
+        said = item[2] if item is not None and labelled else line
+        if extraction.normalise(said.strip(" |")) != options.own[label]:
+            return 0
+        place += 1
+        if place == len(options.labels):
+            return number
+    return 0
+
+
+def _in_order(text: str, options: Options) -> bool:
+    """Do the options' texts all stand in the text, in order? A cheap look before a pattern is made."""
+    said, at = text.casefold(), 0
+    for option in options.own.values():
+        at = said.find(option, at)
+        if at < 0:
+            return False
+        at += len(option)
+    return True
+
+
+@lru_cache(maxsize=256)
+def _copied_in_line(own: tuple[tuple[str, str], ...]) -> re.Pattern[str]:
+    items = (
+        rf"[(\[]?\s*{label}\s*[)\].:]+\s*{re.escape(text)}(?![\w/])(?!\.\d)[\s,;.|/*•-]{{0,8}}" for label, text in own
+    )
+    return re.compile(rf"{_BEFORE}{''.join(items)}", re.IGNORECASE)
+
+
 def chosen(reply: Reply, options: Options) -> tuple[str | None, str]:
     """(label, what stands behind it) of the option that the reply chose; (`CONFLICT`, "") for two, (None, "") for none.
 
     In order: the whole reply is an option's text; the last declaration, unless it is taken back; a label at the start
     of a tagged or one-line reply; a label alone on the first or last line; in short replies an option's text.
     """
-    text = extraction.unboxed(reply.content)
+    text = without_copied_list(extraction.unboxed(reply.content), options)
+    if not text:
+        return CONFLICT, ""
     found = exact(text, options)
     if found is not None:
         return found, ""

@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import ast
 import json
+import math
 import os
 import re
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
+from decimal import Decimal
 from itertools import islice
 from pathlib import Path
-from typing import IO, Any, cast
+from typing import Any, cast
 
+from xreasoner.data.readers import BadRow, Row, json_line, read_records
 from xreasoner.errors import DataError, UserError, XReasonerError
 from xreasoner.grading.grader import judge
 from xreasoner.problem import LABELS, AnswerType, Problem
@@ -45,11 +49,12 @@ _AT_ONCE = 8
 
 @dataclass(slots=True)
 class Tally:
-    """What a file came to, in lines. bad: those that could not be judged."""
+    """What a file came to, in rows. bad: those that could not be judged; invalid: of those, the user's mistakes."""
 
     total: int = 0
     correct: int = 0
     bad: int = 0
+    invalid: int = 0
 
 
 class _BadLineError(ValueError):
@@ -69,9 +74,10 @@ def _kind(name: object) -> tuple[AnswerType, dict[str, int]]:
 
 
 def option_texts(choices: object) -> tuple[str, ...]:
-    """Options from a list, a list in a string (in a list …), {"A": text, …} or [{"key", "value"}, …].
+    """Options from a list, a list in a string (in a list …), or one of the mappings below.
 
-    Raises `ValueError` for anything else.
+    Mappings: {"A": text, …} or {"0": text, …}, [{"key" or "label", "value" or "text"}, …] and {"label": [...], "text":
+    [...]}. Raises `ValueError` for anything else, and for an option that is no text.
     """
     for _ in range(3):
         if isinstance(choices, str) and choices.strip()[:1] in ("[", "{", "("):
@@ -81,12 +87,39 @@ def option_texts(choices: object) -> tuple[str, ...]:
     if choices is None or choices == "":
         return ()
     if isinstance(choices, dict):
-        return tuple(str(text) for _, text in sorted(choices.items()))
+        return _labeled(choices)
     if not isinstance(choices, list | tuple):
-        raise ValueError(f"found {choices!r}, expected a list of texts or null")
-    if choices and all(isinstance(each, dict) and {"key", "value"} <= set(each) for each in choices):
-        return tuple(str(each["value"]) for each in sorted(choices, key=lambda each: str(each["key"])))
-    return tuple(map(str, choices))
+        raise ValueError(f"found {choices!r:.200}, expected a list of texts or null")
+    if choices and all(isinstance(each, dict) for each in choices):
+        pairs = [(each.get("key", each.get("label")), each.get("value", each.get("text"))) for each in choices]
+        if any(label is None or text is None for label, text in pairs):
+            raise ValueError(f"found {choices!r:.200}, expected each option with a key and a value")
+        return _in_order({str(label): text for label, text in pairs}, len(pairs))
+    return tuple(_option(each) for each in choices)
+
+
+def _labeled(choices: dict[Any, Any]) -> tuple[str, ...]:
+    labels, texts = choices.get("label"), choices.get("text")
+    if isinstance(labels, list) and isinstance(texts, list) and len(choices) == 2 and len(labels) == len(texts):
+        return _in_order({str(label): text for label, text in zip(labels, texts, strict=True)}, len(labels))
+    return _in_order({str(label): text for label, text in choices.items() if text is not None}, 0)
+
+
+def _in_order(choices: dict[str, Any], count: int) -> tuple[str, ...]:
+    """The texts in the order of their labels, which are A, B, C, … or numbers from 0 or 1."""
+    names = sorted(choices, key=lambda name: (len(name), name))
+    n = len(names)
+    known = [[*LABELS[:n]], [*LABELS[:n].lower()], [str(k) for k in range(n)], [str(k + 1) for k in range(n)]]
+    if names not in known or (count and count != n):
+        raise ValueError(f"found options under {', '.join(names)[:100]!r}, expected labels A, B, C, … in a row")
+    return tuple(_option(choices[name]) for name in names)
+
+
+def _option(value: object) -> str:
+    is_number = isinstance(value, int | float | Decimal) and not isinstance(value, bool) and math.isfinite(value)
+    if not isinstance(value, str) and not is_number:
+        raise ValueError(f"found the option {value!r:.100}, expected a text")
+    return str(value)
 
 
 def _is_list(value: object) -> bool:
@@ -108,7 +141,8 @@ def problem_of(row: dict[str, Any]) -> tuple[Problem, str]:
     response, gold = row.get("response"), row.get("gold")
     if not isinstance(response, str):
         raise _BadLineError(f"field 'response': found {response!r}, expected text")
-    if not isinstance(gold, str | int | float | list) or isinstance(gold, bool) or not str(gold).strip():
+    is_missing = isinstance(gold, bool) or not str(gold).strip() or (isinstance(gold, float) and gold != gold)
+    if not isinstance(gold, str | int | float | Decimal | list) or is_missing:
         raise _BadLineError(f"field 'gold': found {gold!r}, expected text")
     name = "choices" if "choices" in row else "options"
     try:
@@ -120,42 +154,49 @@ def problem_of(row: dict[str, Any]) -> tuple[Problem, str]:
     if kind == "choice" and not 1 <= len(options) <= len(LABELS):
         raise _BadLineError(f"field {name!r}: found {len(options)} options, expected 1 to {len(LABELS)}")
     extra = row.get("meta") or {}
+    if isinstance(extra, str):  # CSV and Parquet have no free mappings
+        with suppress(ValueError):
+            extra = json.loads(extra)
     if not isinstance(extra, dict) or (kind == "gym" and not {"name", "entry"} <= set(extra)):
         raise _BadLineError("field 'meta': expected an object; for gym with 'name' and 'entry'")
-    question = str(row.get("question") or "").strip() or "?"
+    question = str(row.get("question") or "")
+    question = question if question.strip() else "?"
     problem = Problem(str(row.get("id", "")), question, str(gold), kind, options, meta={**extra, **meta})
     return problem, response
 
 
 def grade_line(line: bytes) -> tuple[dict[str, Any], str]:
     """(the output row, the complaint or "") of one input line."""
-    row: object = None
+    record = next(read_records(Path("line.jsonl"), line), BadRow("line.jsonl", 1, reason="is empty"))
+    row, complaint, _ = grade_record(record)
+    return row, complaint
+
+
+def grade_record(record: Row | BadRow) -> tuple[dict[str, Any], str, bool]:
+    """(the output row, the complaint or "", whether the input is to blame) of one row."""
+    row = dict(record.values) if isinstance(record, Row) else {}
+    is_users = True
     try:
-        row = json.loads(line.decode("utf-8-sig"))
-        if not isinstance(row, dict):
-            raise _BadLineError(f"found {type(row).__name__}, expected an object")
+        if isinstance(record, BadRow):
+            raise _BadLineError(record.reason)
+        if list(row) == [str(k) for k in range(len(row))]:  # the reader's names for a list's items
+            row = {}
+            raise _BadLineError("found list, expected an object")
         problem, response = problem_of(row)
+        is_users = False
         verdict = judge(problem, response, str(row.get("exit") or "natural"))
-    except Exception as error:  # whatever a line holds, the rest goes on
-        complaint = _complaint(error, line)
-        carried = row if isinstance(row, dict) else {}
-        return {**carried, "outcome": "error", "extracted": "", "correct": False, "note": complaint}, complaint
-    return {**row, **_added(verdict)}, verdict.note if verdict.outcome == "error" else ""
+    except Exception as error:  # whatever a row holds, the others are graded
+        complaint = str(error) if isinstance(error, _BadLineError) else f"cannot be judged: {_named(error)}"
+        return {**row, "outcome": "error", "extracted": "", "correct": False, "note": complaint}, complaint, is_users
+    return {**row, **_added(verdict)}, verdict.note if verdict.outcome == "error" else "", False
 
 
-def _complaint(error: Exception, line: bytes) -> str:
-    if isinstance(error, _BadLineError):
-        return str(error)
-    if isinstance(error, json.JSONDecodeError | UnicodeDecodeError):
-        return f"not JSON: {error}" if line.strip() else "is empty; expected a JSON object"
-    return f"cannot be judged: {type(error).__name__}: {error}"[:300]
+def _named(error: Exception) -> str:
+    return f"{type(error).__name__}: {error}"[:300]
 
 
 def _encoded(row: dict[str, Any]) -> bytes:
-    try:
-        return json.dumps(row, ensure_ascii=False).encode() + b"\n"
-    except UnicodeEncodeError:  # half of a surrogate pair, cut in two by whoever wrote the file
-        return json.dumps(row).encode() + b"\n"
+    return json_line(row).encode(errors="backslashreplace") + b"\n"
 
 
 def _added(verdict: Verdict) -> dict[str, Any]:
@@ -167,46 +208,46 @@ def _added(verdict: Verdict) -> dict[str, Any]:
     return {**added, "note": verdict.note} if verdict.note else added
 
 
-def _graded(lines: Iterable[bytes]) -> Iterator[tuple[dict[str, Any], str]]:
-    """Graded in order; several lines are under way at once, for those that wait for a worker."""
-    rest = iter(lines)
+def _graded(records: Iterable[Row | BadRow]) -> Iterator[tuple[Row | BadRow, tuple[dict[str, Any], str, bool]]]:
+    """Graded in order; several rows are under way at once, for those that wait for a worker."""
+    rest = iter(records)
     with ThreadPoolExecutor(_AT_ONCE) as threads:
         while chunk := list(islice(rest, _CHUNK)):
-            yield from threads.map(grade_line, chunk)
+            yield from zip(chunk, threads.map(grade_record, chunk), strict=True)
 
 
-def _write(source: IO[bytes], put: Callable[[bytes], object], complain: Callable[[str], None], name: str) -> Tally:
+def _write(source: Path, put: Callable[[bytes], object], complain: Callable[[str], None]) -> Tally:
     tally = Tally()
-    for number, (row, complaint) in enumerate(_graded(source), 1):
+    for record, (row, complaint, is_users) in _graded(read_records(source)):
         tally.total += 1
         tally.correct += bool(row["correct"])
         if complaint:
             tally.bad += 1
-            complain(f"{name}:{number}: {complaint}")
+            tally.invalid += is_users
+            complain(f"{Path(record.path).name}{record.where.removeprefix(record.path)}: {complaint}")
         put(_encoded(row))
     return tally
 
 
 def grade_file(path: Path, out: Path | None, complain: Callable[[str], None]) -> Tally:
-    """Grade a JSONL file line by line into `out` (written aside, then renamed), or to standard output where it is None.
+    """Grade a file of replies row by row into `out` (JSONL, written aside, then renamed); None is standard output.
 
     complain: is told of each line that cannot be judged; its output line carries the outcome "error". Raises
     `DataError` for a file that is not there, `UserError` for an output that is the input.
     """
-    if not path.is_file():
+    if not path.exists() or path.is_dir():
         raise DataError(f"{path}: no such file; expected JSONL with response, gold, answer_type and choices")
     if out is None:
-        with path.open("rb") as source:
-            tally = _write(source, sys.stdout.buffer.write, complain, path.name)
-            sys.stdout.flush()
-            return tally
+        tally = _write(path, sys.stdout.buffer.write, complain)
+        sys.stdout.flush()
+        return tally
     if out.is_dir() or (out.exists() and out.samefile(path)):
         raise UserError(f"{out}: expected another file than the input and no folder; choose another --out")
     aside = out.with_name(f"{out.name}.{os.getpid()}.part")
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
-        with path.open("rb") as source, aside.open("wb") as file:
-            tally = _write(source, file.write, complain, path.name)
+        with aside.open("wb") as file:
+            tally = _write(path, file.write, complain)
             file.flush()
             os.fsync(file.fileno())
         aside.replace(out)

@@ -6,12 +6,15 @@ import json
 import os
 import re
 import shutil
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
+
+from xreasoner.errors import UserError
 
 
 def export(model: Any, tokenizer: Any, image_processor: Any, folder: Path, dtype: torch.dtype | None = None) -> Path:
@@ -38,6 +41,27 @@ def export(model: Any, tokenizer: Any, image_processor: Any, folder: Path, dtype
         if dtype:
             _write_dtype(aside / "config.json", str(dtype).removeprefix("torch."))
     return folder
+
+
+def check_exportable(model: Any, tokenizer: Any, image_processor: Any, folder: Path) -> None:
+    """Write everything that `export` writes but the weights into a scratch folder beside `folder`, and remove it.
+
+    Raises:
+        UserError: a part of the model cannot be written, such as a generation_config.json that contradicts itself.
+    """
+    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".export-check-") as scratch:
+        try:
+            model.config.save_pretrained(scratch)
+            if model.can_generate():
+                model.generation_config.save_pretrained(scratch)
+            tokenizer.save_pretrained(scratch)
+            image_processor.save_pretrained(scratch)
+            _write_old_form(Path(scratch))
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            reason = " ".join(str(error).split())[:300]
+            raise UserError(
+                f"the model could not be exported at the end: {reason}; fix its folder's JSON files"
+            ) from None
 
 
 @contextmanager

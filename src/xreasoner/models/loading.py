@@ -4,21 +4,43 @@ from __future__ import annotations
 
 import inspect
 import json
-from collections.abc import Mapping, Sequence
+import logging
+import pickle
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import torch
+from jinja2 import TemplateSyntaxError
 from PIL.Image import Image
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from torch import Tensor
 from torch.nn import functional as F
 from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor, AutoTokenizer
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
+from transformers.utils import logging as transformers_logging
+from transformers.utils.hub import cached_file
+from transformers.utils.peft_utils import find_adapter_config_file
 
 from xreasoner.engines.base import Message
-from xreasoner.errors import CheckpointError, UserError
+from xreasoner.errors import CheckpointError, UserError, XReasonerError
+from xreasoner.models.checkpoint_checks import (
+    ADAPTER_CONFIG,
+    ADAPTER_FILES,
+    Problem,
+    adapter_alone,
+    adapter_base,
+    adapter_beside,
+    first_line,
+    folder_problems,
+    nonfinite_problems,
+    report,
+    tensor_problems,
+    tokenizer_problems,
+)
 from xreasoner.registry import MODELS, resolve
 from xreasoner.trace import OPEN, thought_opening
 
@@ -93,41 +115,31 @@ class Encoded:
 
 
 def find(name: str) -> str:
-    """The folder or hub id behind a model's name. Raises `CheckpointError` for a folder that is no checkpoint."""
+    """The folder or hub id behind a model's name; the folder may lack weights, which a plan does not need.
+
+    Raises:
+        CheckpointError: The folder is not a whole checkpoint; the message names every file that is missing, damaged,
+            or does not belong there.
+        UserError: There is no such folder.
+    """
+    where = _locate(name)
+    problems = folder_problems(Path(where), need_weights=False) if Path(where).is_dir() else []
+    if problems:
+        raise report(name, problems, _mend(name))
+    return where
+
+
+def _locate(name: str) -> str:
+    """The folder or hub id, whatever state it is in."""
     folder = resolve(MODELS, "model", name)() if name in MODELS else Path(name)
-    if not folder.is_dir():
-        if name in MODELS:
-            raise CheckpointError(
-                f"model {name!r}: its folder is missing from this installation; make it with `make base`"
-            )
-        if name.count("/") == 1 and not name.startswith((".", "/")) and not folder.exists():
-            return name  # a hub id
-        known = ", ".join(sorted(MODELS))
-        raise UserError(f"model {name!r}: no such folder; expected a checkpoint's folder, a hub id, or one of {known}")
-    for needed in ("config.json", "tokenizer.json"):
-        if not (folder / needed).is_file():
-            raise CheckpointError(f"model {name!r}: {folder / needed} is missing; expected a Hugging Face folder")
-    _check_files(name, folder)
-    return str(folder)
-
-
-def _check_files(name: str, folder: Path) -> None:
-    """Raise `CheckpointError` that names the first file that is cut short, or another model's."""
-    for path in sorted([*folder.glob("*.json"), *folder.glob("*.safetensors")]):
-        try:
-            if path.suffix == ".json":
-                json.loads(path.read_bytes())
-            else:
-                with safe_open(path, "pt"):
-                    pass
-        except (ValueError, SafetensorError) as error:
-            raise CheckpointError(
-                f"model {name!r} cannot be read: {path} is damaged or cut short ({_line(error)}); {_mend(name)}"
-            ) from error
-
-
-def _line(error: Exception) -> str:
-    return str(error).splitlines()[0] if str(error) else type(error).__name__
+    if folder.is_dir():
+        return str(folder)
+    if name in MODELS:
+        raise CheckpointError(f"model {name!r}: its folder is missing from this installation; make it with `make base`")
+    if name.count("/") == 1 and not name.startswith((".", "/")) and not folder.exists():
+        return name  # a hub id
+    known = ", ".join(sorted(MODELS))
+    raise UserError(f"model {name!r}: no such folder; expected a checkpoint's folder, a hub id, or one of {known}")
 
 
 def _mend(name: str) -> str:
@@ -147,38 +159,160 @@ def load(
 ) -> Loaded:
     """Load a model by registered name, folder or hub id: float32 on a CPU, bfloat16 on a GPU unless told.
 
-    device_map: "auto" spreads a model that does not fit one GPU. attn_implementation: "flash_attention_2", "sdpa" or
-    "eager" for prompts and pictures; None is transformers' choice. Weights are read from safetensors alone and no code
-    of the checkpoint is run. Raises `CheckpointError` for a damaged or foreign checkpoint, or one that the engine
-    cannot run, `UserError` for a name that stands for nothing or an option that cannot be had here.
+    No code of the checkpoint is run.
+
+    Args:
+        name: A registered name, a folder or a hub id.
+        device: A GPU if there is one, by default.
+        dtype: What the weights are held in.
+        device_map: "auto" spreads a model that does not fit one GPU.
+        attn_implementation: "flash_attention_2", "sdpa" or "eager" for prompts and pictures; None is transformers'
+            choice.
+
+    Raises:
+        CheckpointError: The checkpoint is damaged, incomplete, an adapter or another model's, its weights are not
+            finite, or the engine cannot run it. One message holds all that is wrong.
+        UserError: The name stands for nothing, or an option is not available here.
     """
-    where = find(name)
+    where = _locate(name)
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     _check_device(device)
     dtype = dtype or (torch.float32 if device == "cpu" else torch.bfloat16)
-    options: dict[str, Any] = {"trust_remote_code": False}
+    problems = folder_problems(Path(where)) if Path(where).is_dir() else _hub_problems(where)
     try:
-        config = AutoConfig.from_pretrained(where, **options)
-        _check_kind(name, config)
-        tokenizer = AutoTokenizer.from_pretrained(where, **options)
-        if not tokenizer.chat_template:
-            raise CheckpointError(f"model {name!r} has no chat template; expected one in {where}/chat_template.jinja")
-        image_processor, processor = _processors(where, config)
-        model = _read(where, device, dtype, device_map, attn_implementation)
-    except (SafetensorError, json.JSONDecodeError, RuntimeError, OSError, EOFError) as error:
-        raise CheckpointError(f"model {name!r} cannot be read from {where}: {_line(error)}; {_mend(name)}") from error
-    except ImportError as error:
-        raise UserError(f"model {name!r} cannot be loaded here: {_line(error)}") from error
-    except ValueError as error:
-        if "trust_remote_code" in str(error):
-            raise CheckpointError(f"model {name!r} wants to run code that came with it, which is never done") from error
-        if attn_implementation is not None and "attn_implementation" in str(error):
-            raise UserError(f"attn_implementation {attn_implementation!r}: {_line(error)}") from error
-        raise CheckpointError(f"model {name!r} cannot be loaded from {where}: {_line(error)}") from error
+        with _quiet():
+            config, tokenizer, processors = _parts(name, where, problems)
+            if problems:
+                _add_tensor_problems(where, problems)
+                raise report(name, problems, _mend(name))
+            model, info = _read(where, device, dtype, device_map, attn_implementation)
+    except Exception as error:
+        if problems and not isinstance(error, CheckpointError):
+            raise report(name, problems, _mend(name)) from error
+        raise _explained(error, name, where, attn_implementation) from error
+    problems += tensor_problems(info, config, getattr(model, "is_quantized", False))
+    if getattr(model, "_hf_peft_config_loaded", False):
+        problems.append(adapter_beside([ADAPTER_CONFIG], None))
+    problems += [] if problems else nonfinite_problems(model)
+    if problems:
+        raise report(name, problems, _mend(name))
     model.eval()
     _patches_by_product(model)
     revision = getattr(model.config, "_commit_hash", None)
-    return Loaded(model, tokenizer, image_processor, where, name, revision, processor)
+    return Loaded(model, tokenizer, processors[0], where, name, revision, processors[1])
+
+
+def _hub_problems(hub: str) -> list[Problem]:
+    """What can be told of a hub id before anything large is fetched: whether it holds an adapter."""
+    found = find_adapter_config_file(hub)
+    return [] if found is None else [adapter_alone(adapter_base(Path(found).parent))]
+
+
+def _parts(name: str, where: str, problems: list[Problem]) -> tuple[Any, Any, tuple[Any, Any]]:
+    """Configuration, tokenizer and processors; what does not fit together is added to the problems."""
+    options: dict[str, Any] = {"trust_remote_code": False}
+    config = AutoConfig.from_pretrained(where, **options)
+    wrong = _kind_problems(config)
+    if wrong:
+        raise report(name, [*problems, *wrong], _mend(name))
+    tokenizer = AutoTokenizer.from_pretrained(where, **options)
+    processors = _processors(where, config)
+    problems += _use_processor_template(where, tokenizer)
+    problems += tokenizer_problems(tokenizer, config)
+    return config, tokenizer, processors
+
+
+def _use_processor_template(where: str, tokenizer: Any) -> list[Problem]:
+    """Give the tokenizer the template that transformers' processors use.
+
+    chat_template.jinja comes before chat_template.json (the form of older checkpoints), and both before
+    tokenizer_config.json, whose template may be one for text alone.
+    """
+    older = _optional_file(where, "chat_template.json")
+    if older is not None and _optional_file(where, "chat_template.jinja") is None:
+        found = json.loads(older.read_text(encoding="utf-8")).get("chat_template")
+        tokenizer.chat_template = found or tokenizer.chat_template
+    if not tokenizer.chat_template:
+        return [
+            Problem(
+                f"it has no chat template; expected one in {where}/chat_template.jinja, chat_template.json or "
+                "tokenizer_config.json",
+                "copy the template from the model that it was made from",
+            )
+        ]
+    try:
+        message = {"role": "user", "content": [{"type": "text", "text": "?"}]}
+        tokenizer.apply_chat_template([message], tokenize=False, add_generation_prompt=True)
+    except TemplateSyntaxError as error:
+        return [Problem(f"its chat template is no Jinja template (line {error.lineno}: {first_line(error)})")]
+    except Exception:  # whatever else a template raises, it may raise for this message alone
+        return []
+    return []
+
+
+def _optional_file(where: str, name: str) -> Path | None:
+    """A file of a folder or hub id, if there is one."""
+    found = cached_file(
+        where,
+        name,
+        _raise_exceptions_for_gated_repo=False,
+        _raise_exceptions_for_missing_entries=False,
+        _raise_exceptions_for_connection_errors=False,
+    )
+    return None if found is None else Path(found)
+
+
+def _add_tensor_problems(where: str, problems: list[Problem]) -> None:
+    """Add what the weights' names and shapes show, where they can be read at all; no tensor is read for it."""
+    with tempfile.TemporaryDirectory() as beside:
+        for path in Path(where).iterdir() if Path(where).is_dir() else ():
+            if path.is_file() and path.name not in ADAPTER_FILES:  # an adapter would be counted into the model
+                (Path(beside) / path.name).symlink_to(path.resolve())
+        try:
+            model, info = _read(beside, "meta", torch.float32, "meta", None)
+        except Exception:  # what stops it is among the problems already
+            return
+    problems += tensor_problems(info, model.config, getattr(model, "is_quantized", False))
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """transformers warns on many lines of what is told here in one."""
+    before = transformers_logging.get_verbosity()
+    transformers_logging.set_verbosity(max(before, logging.ERROR))
+    try:
+        yield
+    finally:
+        transformers_logging.set_verbosity(before)
+
+
+def _explained(error: Exception, name: str, where: str, attention: str | None) -> Exception:
+    """The error as one of ours, with its first line."""
+    if isinstance(error, XReasonerError):
+        return error
+    line = first_line(error)
+    if isinstance(error, ImportError):
+        return UserError(f"model {name!r} cannot be loaded here: {line}")
+    if isinstance(error, MemoryError | torch.OutOfMemoryError) or "allocate memory" in line:
+        return UserError(
+            f"model {name!r} does not fit the memory here: {line}; use dtype bfloat16, more GPUs (device auto), or a "
+            "smaller model"
+        )
+    if isinstance(error, pickle.UnpicklingError):
+        return CheckpointError(
+            f"model {name!r} cannot be read from {where}: its .bin file is damaged, or holds more than tensors, which "
+            "is never run; save the model as safetensors"
+        )
+    if isinstance(error, SafetensorError | json.JSONDecodeError | RuntimeError | OSError | EOFError):
+        return CheckpointError(f"model {name!r} cannot be read from {where}: {line}; {_mend(name)}")
+    if "trust_remote_code" in str(error):
+        return CheckpointError(f"model {name!r} wants to run code that came with it, which is never done")
+    if attention is not None and "attn_implementation" in str(error):
+        return UserError(f"attn_implementation {attention!r}: {line}")
+    if isinstance(error, ValueError):
+        return CheckpointError(f"model {name!r} cannot be loaded from {where}: {line}")
+    # a configuration of another form makes transformers fail in any way
+    return CheckpointError(f"model {name!r} cannot be loaded from {where}: {type(error).__name__}: {line}")
 
 
 def _check_device(device: str) -> None:
@@ -187,48 +321,71 @@ def _check_device(device: str) -> None:
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         raise UserError(
-            f"device {device!r} is not to be had here ({_line(error)}); expected cpu, or cuda where there is a GPU"
+            f"device {device!r} is not to be had here ({first_line(error)}); expected cpu, or cuda where there is a GPU"
         ) from None
 
 
-def _check_kind(name: str, config: Any) -> None:
-    """Raise `CheckpointError` for a model that reads no pictures, or whose cache is not plain keys and values."""
+def _kind_problems(config: Any) -> list[Problem]:
+    """A model that reads no images, or whose cache is not plain keys and values."""
     if type(config) not in AutoModelForImageTextToText._model_mapping:
-        raise CheckpointError(
-            f"model {name!r} is of type {config.model_type!r}; expected a vision-language model that transformers "
-            "loads as AutoModelForImageTextToText, such as 'qwen2_5_vl'"
-        )
+        found = f"it is of type {config.model_type!r}; expected a vision-language model"
+        return [Problem(f"{found} that transformers loads as AutoModelForImageTextToText, such as 'qwen2_5_vl'", "")]
     text = config.get_text_config()
     kinds = set(getattr(text, "layer_types", None) or []) - {"full_attention"}
     if kinds or getattr(config, "is_encoder_decoder", False):
         found = ", ".join(sorted(kinds)) or "an encoder and a decoder"
-        raise CheckpointError(
-            f"model {name!r} ({config.model_type}) has {found}; the torch engine keeps plain keys and values and "
-            "expected full attention in every layer. Serve it with vLLM and give the server's URL"
-        )
+        expected = "the torch engine keeps plain keys and values and expected full attention in every layer"
+        return [
+            Problem(f"{config.model_type} has {found}; {expected}. Serve it with vLLM and give the server's URL", "")
+        ]
+    return []
 
 
 def _processors(where: str, config: Any) -> tuple[Any, Any]:
     """The image processor, and the whole processor for models outside `QWEN_VL`."""
     if config.model_type in QWEN_VL:
-        return Qwen2VLImageProcessorPil.from_pretrained(where), None
+        settings, _ = Qwen2VLImageProcessorPil.get_image_processor_dict(where)
+        return Qwen2VLImageProcessorPil.from_pretrained(where, size=_pixel_limits(settings)), None
     processor = AutoProcessor.from_pretrained(where, trust_remote_code=False)
     return processor.image_processor, processor
 
 
-def _read(where: str, device: str, dtype: torch.dtype, device_map: str | None, attention: str | None) -> Any:
+def _pixel_limits(settings: Mapping[str, Any]) -> dict[str, int]:
+    """The limits of an image's area, in any of the three forms in which transformers has written them.
+
+    Raises `ValueError` for limits that no image can keep.
+    """
+    size = settings.get("size")
+    size = size if isinstance(size, Mapping) else {}
+    limits = {}
+    for edge, name in (("shortest_edge", "min_pixels"), ("longest_edge", "max_pixels")):
+        forms = (settings.get(name), size.get(name), size.get(edge), Qwen2VLImageProcessorPil.size[edge])
+        limits[edge] = next(value for value in forms if value is not None)
+    low, high = limits.values()
+    if not all(isinstance(value, int) for value in (low, high)) or not 0 < low <= high:
+        raise ValueError(
+            f"preprocessor_config.json: min_pixels {low!r} and max_pixels {high!r}; expected numbers with "
+            "0 < min_pixels <= max_pixels"
+        )
+    return limits
+
+
+def _read(
+    where: str, device: str, dtype: torch.dtype, device_map: str | None, attention: str | None
+) -> tuple[Any, dict[str, Any]]:
+    """The model, and transformers' report of what it lacked and did not use."""
     options: dict[str, Any] = {} if attention is None else {"attn_implementation": attention}
     if device_map is not None:
         options["device_map"] = device_map
-    model = AutoModelForImageTextToText.from_pretrained(
-        where, dtype=dtype, use_safetensors=True, trust_remote_code=False, **options
+    model, info = AutoModelForImageTextToText.from_pretrained(
+        where, dtype=dtype, trust_remote_code=False, output_loading_info=True, ignore_mismatched_sizes=True, **options
     )
     if "logits_to_keep" not in inspect.signature(model.forward).parameters:
         raise CheckpointError(
             f"model {where!r} ({model.config.model_type}) computes logits for whole prompts only; the torch engine "
             "expected `logits_to_keep`. Serve it with vLLM and give the server's URL"
         )
-    return model if device_map is not None else model.to(device)
+    return model if device_map is not None else model.to(device), info
 
 
 class _Product(torch.nn.Conv3d):
@@ -305,7 +462,7 @@ def encode(
         try:
             pixels = loaded.image_processor(pictures, **size, return_tensors="pt")
         except ValueError as error:
-            raise UserError(f"a picture cannot be read by the model: {_line(error)}") from error
+            raise UserError(f"a picture cannot be read by the model: {first_line(error)}") from error
         patches, grids = pixels["pixel_values"], pixels["image_grid_thw"]
         merge = loaded.image_processor.merge_size**2
         counts = iter((grids.prod(-1) // merge).tolist())

@@ -40,6 +40,7 @@ def task_problem(rng: Random, domain: Domain, modality: Modality, name: str) -> 
         modality=modality,
         source="tiny",
         family=task.family,
+        cluster=name,  # its text and its image form are one scene
         meta={"facts": scene.facts},
     )
 
@@ -73,6 +74,7 @@ def reading_problem(rng: Random, domain: Domain, modality: Modality, name: str, 
         modality=modality,
         source="tiny",
         family="bare" if bare else task.family,
+        cluster=name,
         meta={"facts": scene.facts},
     )
 
@@ -97,6 +99,7 @@ def recall(domain: Domain, modality: Modality, n: int, seed: int) -> list[Proble
                 modality=modality,
                 source="tiny",
                 family="recall",
+                cluster=f"recall-{domain}-{seed}-{i}",
             )
         )
     return problems

@@ -8,7 +8,7 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from copy import deepcopy
 from dataclasses import dataclass, replace
@@ -19,9 +19,10 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.distributed.fsdp import FSDPModule
+from torch.distributed.tensor import DTensor
 
 from xreasoner.data.packing import ready_to_pack
-from xreasoner.errors import TrainingError
+from xreasoner.errors import NonFiniteError
 from xreasoner.models.loading import Loaded
 from xreasoner.recipe import AdamW, RLStage, SFTStage
 from xreasoner.training import checkpoints, parallel
@@ -123,16 +124,81 @@ def rate(settings: AdamW, step: int, total: int, epochs: float = 1.0) -> float:
     return settings.lr * factor
 
 
-def update(optimiser: torch.optim.Optimizer, lr: float, clip: float, out: Path, batch: Any) -> float:
-    """One optimiser step; returns the gradient's norm before clipping. Stops on a NaN, with the batch saved."""
+@dataclass(frozen=True, slots=True)
+class StepContext:
+    """Where training is, for what an error reports.
+
+    stage: its name. step: counted from 1. out: the stage's folder. saved: the newest checkpoint's step, or 0.
+    """
+
+    stage: str
+    step: int
+    out: Path
+    saved: int = 0
+
+    def check_finite(self, model: Any, values: Mapping[str, Tensor | None], rows: Sequence[int], batch: Any) -> None:
+        """Raise `NonFiniteError` for the first value that is NaN or infinite, with the batch saved beside the metrics.
+
+        Args:
+            model: whose weights are looked through when a value is not finite.
+            values: by name, in the order in which they are computed; None where there is none.
+            rows: the micro-batch's rows, as positions in the step's batch.
+            batch: what is saved.
+        """
+        for name, value in values.items():
+            if value is not None and not bool(torch.isfinite(value.detach()).all()):
+                raise self.non_finite(model, name, rows, batch)
+
+    def non_finite(self, model: Any, name: str, rows: Sequence[int], batch: Any) -> NonFiniteError:
+        """The error for a value by this name."""
+        several = parallel.size() > 1
+        path = self.out / (f"offending-batch-rank-{parallel.rank()}.pt" if several else "offending-batch.pt")
+        torch.save(batch, path)
+        shown = ", ".join(map(str, rows[:8])) + (f" and {len(rows) - 8} more" if len(rows) > 8 else "")
+        broken = None if several else first_non_finite(model)
+        # sharded weights are looked through by all ranks together or not at all
+        cause = "the weights are finite, so the batch or the step size is the cause: set precision: float32, or lower "
+        cause += "optimiser.lr"
+        if several:
+            cause = "set precision: float32, or lower optimiser.lr"
+        if broken is not None:
+            cause = f"the weight {broken} is not finite: check the model that the stage starts from, set precision: "
+            cause += "float32, or lower optimiser.lr"
+        kept = f"the checkpoint of step {self.saved} is kept" if self.saved else "no checkpoint was saved yet"
+        return NonFiniteError(
+            f"stage {self.stage}, step {self.step}: the {name} is not finite (micro-batch rows {shown}; saved in {path}"
+            f"); {cause}; {kept}"
+        )
+
+
+def first_non_finite(model: Any) -> str | None:
+    """The name of the first weight that holds a NaN or an infinity, or None."""
+    return next((name for name, weight in model.named_parameters() if not bool(torch.isfinite(weight).all())), None)
+
+
+def update(
+    model: Any,
+    optimiser: torch.optim.Optimizer,
+    lr: float,
+    clip: float,
+    context: StepContext,
+    rows: Sequence[int],
+    batch: Any,
+) -> float:
+    """One optimizer step; returns the gradient's norm before clipping.
+
+    Raises:
+        NonFiniteError: the gradient is not finite; no weight has moved, and the batch is saved.
+    """
     moving = [parameter for group in optimiser.param_groups for parameter in group["params"]]
-    norm = parallel.whole(torch.nn.utils.clip_grad_norm_(moving, clip)).item()
-    stop_on_nan(norm, "gradient's norm", out, batch)
+    norm = parallel.whole(torch.nn.utils.clip_grad_norm_(moving, clip))
+    if not bool(torch.isfinite(norm)):
+        raise context.non_finite(model, "gradient's norm", rows, batch)
     for group in optimiser.param_groups:
         group["lr"] = lr
     optimiser.step()
     optimiser.zero_grad(set_to_none=True)
-    return norm
+    return norm.item()
 
 
 def accumulate(loss: Tensor) -> None:
@@ -177,6 +243,7 @@ class Journal:
     def __init__(self, out: Path, model: Any, optimiser: torch.optim.Optimizer, stage: SFTStage | RLStage) -> None:
         self.out, self.model, self.optimiser, self.stage = out, model, optimiser, stage
         self.step, self.seconds, self.saved = 0, 0.0, time.monotonic()
+        self.saved_step = 0
         self.kept: dict[str, Any] = {}
         self.settle: Callable[[], None] = lambda: None
 
@@ -186,7 +253,8 @@ class Journal:
         with torch.no_grad():
             state = checkpoints.load(self.out / "checkpoints", tensors)
         if state is not None:
-            self.step, self.seconds, self.kept = state["step"], state["seconds"], state["kept"]
+            self.step, self.seconds, self.kept = state["step"], state["seconds"], {**self.kept, **state["kept"]}
+            self.saved_step = self.step
             checkpoints.restore_rng(state["rng"])
         if parallel.rank() == 0:
             path = self.out / "metrics.jsonl"
@@ -208,11 +276,27 @@ class Journal:
     def save(self) -> None:
         """A checkpoint of what is now; before the first step there is nothing to lose."""
         if self.step:
+            self.check_weights()
             self.settle()
             rest = {"seconds": self.seconds, "kept": self.kept}
             folder = self.out / "checkpoints"
             checkpoints.save(folder, self.step, self._tensors(), rest, self.stage.checkpoints_kept)
+            self.saved_step = self.step
         self.saved = time.monotonic()
+
+    def context(self) -> StepContext:
+        """Where training is, during the next step."""
+        return StepContext(self.stage.name, self.step + 1, self.out, self.saved_step)
+
+    def check_weights(self) -> None:
+        """Raise `NonFiniteError` for a trained weight that is NaN or infinite, so that no good checkpoint gives way."""
+        broken = next((name for name, tensor in self._tensors().items() if not _finite(tensor)), None)
+        if parallel.agreed(broken is not None):
+            kept = f"the checkpoint of step {self.saved_step} is kept" if self.saved_step else "nothing was saved"
+            raise NonFiniteError(
+                f"stage {self.stage.name}, step {self.step}: {broken or 'a weight of another rank'} is not finite "
+                f"after the update; set precision: float32, or lower optimiser.lr; {kept}"
+            )
 
     def _tensors(self) -> dict[str, Tensor]:
         """Every trained tensor and its AdamW state, by name; they are the ones that train, not copies."""
@@ -229,6 +313,12 @@ class Journal:
         return found
 
 
+def _finite(tensor: Tensor) -> bool:
+    """Whether this rank's part of a tensor is finite."""
+    own = tensor.to_local() if isinstance(tensor, DTensor) else tensor
+    return bool(torch.isfinite(own).all())
+
+
 def _lines(path: Path) -> list[dict[str, Any]]:
     """The whole lines of a JSONL file; a last line that a kill cut short is left out, and all after a damaged one."""
     found = []
@@ -241,11 +331,3 @@ def _lines(path: Path) -> list[dict[str, Any]]:
             break
         found.append(read)
     return found
-
-
-def stop_on_nan(value: float, what: str, out: Path, batch: Any) -> None:
-    """Raise `TrainingError` for a value that is no number, with the batch saved beside the metrics."""
-    if not math.isfinite(value):
-        path = out / ("offending-batch.pt" if parallel.size() == 1 else f"offending-batch-rank-{parallel.rank()}.pt")
-        torch.save(batch, path)
-        raise TrainingError(f"the {what} is {value}; the batch is in {path}; lower optimiser.lr")

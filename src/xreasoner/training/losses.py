@@ -16,6 +16,8 @@ from torch.utils.checkpoint import checkpoint
 
 FAR = 20.0
 """Largest log-ratio: e^20 is still a number in every type that is trained in."""
+KL_CAP = 10.0
+"""Largest KL estimate of one token by k3, as in verl; a token that the reference all but excludes would give 4.9e8."""
 
 
 def group_advantages(reward_B: Tensor, group_size: int, normalise_std: bool = True) -> Tensor:
@@ -30,17 +32,46 @@ def group_advantages(reward_B: Tensor, group_size: int, normalise_std: bool = Tr
     return advantage_PG.flatten()
 
 
-def zero_variance(reward_B: Tensor, group_size: int) -> Tensor:
-    """Which groups [B / G] have rewards that are all alike, so that they teach nothing."""
-    reward_PG = reward_B.view(-1, group_size)
-    return (reward_PG == reward_PG[:, :1]).all(dim=1)
+def zero_variance(value_B: Tensor, group_size: int) -> Tensor:
+    """Which groups teach nothing because their rollouts are all right or all wrong.
+
+    Args:
+        value_B: what is compared within a group. RL gives the accuracy alone (DAPO, section 3.2): a penalty for length
+            makes the rewards of eight wrong replies differ, and dividing by their tiny deviation would make it large.
+        group_size: rollouts of one prompt, which are neighbors.
+
+    Returns:
+        True for each group [B / G] whose values are equal.
+    """
+    value_PG = value_B.view(-1, group_size)
+    return (value_PG == value_PG[:, :1]).all(dim=1)
 
 
-def clipped_objective(ratio_BT: Tensor, advantage_B: Tensor, low: float, high: float) -> Tensor:
-    """Per-token loss [B, T]: −min(ρA, clip(ρ, 1 − ε_low, 1 + ε_high)·A) (PPO, eq. 7; DAPO's two epsilons, eq. 10)."""
+def clipped_objective(
+    ratio_BT: Tensor, advantage_B: Tensor, low: float, high: float, dual_clip: float | None = None
+) -> Tensor:
+    """The clipped surrogate, as a loss per token.
+
+    −min(ρA, clip(ρ, 1 − ε_low, 1 + ε_high)·A) (PPO, arXiv 1707.06347, eq. 7; DAPO's two epsilons, arXiv 2503.14476,
+    eq. 10). At A < 0 it grows with ρ without bound; the dual clip stops it at −c·A (arXiv 1912.09729, eq. 5), in the
+    form of verl's `compute_policy_loss_vanilla`.
+
+    Args:
+        ratio_BT: ρ, the policy over the old policy.
+        advantage_B: A, of each reply.
+        low: ε_low.
+        high: ε_high.
+        dual_clip: c, above 1; None for no dual clip.
+
+    Returns:
+        The loss [B, T].
+    """
     advantage_B1 = advantage_B[:, None]
     clipped_BT = ratio_BT.clamp(1 - low, 1 + high)
-    return -torch.minimum(ratio_BT * advantage_B1, clipped_BT * advantage_B1)
+    loss_BT = torch.maximum(-ratio_BT * advantage_B1, -clipped_BT * advantage_B1)
+    if dual_clip is None:
+        return loss_BT
+    return torch.where(advantage_B1 < 0, torch.minimum(loss_BT, -dual_clip * advantage_B1), loss_BT)
 
 
 Aggregation = Literal["token", "sequence", "constant"]
@@ -93,20 +124,34 @@ def correction(
 
 
 def kl(logprob_BT: Tensor, reference_BT: Tensor, estimator: Literal["k1", "k2", "k3"]) -> Tensor:
-    """Schulman's estimates [B, T] of KL(policy ‖ reference), with d = log π_ref − log π held within ±20.
+    """Schulman's estimates of KL(policy ‖ reference) for sampled tokens.
 
-    k1: −d. k2: d²/2. k3: exp(d) − d − 1.
+    With d = log π_ref − log π held within ±20: k1 is −d, k2 is d²/2, k3 is exp(d) − d − 1, held below `KL_CAP`. As a
+    loss k1 would regularize nothing, for the expectation of its gradient is 0. Its value therefore carries k2's
+    gradient, which is that of the KL on the policy's own samples (verl's `k1+`).
+
+    Args:
+        logprob_BT: log π of the sampled tokens.
+        reference_BT: log π_ref of the same.
+        estimator: which.
+
+    Returns:
+        The estimates [B, T] in nats.
     """
     difference_BT = (reference_BT - logprob_BT).clamp(-FAR, FAR)
-    if estimator == "k1":
-        return -difference_BT
+    if estimator == "k3":
+        return (difference_BT.exp() - difference_BT - 1).clamp(-KL_CAP, KL_CAP)
+    half_square_BT = difference_BT**2 / 2
     if estimator == "k2":
-        return difference_BT**2 / 2
-    return difference_BT.exp() - difference_BT - 1
+        return half_square_BT
+    return half_square_BT - half_square_BT.detach() - difference_BT.detach()
 
 
 def overlong_penalty(length_B: Tensor, limit: int, buffer: int) -> Tensor:
-    """Added to the rewards [B] of long replies: 0 up to limit − buffer tokens, then down to −1 (DAPO, eq. 13)."""
+    """Added to the rewards [B] of long replies: 0 up to limit − buffer tokens, then down to −1 (DAPO, eq. 13).
+
+    length: all tokens of a reply, those of a forced exit included, so that a thought that never ended pays too.
+    """
     if buffer == 0:
         return -(length_B > limit).float()
     return -((length_B - (limit - buffer)) / buffer).clamp(0, 1)
@@ -174,7 +219,7 @@ class Objective:
     """Which loss: GRPO, DAPO, Dr.GRPO, GSPO and their mixtures are settings of these.
 
     low, high: how far the ratio may fall below and rise above 1. ratio: per token (PPO) or per sequence (GSPO).
-    kl: weight of the KL term, estimated by `estimator`.
+    kl: weight of the KL term, estimated by `estimator`. dual_clip: see `clipped_objective`.
     """
 
     low: float = 0.2
@@ -183,6 +228,7 @@ class Objective:
     aggregation: Aggregation = "token"
     kl: float = 0.0
     estimator: Literal["k1", "k2", "k3"] = "k3"
+    dual_clip: float | None = 3.0
 
 
 def policy_loss(
@@ -201,7 +247,7 @@ def policy_loss(
     divisor: `normaliser` of all that the optimiser step learns from.
     """
     ratio_BT = log_ratio(logprob_BT, old_BT, mask_BT, objective.ratio).exp()
-    loss_BT = clipped_objective(ratio_BT, advantage_B, objective.low, objective.high)
+    loss_BT = clipped_objective(ratio_BT, advantage_B, objective.low, objective.high, objective.dual_clip)
     if weight_BT is not None:
         loss_BT = loss_BT * weight_BT
     if reference_BT is not None:
@@ -209,9 +255,16 @@ def policy_loss(
     return aggregate(loss_BT, mask_BT, objective.aggregation, divisor)
 
 
-def clip_shares(ratio_BT: Tensor, advantage_B: Tensor, mask_BT: Tensor, low: float, high: float) -> tuple[float, float]:
-    """Shares of tokens whose ratio the lower and the upper bound hold back; at an advantage of 0 neither does."""
+def clip_shares(ratio_BT: Tensor, advantage_B: Tensor, mask_BT: Tensor, objective: Objective) -> dict[str, float]:
+    """Shares of the mask's tokens whose gradient a bound removes; at an advantage of 0 none does.
+
+    Returns:
+        clip_low: the lower bound, at A < 0; clip_high: the upper one, at A > 0; clip_dual: the dual clip, at A < 0.
+    """
     advantage_B1, total = advantage_B[:, None], mask_BT.sum().clamp_min(1)
-    below = ((ratio_BT < 1 - low) & (advantage_B1 < 0) & mask_BT).sum() / total
-    above = ((ratio_BT > 1 + high) & (advantage_B1 > 0) & mask_BT).sum() / total
-    return below.item(), above.item()
+    held = {
+        "clip_low": (ratio_BT < 1 - objective.low) & (advantage_B1 < 0),
+        "clip_high": (ratio_BT > 1 + objective.high) & (advantage_B1 > 0),
+        "clip_dual": (ratio_BT > (objective.dual_clip or torch.inf)) & (advantage_B1 < 0),
+    }
+    return {name: ((held_BT & mask_BT).sum() / total).item() for name, held_BT in held.items()}

@@ -1,16 +1,17 @@
 """Stage 2: GRPO with verifiable rewards on text.
 
-One step: draw problems, roll out a group for each, judge, turn rewards into advantages, drop the groups that
-teach nothing, and take one optimiser step a minibatch. The old log-probabilities are the engine's own: it samples
-from the very weights that are trained, and the gap to the trainer's is logged. Engines report them at temperature 1;
-rollouts at another temperature have them computed again by the trainer, before the step's first update.
+One step: draw problems, roll out a group for each, judge, turn rewards into advantages, skip the passes over groups
+that teach nothing, and take one optimizer step a minibatch. The old log-probabilities are the engine's where it
+computes as the trainer does (`RLStage.recomputes_old_logprobs`); else the trainer computes them before the step's first
+update. The gap between engine and trainer is logged either way.
 """
 
 from __future__ import annotations
 
 import time
+import warnings
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -25,6 +26,7 @@ from transformers import DynamicCache
 
 from xreasoner.completion import Exit
 from xreasoner.data.packing import flat, hidden_states, pad
+from xreasoner.errors import TrainingError
 from xreasoner.grading.grader import TIMED_OUT
 from xreasoner.models.attention import Documents
 from xreasoner.recipe import RLStage
@@ -33,10 +35,10 @@ from xreasoner.training.common import (
     Journal,
     Learner,
     Progress,
+    StepContext,
     accumulate,
     make_optimiser,
     rate,
-    stop_on_nan,
     uninterrupted,
     update,
 )
@@ -45,14 +47,18 @@ from xreasoner.training.sft import passes
 from xreasoner.verdict import Outcome
 
 
-def train_rl(stage: RLStage, learner: Learner, source: Sampler, out: Path, seed: int, progress: Progress) -> None:
+def train_rl(stage: RLStage, learner: Learner, source: Sampler, out: Path, seed: int, progress: Progress) -> Journal:
     """Train in place.
 
-    Ctrl-C and SIGTERM wait for an update's end; the state is then saved, and the same call goes on from there.
+    Ctrl-C and SIGTERM wait for an update's end; the state is then saved, and the same call resumes from there. Returns
+    the state, which can still be saved where the export fails.
+
+    Raises:
+        TrainingError: no group had both right and wrong replies for `max_idle_steps` steps; the state is saved.
     """
     optimiser = make_optimiser(learner.model, stage.optimiser)
     journal = Journal(out, learner.model, optimiser, stage)
-    journal.kept = {"drawn": 0, "begun": None}
+    journal.kept = {"drawn": 0, "begun": None, "idle": 0}
     journal.resume()
     journal.settle = lambda: journal.kept.update(begun=source.begun())
     source.updated(journal.step)
@@ -60,14 +66,60 @@ def train_rl(stage: RLStage, learner: Learner, source: Sampler, out: Path, seed:
         while journal.step < stage.steps:
             # several ranks stop together, after a step; one stops at once where it rolls out
             with uninterrupted() if parallel.size() > 1 else nullcontext():
-                metrics = _step(stage, learner, optimiser, journal, source, out, seed)
+                metrics = _step(stage, learner, optimiser, journal, source, seed)
             progress(stage.name, journal.step, stage.steps, metrics)
+            report_idle_step(stage, journal, metrics)
     except KeyboardInterrupt:
         journal.settle = lambda: journal.kept.update(begun=None)
         journal.save()
         raise
     finally:
         source.close()
+    journal.settle = lambda: None
+    return journal
+
+
+def report_idle_step(stage: RLStage, journal: Journal, metrics: Mapping[str, Any]) -> None:
+    """Warn at the first of several steps in a row that could not learn, and stop at the last one allowed.
+
+    Raises:
+        TrainingError: `max_idle_steps` in a row; the state is saved first, so that a resume may allow more.
+    """
+    idle = journal.kept["idle"]
+    if idle == 0:
+        return
+    cause = idle_cause(stage, metrics)
+    if idle >= stage.max_idle_steps:
+        journal.save()
+        raise TrainingError(
+            f"stage {stage.name}: no group had both right and wrong replies in the last {idle} steps, so RL cannot "
+            f"learn; {cause}. Step {journal.step} is saved; to continue anyway, resume with --set "
+            f"stages.{stage.name}.max_idle_steps={stage.steps}"
+        )
+    if idle == 1 and parallel.rank() == 0:
+        warnings.warn(
+            f"stage {stage.name}, step {journal.step}: no group has both right and wrong replies, so this step teaches "
+            f"nothing; {cause}. The run stops after {stage.max_idle_steps} such steps in a row (max_idle_steps)",
+            stacklevel=2,
+        )
+
+
+def idle_cause(stage: RLStage, metrics: Mapping[str, Any]) -> str:
+    """What the replies of a step that taught nothing have in common, and what to change."""
+    outcomes, exits = metrics["outcomes"], metrics["exits"]
+    if outcomes["correct"] == 1:
+        if stage.forced == "zero" and exits["forced"] > 0:
+            return "replies are right after a forced exit alone: raise thinking_budget, or set forced: keep"
+        return "every reply is right: the problems are too easy, or the stage has converged"
+    if exits["truncated"] > 0.5:
+        return f"{exits['truncated']:.0%} of the replies are truncated: raise thinking_budget and answer_budget"
+    if outcomes["unparsed"] > 0.5:
+        return f"{outcomes['unparsed']:.0%} of the replies hold no answer: run an SFT stage first, or check the prompt"
+    if outcomes["error"] > 0.5:
+        return f"{outcomes['error']:.0%} of the replies cannot be graded: check the gold answers and answer_type"
+    if outcomes["correct"] == 0:
+        return "every reply is wrong: check the gold answers, take easier problems, or raise group_size"
+    return "each group is all right or all wrong: raise temperature or group_size"
 
 
 def _step(
@@ -76,7 +128,6 @@ def _step(
     optimiser: torch.optim.Optimizer,
     journal: Journal,
     source: Sampler,
-    out: Path,
     seed: int,
 ) -> dict[str, Any]:
     """Roll out, learn, write down, and give the engine the new weights."""
@@ -88,13 +139,15 @@ def _step(
         if step + 1 < stage.steps:
             source.ahead(step + 1, drawn)
         learner.model.train()
-        learnt = improve(stage, learner, optimiser, rollouts, source.banned, lr, Random(f"{seed}/{step}"), out)
+        rng, context = Random(f"{seed}/{step}"), journal.context()
+        learnt = improve(stage, learner, optimiser, rollouts, source.banned, lr, rng, context)
         learner.model.eval()
         metrics = {**describe(stage, rollouts), **learnt, "lr": lr, "rollout_seconds": rolled}
         metrics["staleness"] = step - min(rollout.completion.version for rollout in rollouts)
         spent = time.monotonic() - start
         tokens = sum(len(rollout.completion.token_ids) for rollout in rollouts)
-        journal.kept["drawn"], journal.kept["begun"] = drawn, None
+        idle = bool(idle_groups(stage, rollouts).all())
+        journal.kept.update(drawn=drawn, begun=None, idle=journal.kept["idle"] + 1 if idle else 0)
         journal.write({**metrics, "tokens_per_s": tokens / spent, "seconds": spent})
     source.updated(step + 1)
     return metrics
@@ -108,27 +161,34 @@ def improve(
     banned: Sequence[int],
     lr: float,
     rng: Random,
-    out: Path,
+    context: StepContext,
 ) -> dict[str, float]:
-    """The optimiser steps on one step's rollouts, a group never parted; returns the loss's metrics.
+    """The optimizer steps on one step's rollouts, a group never split; returns the loss's metrics.
 
-    No metric where every group was dropped: a 0 would read as an entropy that collapsed.
+    No metric where no group taught anything: a 0 would read as an entropy that collapsed.
     """
     reward_B = torch.tensor([rollout.reward for rollout in rollouts])
     advantage_B = losses.group_advantages(reward_B, stage.group_size, stage.normalise_std)
-    idle_P = losses.zero_variance(reward_B, stage.group_size)
-    groups = [p for p in range(len(idle_P)) if not (stage.drop_zero_variance and idle_P[p])]
+    idle_P = idle_groups(stage, rollouts)
+    advantage_B[idle_P.repeat_interleave(stage.group_size)] = 0.0
+    groups = step_groups(stage, idle_P)
     rng.shuffle(groups)
-    kept = [p * stage.group_size + k for p in groups for k in range(stage.group_size)]
+    size = -(-len(groups) // stage.minibatches)
+    minibatches = [groups[begin : begin + size] for begin in range(0, len(groups), size)]
+    # without an advantage only a KL has a gradient; a skipped pass changes nothing but time
+    needed = torch.ones_like(idle_P) if learner.reference is not None else ~idle_P
     scorer = Scorer(learner, banned, stage.temperature, stage.group_size, stage.chunk_tokens)
-    if stage.temperature != 1 or stage.correction != "none":
-        rollouts = reread(scorer, rollouts, kept)
-    size = max(1, -(-len(groups) // stage.minibatches)) * stage.group_size
+    if stage.recomputes_old_logprobs:
+        rollouts = reread(scorer, rollouts, rows_of([p for p in groups if needed[p]], stage.group_size))
     found: list[dict[str, float]] = []
-    for begin in range(0, len(kept), size):
-        rows = kept[begin : begin + size]
-        found.append(_minibatch(stage, scorer, rollouts, rows, advantage_B, out))
-        found[-1]["grad_norm"] = update(optimiser, lr, stage.optimiser.clip, out, [rollouts[i] for i in rows])
+    for minibatch in minibatches:
+        rows = rows_of([p for p in minibatch if needed[p]], stage.group_size)
+        if not rows:
+            continue  # AdamW moves weights by its moments even where there is nothing to learn
+        free = [rollouts[i].free for i in rows_of(minibatch, stage.group_size)]
+        found.append(_minibatch(stage, scorer, rollouts, rows, advantage_B, divisor_of(stage, free), context))
+        batch = [rollouts[i] for i in rows]
+        found[-1]["grad_norm"] = update(learner.model, optimiser, lr, stage.optimiser.clip, context, rows, batch)
     if not found:
         return {}
     metrics = {name: sum(part[name] for part in found) / len(found) for name in LEARNT}
@@ -137,14 +197,56 @@ def improve(
     return {**metrics, "logprob_gap": gap, "ratio_max": largest}
 
 
-LEARNT = ("loss", "entropy", "kl", "clip_low", "clip_high", "logprob_gap", "ratio", "ratio_max", "grad_norm")
+SUMMED = ("entropy", "kl", "clip_low", "clip_high", "clip_dual", "logprob_gap", "ratio")
+"""Metrics that are means over tokens."""
+LEARNT = ("loss", *SUMMED, "ratio_max", "grad_norm")
 """What `improve` measures. ratio and ratio_max: the mean and the largest of the ratio, before clipping."""
+
+
+def idle_groups(stage: RLStage, rollouts: Sequence[Rollout]) -> Tensor:
+    """Which groups [P] have no advantage: all right or all wrong, or, where these are not dropped, of equal rewards."""
+    compared = [rollout.accuracy if stage.drop_zero_variance else rollout.reward for rollout in rollouts]
+    return losses.zero_variance(torch.tensor(compared), stage.group_size)
+
+
+def step_groups(stage: RLStage, idle_P: Tensor) -> list[int]:
+    """The groups that the loss divides by, which are `prompts_per_step` ones: those that teach, then the others.
+
+    As in TRL and verl, a group that teaches nothing keeps its place: else one mixed group of 128 would take a step of
+    full size. Refills give its place to another group; what they could not fill stays idle.
+    """
+    places = max(stage.prompts_per_step, int((~idle_P).sum()))
+    return sorted(sorted(range(len(idle_P)), key=lambda p: bool(idle_P[p]))[:places])
+
+
+def rows_of(groups: Sequence[int], group_size: int) -> list[int]:
+    """The rollouts of these groups, as positions among all."""
+    return [p * group_size + k for p in groups for k in range(group_size)]
+
+
+def divisor_of(stage: RLStage, free: Sequence[Sequence[bool]]) -> float:
+    """`losses.normaliser` of one minibatch; free: which tokens of each of its replies are trained on."""
+    mask_BR = torch.nn.utils.rnn.pad_sequence([torch.tensor(row) for row in free], batch_first=True)
+    return losses.normaliser(mask_BR, stage.aggregation, stage.thinking_budget + stage.answer_budget)
+
+
+def objective_of(stage: RLStage) -> losses.Objective:
+    """The recipe's loss."""
+    return losses.Objective(
+        low=stage.epsilon_low,
+        high=stage.epsilon_high,
+        ratio=stage.ratio,
+        aggregation=stage.aggregation,
+        kl=stage.kl,
+        estimator=stage.kl_estimator,
+        dual_clip=stage.dual_clip,
+    )
 
 
 @torch.no_grad()
 def reread(scorer: Scorer, rollouts: Sequence[Rollout], rows: Sequence[int]) -> list[Rollout]:
     """The rollouts, those of the rows (of whole groups) with the old log-probabilities computed by the trainer, at the
-    temperature of the sampling. Groups that are dropped are not worth a pass.
+    temperature of the sampling. Groups that need no pass are left as they are.
     """
     found: dict[int, Rollout] = {}
     for part, weight in grouped(rows, rollouts, scorer):
@@ -174,15 +276,11 @@ def _minibatch(
     rollouts: Sequence[Rollout],
     rows: Sequence[int],
     advantage_B: Tensor,
-    out: Path,
+    divisor: float,
+    context: StepContext,
 ) -> dict[str, float]:
-    """Accumulate one minibatch's gradient; returns its metrics."""
-    objective = losses.Objective(
-        stage.epsilon_low, stage.epsilon_high, stage.ratio, stage.aggregation, stage.kl, stage.kl_estimator
-    )
-    longest, reference = stage.thinking_budget + stage.answer_budget, scorer.learner.reference
-    mask_BR = torch.nn.utils.rnn.pad_sequence([torch.tensor(rollouts[i].free) for i in rows], batch_first=True)
-    divisor = losses.normaliser(mask_BR, stage.aggregation, longest)
+    """Accumulate one minibatch's gradient over these rows; returns its metrics."""
+    objective, reference = objective_of(stage), scorer.learner.reference
     total = Counter[str]()
     ratio_max = 0.0
     for part, weight in grouped(rows, rollouts, scorer):
@@ -192,7 +290,8 @@ def _minibatch(
         reference_BR = None if reference is None else scorer.of(reference, batch)
         loss, found = _part(stage, objective, batch, scored, advantage, divisor, reference_BR)
         loss = loss * weight
-        stop_on_nan(loss.item(), "loss", out, batch)
+        checked = {"reference log-probabilities": reference_BR, "loss": loss}
+        context.check_finite(scorer.learner.model, {**scored.checked(batch), **checked}, part, batch)
         accumulate(loss)
         ratio_max = max(ratio_max, weight * found.pop("ratio_max"))
         total.update({name: weight * value for name, value in {"loss": loss.item(), **found}.items()})
@@ -200,9 +299,6 @@ def _minibatch(
     count = max(1.0, total["tokens"])
     means = {name: total[name] / count for name in SUMMED}
     return {"loss": total["loss"], **means, "ratio_max": max(parallel.gathered([ratio_max]))}
-
-
-SUMMED = ("entropy", "kl", "clip_low", "clip_high", "logprob_gap", "ratio")
 
 
 def _part(
@@ -224,7 +320,7 @@ def _part(
     loss = losses.policy_loss(objective, scored.logprob, old_BR, advantage_B, mask_BR, divisor, reference_BR, weight_BR)
     with torch.no_grad():
         ratio_BR = losses.log_ratio(scored.logprob, old_BR, mask_BR, stage.ratio).exp()
-        low, high = losses.clip_shares(ratio_BR, advantage_B, mask_BR, stage.epsilon_low, stage.epsilon_high)
+        clipped = losses.clip_shares(ratio_BR, advantage_B, mask_BR, objective)
         count = mask_BR.sum().item()
         kl = 0.0
         if reference_BR is not None:
@@ -233,8 +329,7 @@ def _part(
         "tokens": count,
         "entropy": scored.entropy.sum().item(),
         "kl": kl,
-        "clip_low": low * count,
-        "clip_high": high * count,
+        **{name: share * count for name, share in clipped.items()},
         "logprob_gap": (scored.plain - engine_BR).abs().sum().item(),
         "ratio": (ratio_BR * mask_BR).sum().item(),
         "ratio_max": (ratio_BR * mask_BR).max().item(),
@@ -254,6 +349,11 @@ class Scored:
     plain: Tensor
     entropy: Tensor
     mask: Tensor
+
+    def checked(self, batch: Sequence[Rollout]) -> dict[str, Tensor | None]:
+        """What must be finite before a loss is made of it, by the names that an error gives it."""
+        engine = [value for rollout in batch for value in rollout.completion.logprobs]
+        return {"engine's log-probabilities": torch.tensor(engine), "trainer's log-probabilities": self.logprob}
 
 
 @dataclass(frozen=True, slots=True)
@@ -433,7 +533,7 @@ def describe(stage: RLStage, rollouts: Sequence[Rollout]) -> dict[str, Any]:
     return {
         "reward": reward_B.mean().item(),
         "pass_at_k": right_PG.any(dim=1).float().mean().item(),
-        "zero_variance": losses.zero_variance(reward_B, stage.group_size).float().mean().item(),
+        "zero_variance": idle_groups(stage, rollouts).float().mean().item(),
         "groups": n // stage.group_size,
         "length": sum(map(sum, lengths.values())) / n,
         "length_by_exit": {name: sum(found) / len(found) for name, found in lengths.items()},

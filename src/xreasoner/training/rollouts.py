@@ -42,7 +42,8 @@ class Rollout:
     """One sampled reply with what the loss needs.
 
     prompt: its token ids. old: the log-probability of each token of the reply under the policy before the update.
-    free: which of its tokens are learnt from.
+    free: which of its tokens are trained on. accuracy: 1.0 where the reply earned its answer, else 0.0: the reward
+    before format and length change it. Groups in which it is the same for all teach nothing.
     """
 
     prompt: tuple[int, ...]
@@ -51,6 +52,7 @@ class Rollout:
     reward: float
     old: tuple[float, ...]
     free: tuple[bool, ...]
+    accuracy: float
 
 
 Filled = tuple[list[Rollout], int]
@@ -78,7 +80,7 @@ class Asking:
         for _ in range(1 + self.stage.refills):
             found += self.roll_out(engine, draw(self.data, drawn, wanted, self.seed, self.stage.shuffle), step, asked)
             drawn, asked = drawn + wanted, asked + wanted
-            idle_P = losses.zero_variance(torch.tensor([rollout.reward for rollout in found]), size)
+            idle_P = losses.zero_variance(torch.tensor([rollout.accuracy for rollout in found]), size)
             wanted = self.stage.prompts_per_step - int((~idle_P).sum())
             if wanted <= 0:
                 break
@@ -132,19 +134,26 @@ def judged(stage: RLStage, loaded: Loaded, problem: Problem, request: Request, c
     """One reply with its verdict and reward."""
     prompt = tuple(encode(loaded, request.messages).input_ids.tolist())
     verdict = judge(problem, completion.text, completion.exit)
+    accuracy = 0.0 if stage.forced == "zero" and any(completion.forced) else reward(verdict)
     well_formed = completion.exit == "natural" and bool(completion.thought) and bool(completion.answer)
-    worth = reward(verdict) + stage.format_reward * well_formed
-    if stage.overlong == "penalise":
+    worth = accuracy + stage.format_reward * well_formed
+    if stage.overlong == "penalize":
         length, limit = torch.tensor(float(len(completion.token_ids))), stage.thinking_budget + stage.answer_budget
         worth += losses.overlong_penalty(length, limit, stage.overlong_buffer).item()
-    return Rollout(prompt, completion, verdict, worth, completion.logprobs, learnable(stage, completion))
+    return Rollout(prompt, completion, verdict, worth, completion.logprobs, trained_tokens(stage, completion), accuracy)
 
 
-def learnable(stage: RLStage, completion: Completion) -> tuple[bool, ...]:
-    """Which of a reply's tokens are learnt from: those that the policy chose, unless the reply is masked whole."""
+def trained_tokens(stage: RLStage, completion: Completion) -> tuple[bool, ...]:
+    """Which of a reply's tokens are trained on: those that the policy chose, unless the recipe masks them.
+
+    `overlong: mask` masks a truncated reply whole. `forced: mask` masks the thought of a reply whose thought the engine
+    closed, so that a right answer after a forced exit does not reinforce a thought that never ends.
+    """
+    count = len(completion.token_ids)
     if completion.exit == "aborted" or (stage.overlong == "mask" and completion.exit == "truncated"):
-        return (False,) * len(completion.token_ids)
-    return tuple(not forced for forced in completion.forced)
+        return (False,) * count
+    begin = completion.forced.index(True) if stage.forced == "mask" and any(completion.forced) else 0
+    return tuple(k >= begin and not forced for k, forced in enumerate(completion.forced))
 
 
 class Sampler(Protocol):

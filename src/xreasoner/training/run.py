@@ -7,6 +7,8 @@ import importlib.metadata
 import json
 import os
 import platform
+import shlex
+import sys
 import warnings
 from collections import Counter
 from collections.abc import Sequence
@@ -22,13 +24,15 @@ from xreasoner.engines.torch_engine import TorchEngine
 from xreasoner.errors import CheckpointError, RecipeError, TrainingError, UserError
 from xreasoner.models.export import export
 from xreasoner.models.freezing import fingerprint, freeze
-from xreasoner.models.loading import Loaded, load
+from xreasoner.models.loading import Loaded, encode, load
 from xreasoner.models.lora import adapt, merged
 from xreasoner.problem import Problem
+from xreasoner.prompts import chat_messages
 from xreasoner.recipe import DataEntry, Recipe, RLStage, SFTStage, difference
 from xreasoner.registry import SOURCES, resolve
-from xreasoner.training import checkpoints, parallel
-from xreasoner.training.common import Learner, Progress, ready
+from xreasoner.training import checkpoints, leak_check, parallel
+from xreasoner.training.common import Journal, Learner, Progress, ready
+from xreasoner.training.preflight import check_stage
 from xreasoner.training.rl import train_rl
 from xreasoner.training.rollouts import Asking, InProcess, Remote, Sampler
 from xreasoner.training.sft import train_sft
@@ -45,11 +49,14 @@ def run_recipe(recipe: Recipe, out: Path, progress: Progress = quiet) -> None:
 
 
 def run_stage(recipe: Recipe, stage: SFTStage | RLStage, out: Path, progress: Progress = quiet) -> Path:
-    """Run one stage, or go on with it, and export its model; returns the exported folder.
+    """Run one stage, or resume it, and export its model; returns the exported folder.
 
     Under `torchrun` every rank calls; rank 0 writes. The manifest holds the hashes of every frozen tensor before and
-    after, and of the data. Raises `TrainingError` when a frozen tensor moved, `UserError` when the folder belongs to
-    another recipe or other data.
+    after, and of the data.
+
+    Raises:
+        TrainingError: a frozen tensor moved, or the export failed; what was trained is saved then.
+        UserError: the folder belongs to another recipe or other data, or something is missing that the end needs.
     """
     folder = out / stage.name
     wanted = {"recipe": json.loads(recipe.model_dump_json(by_alias=True, exclude={"evaluation"})), "stage": stage.name}
@@ -63,6 +70,7 @@ def run_stage(recipe: Recipe, stage: SFTStage | RLStage, out: Path, progress: Pr
     parent = recipe.parent(stage)
     where = recipe.model if parent == "base" else str(out / parent / "export")
     loaded = load(where, "cpu" if parallel.size() > 1 else None, torch.float32)
+    check_stage(recipe, stage, loaded, out)
     torch.manual_seed(recipe.seed)
     if stage.lora is not None:
         adapt(loaded.model, stage.lora)
@@ -75,26 +83,64 @@ def run_stage(recipe: Recipe, stage: SFTStage | RLStage, out: Path, progress: Pr
     manifest["frozen"] = {"tensors": before[0], "before": before[1]}
     manifest["template_sha256"] = _sha256(str(loaded.tokenizer.chat_template))
     learner = ready(stage, loaded)
-    if isinstance(stage, SFTStage):
-        manifest["alone_gap"] = _alone_gap(learner, tokens)
+    manifest["alone_gap"] = _check_leaks(stage, learner, tokens, problems)
     _record(folder, manifest)
     shown = progress if parallel.rank() == 0 else quiet
     if isinstance(stage, SFTStage):
-        train_sft(stage, learner, tokens, folder, recipe.seed, shown)
+        journal = train_sft(stage, learner, tokens, folder, recipe.seed, shown)
     else:
-        train_rl(stage, learner, _source(stage, learner, problems, folder, recipe.seed), folder, recipe.seed, shown)
+        rollouts = _source(stage, learner, problems, folder, recipe.seed)
+        journal = train_rl(stage, learner, rollouts, folder, recipe.seed, shown)
+    journal.check_weights()
     after = still(learner.model)
     manifest["frozen"]["after"] = after[1]
     _record(folder, manifest)
     if after != before:
         raise TrainingError(f"stage {stage.name}: a frozen tensor moved ({before[1][:12]} → {after[1][:12]})")
     parallel.copy_weights(learner.model, learner.replica.model)
+    _export(recipe, stage, learner, journal, out)
     if parallel.rank() == 0:
-        export(merged(learner.replica.model), loaded.tokenizer, loaded.image_processor, folder / "export")
         _record(folder, {**manifest, "done": True})
         checkpoints.clear(folder / "checkpoints")
     parallel.barrier()
     return folder / "export"
+
+
+def _export(recipe: Recipe, stage: SFTStage | RLStage, learner: Learner, journal: Journal, out: Path) -> None:
+    """Write the trained model; where that fails, save what was trained.
+
+    Raises:
+        TrainingError: the export failed; the message has the command that continues.
+    """
+    failure: Exception | None = None
+    if parallel.rank() == 0:
+        replica = learner.replica
+        try:
+            export(merged(replica.model), replica.tokenizer, replica.image_processor, out / stage.name / "export")
+        except Exception as error:  # whatever it was, hours of training come first
+            failure = error
+    if not parallel.agreed(failure is not None):
+        return
+    kept = f"all {journal.step} steps are saved"
+    try:
+        journal.save()
+    except Exception as error:  # a full disk refuses both
+        kept = f"the checkpoint of step {journal.saved_step} is kept (saving failed too: {error})"
+    reason = "another rank could not write" if failure is None else " ".join(str(failure).split())[:300]
+    raise TrainingError(
+        f"stage {stage.name} is trained, and its export failed: {reason}; {kept}. Fix the cause, then continue with: "
+        f"{resume_command(recipe, out)}"
+    ) from failure
+
+
+def resume_command(recipe: Recipe, out: Path) -> str:
+    """The command that resumes a run: the present one with --resume, or one that trains this recipe here."""
+    given = sys.argv[1:]
+    if given[:1] == ["demo"]:
+        return shlex.join(["xreasoner", *given])
+    if given[:1] != ["train"]:
+        given = ["train", recipe.name, "--out", str(out)]
+    return shlex.join(["xreasoner", *given, *([] if "--resume" in given else ["--resume"])])
 
 
 def _source(stage: RLStage, learner: Learner, problems: Sequence[Problem], folder: Path, seed: int) -> Sampler:
@@ -192,12 +238,20 @@ def sft_data(stage: SFTStage, loaded: Loaded, seed: int) -> tuple[list[packing.T
     return tokens, {**facts, "data_sha256": packing.digest(tokens), "lengths": asdict(lengths)}
 
 
-def _alone_gap(learner: Learner, tokens: Sequence[packing.Tokens]) -> float:
-    """See `packing.alone_equals_batched`; every rank must ask, for a sharded model's weights are gathered."""
-    tolerance = 5e-2 if learner.precision == "bfloat16" else 1e-4
+def _check_leaks(
+    stage: SFTStage | RLStage, learner: Learner, tokens: Sequence[packing.Tokens], problems: Sequence[Problem]
+) -> float:
+    """See `leak_check`; every rank must ask, for a sharded model's weights are gathered."""
+    rows: list[tuple[int, ...]] = [item.ids for item in tokens[:64]]
+    if isinstance(stage, RLStage):
+        messages = [chat_messages(problem, stage.prompt) for problem in problems[:64]]
+        rows = [tuple(encode(learner.loaded, each).input_ids.tolist()) for each in messages]
+    shared = isinstance(stage, RLStage) and not learner.packed
 
-    def gap(_: Any) -> float:
-        return packing.alone_equals_batched(learner.loaded, tokens, learner.packed, tolerance)
+    def gap(model: Any) -> float:
+        if shared:
+            return leak_check.check_shared_prompts(model, rows, learner.precision)
+        return leak_check.check_documents(model, rows, learner.packed, learner.precision)
 
     with torch.no_grad(), learner.computing():
         return float(parallel.forward(learner.model, gap))

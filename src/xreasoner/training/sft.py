@@ -20,10 +20,10 @@ from xreasoner.training.common import (
     Journal,
     Learner,
     Progress,
+    StepContext,
     accumulate,
     make_optimiser,
     rate,
-    stop_on_nan,
     uninterrupted,
     update,
 )
@@ -31,10 +31,11 @@ from xreasoner.training.common import (
 
 def train_sft(
     stage: SFTStage, learner: Learner, data: Sequence[Tokens], out: Path, seed: int, progress: Progress
-) -> None:
+) -> Journal:
     """Train in place. Loss: cross-entropy of the assistant's tokens, over their number in the whole batch.
 
-    Ctrl-C and SIGTERM wait for the step's end; the state is then saved, and the same call goes on from there.
+    Ctrl-C and SIGTERM wait for the step's end; the state is then saved, and the same call resumes from there. Returns
+    the state, which can still be saved where the export fails.
     """
     model = learner.model
     optimiser = make_optimiser(model, stage.optimiser)
@@ -48,8 +49,10 @@ def train_sft(
             start, batch = time.monotonic(), batches[journal.step]
             lr = rate(stage.optimiser, journal.step, len(batches), stage.epochs)
             with uninterrupted():
-                metrics = _accumulate(stage, learner, [data[i] for i in batch], out)
-                norm = update(optimiser, lr, stage.optimiser.clip, out, [data[i].ids for i in batch])
+                rows, context = [data[i] for i in batch], journal.context()
+                metrics = _accumulate(stage, learner, rows, context)
+                every, ids = range(len(rows)), [row.ids for row in rows]
+                norm = update(model, optimiser, lr, stage.optimiser.clip, context, every, ids)
                 metrics |= {"lr": lr, "grad_norm": norm}
                 spent = time.monotonic() - start
                 journal.write({**metrics, "tokens_per_s": metrics["tokens"] / spent, "seconds": spent})
@@ -58,6 +61,7 @@ def train_sft(
         journal.save()
         raise
     model.eval()
+    return journal
 
 
 def passes(lengths: Sequence[int], most: int, packed: bool) -> list[tuple[list[int], float]]:
@@ -73,7 +77,7 @@ def passes(lengths: Sequence[int], most: int, packed: bool) -> list[tuple[list[i
     return [(part, 1.0) for part in own] + [(idle, 0.0)] * (longest - len(own))
 
 
-def _accumulate(stage: SFTStage, learner: Learner, batch: Sequence[Tokens], out: Path) -> dict[str, float]:
+def _accumulate(stage: SFTStage, learner: Learner, batch: Sequence[Tokens], context: StepContext) -> dict[str, float]:
     """Gradients of one batch's loss; returns the loss, the tokens and the share of padding (and the KL if asked)."""
     lengths = [len(item.ids) for item in batch]
     learnt = sum(len(item.ids) - item.prompt for item in batch)
@@ -84,7 +88,7 @@ def _accumulate(stage: SFTStage, learner: Learner, batch: Sequence[Tokens], out:
             task = partial(summed_loss, rows=rows, packed=learner.packed, most=learner.most_logits())
             cross, kl = parallel.forward(learner.model, task, learner.reference)
         loss = (cross + stage.kl_to_base * kl) / learnt * weight
-        stop_on_nan(loss.item(), "loss", out, [row.ids for row in rows])
+        context.check_finite(learner.model, {"KL": kl, "loss": loss}, part, [row.ids for row in rows])
         accumulate(loss)
         total += loss.item()
         divergence += weight * kl.item() / learnt

@@ -9,7 +9,8 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 
-from xreasoner.data.tables import Table, count, read
+from xreasoner.data.dataset_files import Table
+from xreasoner.data.readers import count_rows, read_rows
 from xreasoner.errors import DataError
 
 ROWS = [{"a": f"text {k}, with a comma\u2028and a separator", "b": str(k)} for k in range(700)]
@@ -30,8 +31,8 @@ def write(path: Path) -> Path:
 @pytest.mark.parametrize("kind", ["jsonl", "json", "csv", "parquet"])
 def test_every_kind_gives_the_same_rows(tmp_path: Path, kind: str) -> None:
     path = write(tmp_path / f"rows.{kind}")
-    assert [dict(row.values) for row in read(path)] == ROWS
-    assert count(path) == 700
+    assert [dict(row.values) for row in read_rows(path)] == ROWS
+    assert count_rows(path) == 700
     table = Table(str(path))
     sample = table.sample(5, seed=3)
     assert [row.values for row in table.sample(700, seed=3)] == [row.values for row in table.rows()]
@@ -64,10 +65,10 @@ def test_a_folder_is_read_by_its_card_or_by_names(tmp_path: Path) -> None:
         ("x.jsonl", b'{"a": 1}\n\xff\n', "x.jsonl:2: not (UTF-8|JSON)"),
         ("x.jsonl", b"3\n", "x.jsonl:1: found int, expected an object"),
         ("x.jsonl", b"[" * 100_000, "x.jsonl:1: its JSON is nested too deep"),
-        ("x.json", b'[{"a": 1}, 2]', "x.json: item 2: found int"),
-        ("x.json", b'[{"a": 1}', "x.json: not JSON"),
+        ("x.json", b'[{"a": 1}, 2]', "x.json:1: item 2: found int"),
+        ("x.json", b'[{"a": 1}', "x.json:1: item 2: not JSON"),
         ("x.csv", b"a,b\n1\n", "x.csv:2: found another number of columns"),
-        ("x.csv", b"a,b\n\xff,1\n", "x.csv: not UTF-8"),
+        ("x.csv", b"a,b\n\xff,1\n", "x.csv:2: not UTF-8"),
         ("x.parquet", b"PAR1 cut", "x.parquet: not Parquet, or cut short"),
     ],
 )
@@ -75,7 +76,7 @@ def test_damage_is_named_with_its_place(tmp_path: Path, name: str, content: byte
     path = tmp_path / name
     path.write_bytes(content)
     with pytest.raises(DataError, match=message):
-        list(read(path))
+        list(read_rows(path))
 
 
 def test_an_empty_file_is_named(tmp_path: Path) -> None:
