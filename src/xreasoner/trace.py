@@ -64,6 +64,22 @@ def thought_opening(tail: str) -> str:
     return tag + rest if tag and CLOSE not in rest else ""
 
 
+def reply_after(opening: str, response: str) -> str:
+    """A response as it continues a prompt that has opened the thought: `<think>` is written once.
+
+    Args:
+        opening: See `thought_opening`; "" leaves the response as it is.
+        response: `<think> … </think> …`, or an answer alone, before which the thought is closed.
+    """
+    if not opening:
+        return response
+    body = response.lstrip()
+    if not body.startswith(OPEN):
+        return f"{CLOSE}\n\n{body}" if opening[-1:].isspace() else f"\n{CLOSE}\n\n{body}"
+    body = body[len(OPEN) :]
+    return body.lstrip() if opening[-1:].isspace() else body
+
+
 def _answer(text: str) -> tuple[str, bool]:
     """(answer, tagged) of the text after the thought."""
     _, tag, rest = text.rpartition(ANSWER_OPEN)

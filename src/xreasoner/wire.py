@@ -58,6 +58,7 @@ FIELDS: dict[str, tuple[Check, str]] = {
         f"a text with {CLOSE}",
     ),
     "exit_on_repeats": (lambda value: isinstance(value, bool), "true or false"),
+    "stop_in_thought": (lambda value: isinstance(value, bool), "true or false"),
     "frequency_penalty": (lambda value: value == 0, "0: penalties are not applied here"),
     "presence_penalty": (lambda value: value == 0, "0: penalties are not applied here"),
     "user": (lambda value: isinstance(value, str), "a text"),
@@ -65,7 +66,7 @@ FIELDS: dict[str, tuple[Check, str]] = {
 """field → (is the value good, what was expected). `user` says who asks and changes nothing."""
 SAME = (
     *("temperature", "top_p", "top_k", "seed", "thinking_budget", "answer_budget"),
-    *("exit_text", "exit_on_repeats"),
+    *("exit_text", "exit_on_repeats", "stop_in_thought"),
 )
 Fields = Mapping[str, tuple[Check, str]]
 

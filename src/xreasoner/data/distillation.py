@@ -26,6 +26,7 @@ from xreasoner.problem import Problem
 from xreasoner.prompts import PROMPTS, chat_messages
 from xreasoner.recipe import Recipe
 from xreasoner.registry import SOURCES, nearest, resolve
+from xreasoner.trace import CLOSE
 
 
 def distill_stage(
@@ -125,6 +126,7 @@ def _judged(problem: Problem, completion: Completion) -> dict[str, Any]:
         "exit": completion.exit,
         "thought": completion.thought,
         "answer": completion.answer,
+        "reply": completion.text.rpartition(CLOSE)[2],
         "tokens": len(completion.token_ids),
     }
 
@@ -196,7 +198,7 @@ def _row(problem: Problem, sample: dict[str, Any], teacher: str) -> dict[str, An
         "source": problem.source,
         "family": problem.family,
         "meta": dict(problem.meta) or None,
-        "response": chain(sample["thought"], sample["answer"]),
+        "response": chain(sample["thought"], sample.get("reply") or sample["answer"]),
         "teacher": teacher,
         "tokens": sample["tokens"],
     }

@@ -16,7 +16,7 @@ from xreasoner.engines.base import Request
 from xreasoner.engines.continuing import ContinuingEngine, Draft, Finish, Piece, parts, plain, resized, seed_of
 from xreasoner.engines.reply_budget import ReplyBudget
 from xreasoner.errors import EngineError, UserError
-from xreasoner.models.loading import find, render_chat
+from xreasoner.models.loading import encode_chat, find, render_chat
 
 ENDS = ("<|im_end|>", "<|endoftext|>")
 BANNED = ("<|vision_start|>", "<|vision_end|>", "<|vision_pad|>", "<|image_pad|>", "<|video_pad|>")
@@ -86,8 +86,7 @@ class VllmEngine(ContinuingEngine):
     def _prompt(self, request: Request, reply: Sequence[int]) -> dict[str, Any]:
         """What vLLM is given: a picture is one token here, which vLLM widens to the picture's own number."""
         messages = [{**message, "content": [_safe(part) for part in parts(message)]} for message in request.messages]
-        text, _ = render_chat(self.tokenizer, messages)
-        ids = self.tokenizer.encode(text, add_special_tokens=False)
+        ids, _ = encode_chat(self.tokenizer, messages)
         prompt: dict[str, Any] = {"prompt_token_ids": [*ids, *reply]}
         if request.images:
             prompt["multi_modal_data"] = {"image": [resized(image.convert("RGB"), request) for image in request.images]}

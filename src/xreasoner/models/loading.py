@@ -406,7 +406,10 @@ _LOOKALIKE = str.maketrans({"|": "¦"})
 
 
 def plain(loaded: Loaded, text: str) -> str:
-    """Text in which no special token is spelled: `<|image_pad|>` typed by a user is not a picture."""
+    """Text in which no special token is spelled: `<|image_pad|>` typed by a user is not a picture.
+
+    Special tokens without a `|`, as some checkpoints' tags, are left to whoever encodes the text.
+    """
     for token in loaded.tokenizer.added_tokens_decoder.values():
         if token.special and token.content in text:
             text = text.replace(token.content, token.content.translate(_LOOKALIKE))
@@ -420,6 +423,43 @@ def _safe(loaded: Loaded, messages: Sequence[Message]) -> list[Message]:
         content = plain(loaded, content) if isinstance(content, str) else _safe_parts(loaded, content)
         safe.append({**message, "role": plain(loaded, message["role"]), "content": content})
     return safe
+
+
+_SEAM = "\ufdd0"
+"""Put into a special token that a message spells, so that it is encoded in two parts, as text. (A code point that
+Unicode keeps out of text.)"""
+
+
+def _with_seams(tokenizer: Any, messages: Sequence[Message]) -> Sequence[Message]:
+    """The messages with a seam in every special token that they spell, but for the assistant's, whose tags are tags."""
+    special = [t.content for t in tokenizer.added_tokens_decoder.values() if t.special and len(t.content) > 1]
+
+    def seam(text: str) -> str:
+        for token in special:
+            text = text.replace(token, token[0] + _SEAM + token[1:])
+        return text
+
+    def sewn(message: Message) -> Message:
+        content = message["content"]
+        if isinstance(content, str):
+            return {**message, "content": seam(content)}
+        parts = [{**part, "text": seam(part["text"])} if part["type"] == "text" else part for part in content]
+        return {**message, "content": parts}
+
+    return [message if message["role"] == "assistant" else sewn(message) for message in messages]
+
+
+def encode_chat(tokenizer: Any, messages: Sequence[Message]) -> tuple[list[int], str]:
+    """The ids of a chat prompt, an image as one token, and the part with which its template opened the thought.
+
+    A special token that a user's text spells (a checkpoint may have `<think>` as one) is text.
+    """
+    text, opening = render_chat(tokenizer, _with_seams(tokenizer, messages))
+    ids: list[int] = []
+    for part in text.split(_SEAM):
+        # verbose: the tokenizer warns of what is too long, which is refused in our own words
+        ids += tokenizer.encode(part, add_special_tokens=False, verbose=False)
+    return ids, opening
 
 
 def _safe_parts(loaded: Loaded, parts: Sequence[Any]) -> list[Any]:
@@ -448,14 +488,14 @@ def encode(
     resized to lie between; None: the model's own. Raises `UserError` when the number of pictures differs from that of
     the placeholders, and for limits that the model cannot keep.
     """
-    text, opening = render_chat(loaded.tokenizer, _safe(loaded, messages))
+    safe = _safe(loaded, messages)
     size = _size(loaded, min_pixels, max_pixels)
     pictures = [image.convert("RGB") for image in images]
     if loaded.processor is not None:
+        text, opening = render_chat(loaded.tokenizer, safe)
         return replace(_encode_by_processor(loaded, text, pictures), opening=opening)
     pad = loaded.model.config.image_token_id
-    # verbose: the tokenizer warns of what is too long, which is refused in our own words
-    ids: list[int] = loaded.tokenizer.encode(text, add_special_tokens=False, verbose=False)
+    ids, opening = encode_chat(loaded.tokenizer, safe)
     _check_count(ids.count(pad), images)
     patches = grids = None
     if images:
