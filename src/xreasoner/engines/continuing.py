@@ -152,6 +152,8 @@ class ContinuingEngine:
             async for piece in pieces:
                 draft.add(piece)
                 draft.tell(tell)
+                if budget.dropped:
+                    return "length"
                 if piece.finish is not None:
                     return piece.finish
                 if budget.interrupts(begin + tokens):

@@ -311,6 +311,8 @@ class OpenAIEngine(ContinuingEngine):
                 draft.tell(tell)
                 if piece.total is not None:
                     budget.correct(counted + piece.total, piece.thought)
+                if budget.dropped and not server.own:
+                    return "length"
                 if piece.finish is not None:
                     return piece.finish
                 if not server.own and budget.interrupts(counted + tokens):

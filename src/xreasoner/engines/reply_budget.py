@@ -71,6 +71,8 @@ class ReplyBudget:
     text: str = ""
     told: int = 0
     """How much of the text has been handed on."""
+    dropped: bool = False
+    """The last chunk went beyond a stop string or a budget, and so did the end of the turn, if it was there."""
     broke_off: bool = False
     """The turn ended inside the thought."""
     opening_missed: bool = False
@@ -154,17 +156,23 @@ class ReplyBudget:
         Without the pieces, a chunk that closes the thought counts as thought as a whole. Budgets are left to
         `interrupts` and `check_budgets`: the end of the turn, of which the engine hears later, comes first.
         """
+        if len(pieces) == tokens > 1 and "".join(pieces) == text and len(ids) in (0, tokens):
+            for k, piece in enumerate(pieces):  # what stands behind a stop string or a budget's end is dropped
+                if k and self.interrupts(self.sampled + 1):
+                    self.dropped = True
+                    return
+                self.add_chunk(piece, 1, ids[k : k + 1], logprobs[k : k + 1])
+            return
+        self.dropped = False
         self.ids_known &= len(ids) == tokens
         self.ids += ids
         self.logprobs += logprobs
         self.forced += [False] * len(ids)
-        parts = list(zip(pieces, [1] * tokens, strict=True)) if len(pieces) == tokens else [(text, tokens)]
+        self.tokens += tokens
+        self.sampled += tokens
         if self.state != "closed":
             self._units += ids or ([text] if text else [])
-        for piece, count in parts:
-            self.tokens += count
-            self.sampled += count
-            self._follow(piece)
+            self._follow(text)
         self.write(text)
 
     def write(self, text: str) -> None:
