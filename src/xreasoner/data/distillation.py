@@ -121,12 +121,16 @@ def _seed(seed: int, name: str) -> int:
 
 
 def _judged(problem: Problem, completion: Completion) -> dict[str, Any]:
+    """What the journal keeps of a sample. A chain whose opening tag the teacher left out or garbled is one all the
+    same: the row that is trained on has it again.
+    """
+    thought, closed, reply = completion.text.rpartition(CLOSE)
     return {
         "outcome": judge(problem, completion.text, completion.exit).outcome,
         "exit": completion.exit,
-        "thought": completion.thought,
+        "thought": completion.thought or (thought.strip() if closed else ""),
         "answer": completion.answer,
-        "reply": completion.text.rpartition(CLOSE)[2],
+        "reply": reply,
         "tokens": len(completion.token_ids),
     }
 
