@@ -58,9 +58,10 @@ load: .venv/ready
 docs: .venv/ready
 	$(BIN)/python tests/test_docs.py
 
-# our losses beside TRL's own, in an environment of its own
+# our losses beside TRL's and verl's own, in a separate environment; of verl's requirements, those of its losses alone
 test-trl: .venv-trl/ready
-	PYTHONPATH=src .venv-trl/bin/python -m pytest -q --noconftest -W default tests/peers/test_trl.py
+	PYTHONPATH=src .venv-trl/bin/python -m pytest -q --noconftest -W default tests/peers/test_trl.py \
+		tests/peers/test_verl.py
 
 # fifty runs killed with -9 at random moments, resumed until done: the weights of an unbroken run, bit for bit
 kills: .venv/ready
@@ -103,6 +104,8 @@ peers: .venv-peers/ready .venv-lmms/ready
 	test -x .venv-trl/bin/python || $(PYTHON) -m venv .venv-trl
 	.venv-trl/bin/python -m pip install -q "torch==2.13.0"
 	.venv-trl/bin/python -m pip install -q "trl==1.16.*" "transformers>=5.16.1,<5.20" peft pillow "pytest>=8" pytest-timeout
+	.venv-trl/bin/python -m pip install -q ray omegaconf hydra-core tensordict codetiming orjson
+	.venv-trl/bin/python -m pip install -q --no-deps "verl==0.9.1"
 	touch $@
 
 # The card's torchvision 0.24.1 wants torch 2.9.1; 0.28.0 goes with the torch that is here, by the operators' stand-in.

@@ -237,4 +237,4 @@ def test_the_line_below_an_answer(tiny: Reasoner) -> None:
     assert epilogue(answer) == "(the thought was closed early: at its budget, or where it broke off)"
     assert epilogue(tiny.ask(QUESTION)) == ""
     sure = Answer("", answer.completion, {"yes": 0.9, "no": 0.1}, 0.5)
-    assert "yes 90 %, no 10 % (of 50 %)" in epilogue(sure)
+    assert "yes 90 %, no 10 % (options hold 50 % of the probability)" in epilogue(sure)

@@ -21,6 +21,7 @@ from xreasoner.errors import CheckpointError, MediaError
 from xreasoner.media import picture
 from xreasoner.prompts import default_prompt
 from xreasoner.reasoner import own_guard
+from xreasoner.recipe import load_recipe
 
 
 @dataclass(frozen=True)
@@ -95,7 +96,7 @@ def test_no_command_shows_the_help(run: Run) -> None:
         (["demo", "--seed", "-1"], ["--seed"]),
         (["demoo"], ["demoo"]),
         (["train", "demoo"], ["demoo", "did you mean 'demo'"]),
-        (["train", "demo", "--set", "stages.sft.optimiser.lr=-1"], ["lr", "-1", "greater than 0"]),
+        (["train", "demo", "--set", "stages.sft.optimizer.lr=-1"], ["lr", "-1", "greater than 0"]),
         (["train", "demo", "--set", "stages.sft.epoch=2"], ["epoch", "did you mean 'epochs'"]),
         (["eval", "tiny", "--bench", "easy-vq"], ["easy-vq", "did you mean 'easy-vqa'"]),
         (["eval", "tiny", "--bench", ""], ["no benchmark", "xreasoner benches"]),
@@ -106,8 +107,8 @@ def test_no_command_shows_the_help(run: Run) -> None:
         (["ask", "tiny", " "], ["question is empty"]),
         (["ask", "tiny", "What is 1 + 1?", "--prompt", "breif"], ["did you mean 'brief'"]),
         (["ask", "tiny", "What is it?", "--image", "nowhere.png"], ["nowhere.png", "No such file", "PNG"]),
-        (["ask", "tiny", "What is it?", "--device", "blah"], ["device 'blah' is not to be had here", "expected cpu"]),
-        (["ask", "tiny", "What is it?", "--device", "cuda:99"], ["device 'cuda:99' is not to be had here"]),
+        (["ask", "tiny", "What is it?", "--device", "blah"], ["device 'blah' is not available", "expected cpu"]),
+        (["ask", "tiny", "What is it?", "--device", "cuda:99"], ["device 'cuda:99' is not available"]),
         (["ask", "tiny", "What is it?", "--attn-implementation", "mine"], ["attn_implementation 'mine'", "sdpa"]),
         (["serve", "tiny", "tiny-base"], ["tiny tiny-base: expected one model, or servers' addresses"]),
         (["serve", "tiny", "--media-root", "nowhere"], ["nowhere: no such folder"]),
@@ -193,17 +194,31 @@ def test_a_defect_of_ours_is_not_hidden() -> None:
     assert cli.complaint(KeyError("x")) is None
 
 
-def test_a_folder_in_use_needs_resume(run: Run, tmp_path: Path) -> None:
+@pytest.mark.parametrize("command", [["train", "demo"], ["demo"]])
+def test_a_folder_that_holds_no_run_is_refused(run: Run, tmp_path: Path, command: list[str]) -> None:
     (tmp_path / "note").touch()
-    assert "--resume" in complaint(run("train", "demo", "--out", str(tmp_path)), 2)
+    line = complaint(run(*command, "--out", str(tmp_path)), 2)
+    assert f"{tmp_path} is not empty and holds no run to resume; choose another --out" in line
+
+
+@pytest.mark.parametrize("command", [["train", "demo"], ["train", "demo", "--resume"], ["demo"]])
+def test_the_folder_of_another_recipe_is_refused_at_once(run: Run, tmp_path: Path, command: list[str]) -> None:
+    other = load_recipe("x-reasoner-3b").model_dump(mode="json", by_alias=True)
+    stage = {"recipe": {name: value for name, value in other.items() if name != "evaluation"}, "done": True}
+    (tmp_path / "sft").mkdir()
+    (tmp_path / "sft" / "manifest.json").write_text(json.dumps(stage))
+    before = sorted(tmp_path.rglob("*"))
+    line = complaint(run(*command, "--out", str(tmp_path)), 2)
+    assert "holds a run of another recipe (name: it was 'x-reasoner-3b', now 'demo')" in line
+    assert sorted(tmp_path.rglob("*")) == before
 
 
 def test_a_file_where_a_folder_should_be(run: Run, random_folder: Path, tmp_path: Path) -> None:
     path = tmp_path / "taken"
     path.touch()
     line = complaint(run("demo", "--set", f"model={random_folder}", "--out", str(path)), 2)
-    assert "taken is in the way; expected a folder" in line
-    assert "taken is in the way" in complaint(run("train", "demo", "--out", str(path)), 2)
+    assert "taken already exists and is a file; choose another --out" in line
+    assert "taken already exists" in complaint(run("train", "demo", "--out", str(path)), 2)
     assert path.is_file()
 
 
@@ -225,12 +240,15 @@ def test_ask_with_a_picture_gives_json(run: Run, random_folder: Path, tmp_path: 
     assert not seen.err
     found = json.loads(seen.out)
     assert found["exit"] in ("natural", "forced", "truncated")
-    assert found["prompt_tokens"] > json.loads(blind.out)["prompt_tokens"] > 10
+    assert found["usage"]["prompt_tokens"] > json.loads(blind.out)["usage"]["prompt_tokens"] > 10
+    assert set(found) == {"answer", "thought", "exit", "usage", "option_probabilities", "mass"}
 
 
 def test_a_sentence_of_the_users_own_closes_the_thought(run: Run, random_folder: Path, tmp_path: Path) -> None:
     own = " That is enough. </think> <answer>"
-    asked = run("ask", "tiny", "What is 3 + 4?", "--json", "--budget", "4", "--exit-text", own, "--exit-on-repeats")
+    asked = run(
+        "ask", "tiny", "What is 3 + 4?", "--json", "--full", "--budget", "4", "--exit-text", own, "--exit-on-repeats"
+    )
     found = json.loads(asked.out)
     assert own in found["text"]
     assert found["thought"].endswith("That is enough.")
@@ -338,7 +356,7 @@ def test_a_killed_demo_resumes_and_another_seed_is_refused(run: Run, random_fold
         stopped = finish(running)
         if number == signal.SIGTERM:
             assert stopped.code == 130, stopped.err
-            assert stopped.err.splitlines() == ["stopped; the same command goes on from here"]
+            assert stopped.err.splitlines() == ["stopped; the same command resumes"]
     kept = (out / "eval" / "base" / "results.jsonl").read_text()
     result = run(*arguments)
     assert result.code == 0, result.err

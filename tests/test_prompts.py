@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import pytest
+from hypothesis import assume, given
+from hypothesis import strategies as st
 from PIL import Image
 
 from xreasoner.models.loading import load
 from xreasoner.problem import Problem
-from xreasoner.prompts import chat_messages, render
+from xreasoner.prompts import PROMPTS, chat_messages, render
 
 CARD = (
     "You should provide your thoughts within <think> </think> tags, then answer with just one of the options below "
@@ -76,3 +78,21 @@ def test_one_system_prompt_as_in_qwens_template() -> None:
     assert text.startswith("<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n<|im_start|>user\n" + CARD[:20])
     own = [{"role": "system", "content": "Be brief."}, *chat_messages(_asked("1 + 1?"), "card-mc")]
     assert tokenizer.apply_chat_template(own, tokenize=False).count("<|im_start|>system") == 1
+
+
+QUESTIONS = ["Q Options:\n\nA: x", " Options:\n\n", "Q  ", "{question}{options}", "<image> </think>", "{", "}"]
+
+
+@pytest.mark.parametrize("prompt", PROMPTS)
+@given(st.text(st.sampled_from(" Options:\n{}ABquestionptlies_d<image>/1"), min_size=1) | st.sampled_from(QUESTIONS))
+def test_the_question_is_never_edited(prompt: str, question: str) -> None:
+    assume(question.strip())
+    for options in ((), ("x {options} ", "y")):
+        text = render(Problem("x", question, "A", "choice", options), prompt)
+        before, after = PROMPTS[prompt].split("{question}")
+        assert text.startswith(before + question)
+        rest = text.removeprefix(before + question)
+        if options:
+            assert "x {options} " in rest
+        else:
+            assert rest == ("" if prompt.startswith(("card", "paper")) else after.replace("{options_lines}", ""))

@@ -10,19 +10,21 @@ import fcntl
 import json
 import os
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import IO, Any
 
 from xreasoner.completion import Completion
 from xreasoner.data.readers import BadRow, read_records
+from xreasoner.decisions import decide
 from xreasoner.engines.base import Request
 from xreasoner.engines.driving import finished
 from xreasoner.errors import DataError, UserError
 from xreasoner.media import Guard
-from xreasoner.reasoner import Reasoner, exit_tokens
-from xreasoner.wire import chat_body, read_chat
+from xreasoner.reasoner import Reasoner
+from xreasoner.serving.chat_request import ChatRequest, RequestRules, parse_request, reply_body
+from xreasoner.serving.openai_schema import BATCH_FIELDS
 
 URL = "/v1/chat/completions"
 FIELDS = ("custom_id", "method", "url", "body")
@@ -64,7 +66,7 @@ def _line(number: int, row: Mapping[str, Any], seen: dict[str, int]) -> Line:
     elif known in seen:
         problem = f"custom_id: {known[:60]!r} is that of line {seen[known]} too; expected every line to have its own"
     elif unknown:
-        problem = f"{unknown[0]}: this field is not known here; expected {', '.join(FIELDS)}"
+        problem = f"{unknown[0]}: unsupported field; supported: {', '.join(FIELDS)}"
     elif row.get("method", "POST") != "POST" or row.get("url", URL) != URL:
         problem = f"found {row.get('method')} {row.get('url')}; expected POST {URL}"
     if known:
@@ -88,11 +90,15 @@ def run_batch(
     out: Path,
     guard: Guard,
     show: Callable[[int, int], None] = lambda done, total: None,
+    *,
+    prompt: str = "default",
 ) -> Outcome:
     """Answer every line of `source` that `out` has no answer to. show(done, total) after each.
 
+    prompt: how the last user message is put where a line does not say it (`chat_request.RequestRules`).
+
     Raises `DataError` where `out` belongs to another input, `UserError` where another run writes it, `EngineError`
-    where the model cannot go on; what is answered stays in `out`.
+    where the model cannot continue; what is answered stays in `out`.
     """
     lines = {line.number: line.custom_id for line in read_lines(source)}
     if not lines:
@@ -101,10 +107,12 @@ def run_batch(
         answered, refused = _answered(file, out, lines)
         outcome = Outcome(len(lines), len(answered), 0, refused)
         waiting = (line for line in read_lines(source) if line.number not in answered)
-        for line, result in finished(reasoner.engine, _asked(reasoner, guard, waiting, file, outcome, show)):
+        rules = RequestRules(prompt, fields=BATCH_FIELDS, any_model=True)
+        requests = _asked(reasoner, guard, rules, waiting, file, outcome, show)
+        for (line, asked), result in finished(reasoner.engine, requests):
             if isinstance(result, Exception) and not isinstance(result, UserError):
                 raise result
-            _write(file, line, result, reasoner.model, outcome)
+            _write(file, line, result if isinstance(result, UserError) else _body(reasoner, asked, result), outcome)
             show(outcome.before + outcome.answered, outcome.total)
     outcome.refused.sort()
     return outcome
@@ -113,32 +121,41 @@ def run_batch(
 def _asked(
     reasoner: Reasoner,
     guard: Guard,
+    rules: RequestRules,
     lines: Iterator[Line],
     file: IO[bytes],
     outcome: Outcome,
     show: Callable[[int, int], None],
-) -> Iterator[tuple[Line, Request]]:
+) -> Iterator[tuple[tuple[Line, ChatRequest], Request]]:
     """The requests of the good lines; bad ones are answered at once."""
-    closing = partial(exit_tokens, reasoner.engine)
     for line in lines:
         try:
             if line.problem:
                 raise UserError(line.problem)
-            pixels = reasoner.min_pixels, reasoner.max_pixels
-            yield line, read_chat(line.body, reasoner.sampling, guard, *pixels, exit_tokens=closing)
+            asked = parse_request(line.body, reasoner, guard, rules)
+            yield (line, asked), asked.request
         except UserError as error:
-            _write(file, line, error, reasoner.model, outcome)
+            _write(file, line, error, outcome)
             show(outcome.before + outcome.answered, outcome.total)
 
 
-def _write(file: IO[bytes], line: Line, result: list[Completion] | Exception, model: str, outcome: Outcome) -> None:
+def _body(reasoner: Reasoner, asked: ChatRequest, completions: list[Completion]) -> dict[str, Any]:
+    """The service's reply to the same request."""
+    decision = None
+    if asked.options:
+        with suppress(UserError):  # a server that does not score
+            decision = decide(reasoner.engine, asked.request, completions[0], asked.options)
+    return reply_body(reasoner, asked, completions, decision)
+
+
+def _write(file: IO[bytes], line: Line, result: dict[str, Any] | UserError, outcome: Outcome) -> None:
     """Append an answer, whole or not at all."""
     response = error = None
-    if isinstance(result, Exception):
+    if isinstance(result, UserError):
         error = {"code": "invalid_request_error", "message": f"line {line.number}: {result}", "line": line.number}
         outcome.refused.append(line.number)
     else:
-        response = {"status_code": 200, "request_id": line.id, "body": chat_body(result, model)}
+        response = {"status_code": 200, "request_id": line.id, "body": result}
     row = {"id": line.id, "custom_id": line.custom_id, "response": response, "error": error}
     try:
         data = json.dumps(row, ensure_ascii=False).encode()

@@ -109,14 +109,25 @@ class Chat:
         note = "stopped" if answer.exit == "aborted" else epilogue(answer).strip("()")
         if note:
             typer.secho(f"({note})", dim=True)
-        self._remember(stream, answer)
+        self._remember(stream, question, answer)
 
-    def _remember(self, stream: Stream, answer: Answer) -> None:
-        """Thoughts of earlier turns are not sent again, as is usual with reasoning models."""
-        self.history.append(stream.request.messages[-1])
+    def _remember(self, stream: Stream, question: str, answer: Answer) -> None:
+        """Earlier turns are sent as they were written, without prompt and thought, as the service does."""
+        self.history.append(_as_written(question, len(stream.request.images) - len(self.images)))
         self.history.append({"role": "assistant", "content": answer.answer or "(no answer)"})
         self.images = list(stream.request.images)
         self.waiting = []
+
+
+def _as_written(question: str, count: int) -> Message:
+    """The user's message without the prompt; its `count` images stand at their marks, or else first."""
+    texts = question.split("<image>")
+    if len(texts) != count + 1:
+        texts = [*[""] * count, question]
+    parts: list[dict[str, Any]] = [{"type": "text", "text": texts[0]}]
+    for text in texts[1:]:
+        parts += [{"type": "image"}, {"type": "text", "text": text}]
+    return {"role": "user", "content": [part for part in parts if part.get("text") != ""]}
 
 
 def _first(text: str) -> str:

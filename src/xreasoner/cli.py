@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import errno
 import json
+import re
 import signal
 import sys
 import warnings
-from collections.abc import Iterable
-from dataclasses import asdict
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from types import FrameType
 from typing import Annotated, Any
@@ -24,15 +24,9 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-Out = Annotated[Path, typer.Option(help="Folder of the run; the same folder goes on from where it stopped.")]
-RESUME = {
-    "demo": "the same command goes on from here",
-    "train": "the same command with --resume goes on from here",
-    "eval": "the same command goes on from here",
-    "distill": "the same command goes on from here",
-    "batch": "the same command goes on from here",
-}
-"""What to say to a user who stopped a command."""
+Out = Annotated[Path, typer.Option(help="Run folder; the same command in the same folder resumes.")]
+RESUMABLE = ("demo", "train", "eval", "distill", "batch")
+"""Commands that a second call with the same arguments continues."""
 STOPPED = 130
 DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS)
 _traceback = {"shown": False}
@@ -63,12 +57,11 @@ def demo(
     seed: Annotated[int, typer.Option(min=0, help="Of data order, sampling and evaluation items.")] = 0,
     set_: Annotated[list[str] | None, typer.Option("--set", help="Change a field of the recipe: key=value.")] = None,
 ) -> None:
-    """The whole of it on the embedded model: measure, SFT, RL, measure again, report."""
+    """Run the full pipeline on the built-in model: measure, SFT, RL, measure again, report."""
+    recipe = _checked_recipe("demo", [f"seed={seed}", f"evaluation.seed={seed}", *(set_ or [])], out)
     from xreasoner.demo import closing, run_demo
     from xreasoner.progress import Screen, matrix
-    from xreasoner.recipe import load_recipe
 
-    recipe = load_recipe("demo", [f"seed={seed}", f"evaluation.seed={seed}", *(set_ or [])])
     _quiet(recipe.model)
     with Screen() as screen:
         summary = run_demo(recipe, out, screen.show)
@@ -82,19 +75,19 @@ def train(
     out: Out = Path("runs/train"),
     set_: Annotated[list[str] | None, typer.Option("--set", help="Change a field: key=value.")] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show the recipe, its plan and its first batch.")] = False,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on in a folder that holds a run already.")] = False,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Accepted for older scripts; the same command resumes without it.")
+    ] = False,
 ) -> None:
     """Run a recipe's stages; where it names benchmarks, measure each and report. Under torchrun, on all processes."""
-    from xreasoner.demo import known_benches, run_demo
+    wanted = _checked_recipe(recipe, set_ or [], None if dry_run else out)
+    from xreasoner.demo import claim, run_demo
     from xreasoner.planning import check_layers
     from xreasoner.progress import Screen, matrix
-    from xreasoner.recipe import load_recipe
     from xreasoner.training import parallel
     from xreasoner.training.run import known_sources, run_recipe
 
-    wanted = load_recipe(recipe, set_ or [])
     _quiet(wanted.model)
-    known_benches(wanted.evaluation)
     if dry_run:
         from xreasoner import showing
 
@@ -105,8 +98,8 @@ def train(
     measured = wanted.evaluation.measures
     with Screen() as screen:
         with parallel.world():
-            if parallel.told(out.exists() and any(out.iterdir())) and not resume:
-                raise UserError(f"{out} is not empty; add --resume to go on there, or choose another --out")
+            if parallel.rank() == 0:
+                claim(wanted, out)
             first, several = parallel.rank() == 0, parallel.size() > 1
             if several or not measured:
                 run_recipe(wanted, out, screen.training)
@@ -116,6 +109,28 @@ def train(
         typer.echo(f"report: {out / 'report.html'}")
     if first:
         typer.echo(f"done: {out / wanted.stages[-1].name / 'export'}")
+
+
+def _checked_recipe(name: str, overrides: list[str], out: Path | None) -> Any:
+    """A recipe whose names and folder are checked; nothing heavy is imported, nothing written."""
+    from xreasoner.checks import check_all, check_model
+    from xreasoner.recipe import load_recipe
+    from xreasoner.run_folder import check_run_folder
+
+    recipe = load_recipe(name, overrides)
+    checks = [lambda: _check_benches(recipe.evaluation.names), lambda: check_model(recipe.model)]
+    if out is not None:
+        checks.append(lambda: check_run_folder(recipe, out))
+    check_all(checks)
+    return recipe
+
+
+def _check_benches(names: Iterable[str]) -> None:
+    """Raise `UserError` with every unknown benchmark."""
+    from xreasoner.benchmarks.opening import check_name
+    from xreasoner.checks import check_all
+
+    check_all(lambda name=name: check_name(name) for name in names)  # type: ignore[misc]
 
 
 @app.command()
@@ -228,6 +243,12 @@ def _print(parts: Iterable[Any]) -> None:
 
 Model = Annotated[str, typer.Argument(help="A folder, a hub id, tiny or tiny-base, or URLs of servers with commas.")]
 Prompt = Annotated[str | None, typer.Option(help="The prompt's name; what the model was trained with when left out.")]
+ChatPrompt = Annotated[
+    str | None,
+    typer.Option(
+        help="The prompt of the last user message; default: the model's own. none sends messages as they are."
+    ),
+]
 Budget = Annotated[int | None, typer.Option(min=0, help="Thinking budget in tokens; 3744 when left out.")]
 AnswerBudget = Annotated[int, typer.Option(min=1, help="Answer budget in tokens.")]
 ExitText = Annotated[
@@ -257,6 +278,10 @@ def grade(
     out: Annotated[Path | None, typer.Option(help="Where the graded lines go; the screen when left out.")] = None,
 ) -> None:
     """Re-score saved replies, no model needed: adds outcome, extracted and correct to each line."""
+    from xreasoner.checks import check_output
+
+    if out is not None:
+        check_output(out)
     from xreasoner.grading.rescoring import grade_file
 
     tally = grade_file(file, out, lambda text: typer.echo(text, err=True))
@@ -291,6 +316,9 @@ def evaluate(
         bool, typer.Option("--inspect-log", help="Also write Inspect AI's logs to OUT/inspect.")
     ] = False,
     out: Out = Path("runs/eval"),
+    name: Annotated[
+        str | None, typer.Option(help="Name of the model in the results and the report; default: its folder's name.")
+    ] = None,
     engine: EngineName = None,
     served_model: Served = None,
     api_key: ApiKey = None,
@@ -306,14 +334,21 @@ def evaluate(
     if list_:
         benches()
         return
+    from xreasoner.checks import check_all, check_output
+
+    names = list(dict.fromkeys(name.strip() for name in (bench or "").split(",") if name.strip()))
+    check_all(
+        [
+            *_model_checks(given),
+            lambda: _check_conditions(blind, swapped, samples, temperature),
+            lambda: _check_bench_option(names, data),
+            lambda: _check_name(name),
+            lambda: check_output(out, folder=True),
+        ]
+    )
     from xreasoner.evaluating import Settings, evaluate_model
     from xreasoner.progress import Screen, ensembles
 
-    if blind and swapped:
-        raise UserError("--blind withholds the pictures and --swapped shows others; choose one")
-    names = [name.strip() for name in (bench or "").split(",") if name.strip()]
-    if not names:
-        raise UserError("no benchmark; expected --bench with names (xreasoner benches lists them)")
     settings = Settings(
         n=limit,
         samples=samples,
@@ -332,7 +367,7 @@ def evaluate(
     failures: list[str] = []
     with Screen() as screen:
         found = evaluate_model(
-            model, names, out, settings, screen.show, engine=engine, failures=failures, **_place(given)
+            model, names, out, settings, screen.show, engine=engine, name=name, failures=failures, **_place(given)
         )
     typer.echo(ensembles(found))
     typer.echo(f"replies: {out}")
@@ -340,10 +375,40 @@ def evaluate(
         from xreasoner.evaluating import stage_name
         from xreasoner.reporting.inspect_log import write_logs
 
-        write_logs([out], out / "inspect", [stage_name(model)])
+        write_logs([out], out / "inspect", [name or stage_name(model)])
         typer.echo(f"logs: {out / 'inspect'}")
     if failures:
         raise XReasonerError("\n".join(failures))
+
+
+def _check_conditions(blind: bool, swapped: bool, samples: int, temperature: float | None) -> None:
+    if blind and swapped:
+        raise UserError("--blind withholds the images and --swapped shows others; choose one")
+    if temperature == 0 and samples > 1:
+        raise UserError(
+            f"--samples {samples} with --temperature 0: greedy samples are all alike; expected a temperature above 0 "
+            "(the paper's is 0.3)"
+        )
+
+
+def _check_bench_option(names: list[str], data: Path | None) -> None:
+    """Raise `UserError` for no or unknown benchmarks, and for --data that none of them reads."""
+    from xreasoner.registry import BENCHMARKS
+
+    if not names:
+        raise UserError("no benchmark; expected --bench with names (xreasoner benches lists them)")
+    _check_benches(names)
+    embedded = [name for name in names if name in BENCHMARKS or name.startswith("gym:")]
+    if data is not None and embedded:
+        raise UserError(f"--data {data}: {', '.join(embedded)} comes with the package and reads no data; omit --data")
+    if data is not None and not data.is_dir():
+        raise UserError(f"--data {data}: no such folder; expected one that holds the data sets")
+
+
+def _check_name(name: str | None) -> None:
+    """Raise `UserError` for a name that cannot be a folder's."""
+    if name is not None and not re.fullmatch(r"[\w+-][\w.+-]*", name):
+        raise UserError(f"--name {name!r}: expected letters, digits, '.', '_', '+' and '-'")
 
 
 @app.command()
@@ -356,14 +421,24 @@ def benches() -> None:
 
 @app.command()
 def report(
-    runs: Annotated[list[Path], typer.Argument(help="Folders of runs; several make one report.")],
-    out: Annotated[Path | None, typer.Option(help="The page's file; report.html in the first when left out.")] = None,
+    runs: Annotated[list[Path], typer.Argument(help="Run folders; several make one report.")],
+    out: Annotated[Path | None, typer.Option(help="The page's file; default: report.html in the first folder.")] = None,
+    baseline: Annotated[
+        str | None,
+        typer.Option(help="Stage (or run folder) that the others are compared with; default: the base."),
+    ] = None,
     inspect_log: Annotated[Path | None, typer.Option(help="Also write Inspect AI's logs to this folder.")] = None,
 ) -> None:
     """Write the transfer report of runs, and its numbers as Markdown, CSV and a model card beside it."""
+    from xreasoner.checks import check_all, check_output
+
+    checks: list[Callable[[], object]] = [lambda: check_output(out or runs[0] / "report.html")]
+    if inspect_log is not None:
+        checks.append(lambda: check_output(inspect_log, folder=True))
+    check_all(checks)
     from xreasoner.reporting import write_report
 
-    typer.echo(str(write_report(runs, out)))
+    typer.echo(str(write_report(runs, out, baseline)))
     if inspect_log is not None:
         from xreasoner.reporting.inspect_log import write_logs
 
@@ -373,11 +448,11 @@ def report(
 @app.command()
 def ask(
     model: Model,
-    question: Annotated[str, typer.Argument(help="The question.")],
-    image: Annotated[
-        list[str] | None, typer.Option(help="A picture's path or URL; may be given several times.")
+    question: Annotated[
+        str | None, typer.Argument(help="The question; - or nothing reads it from standard input.")
     ] = None,
-    option: Annotated[list[str] | None, typer.Option(help="An option; may be given several times.")] = None,
+    image: Annotated[list[str] | None, typer.Option(help="An image's path or URL; repeatable.")] = None,
+    option: Annotated[list[str] | None, typer.Option(help="An answer option; repeatable.")] = None,
     prompt: Prompt = None,
     budget: Budget = None,
     answer_budget: AnswerBudget = 256,
@@ -394,25 +469,68 @@ def ask(
     attn_implementation: Attention = None,
     min_pixels: MinPixels = None,
     max_pixels: MaxPixels = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print the whole completion as JSON.")] = False,
+    thought: Annotated[
+        bool | None,
+        typer.Option("--thought/--no-thought", help="Print the thought to standard output too, or not at all."),
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print answer, thought, exit and usage as JSON.")] = False,
+    full: Annotated[bool, typer.Option("--full", help="With --json: also text, token ids and log-probs.")] = False,
 ) -> None:
-    """Ask a model one question: the thought dim, the answer bright."""
+    """Ask a model one question. The answer goes to standard output, the thought to standard error."""
     given = dict(locals())
-    from xreasoner.talking import Paper, epilogue, show
+    from xreasoner.checks import check_all, check_images
+    from xreasoner.reasoner import check_question
+    from xreasoner.talking import Paper, as_mapping, epilogue, read_question, show
 
-    if not question.strip():
-        raise UserError('the question is empty; expected some text, as in: xreasoner ask tiny "What is 3 + 4?"')
+    text = read_question(question)
+    check_all(
+        [
+            *_model_checks(given),
+            lambda: check_question(text, option or []),
+            lambda: check_images(image or []),
+            lambda: _check_full(full, as_json),
+        ]
+    )
     with _reasoner(given) as reasoner:
-        stream = reasoner.stream(question, image or [], option or [])
+        stream = reasoner.stream(text, image or [], option or [])
         if as_json:
-            answer = stream.answer
-            more = {"option_probabilities": answer.option_probabilities, "mass": answer.mass}
-            typer.echo(json.dumps({**asdict(answer.completion), **more}, ensure_ascii=False))
+            typer.echo(json.dumps(as_mapping(stream.answer, full), ensure_ascii=False))
             return
-        show(stream, Paper())
+        show(stream, Paper(thought is not False, thoughts_to_stderr=thought is None))
         note = epilogue(stream.answer)
         if note:
-            typer.secho(note, dim=bool(stream.answer.answer), bold=not stream.answer.answer)
+            typer.secho(note, err=True, dim=bool(stream.answer.answer), bold=not stream.answer.answer)
+
+
+def _check_full(full: bool, as_json: bool) -> None:
+    if full and not as_json:
+        raise UserError("--full adds fields to --json; give --json too")
+
+
+def _model_checks(given: dict[str, Any]) -> list[Callable[[], object]]:
+    """What can be said of a command's model and engine options before anything is loaded."""
+    from xreasoner import checks
+
+    def has(name: str) -> Any:
+        return given.get(name)
+
+    return [
+        lambda: checks.check_model(given["model"]),
+        lambda: _place(given),
+        lambda: checks.check_prompt(None if has("prompt") == "none" and "media_root" in given else has("prompt")),
+        lambda: checks.check_exit_text(has("exit_text")),
+        lambda: checks.check_device(has("device")),
+        lambda: checks.check_dtype(has("dtype")),
+        lambda: checks.check_attention(has("attn_implementation")),
+        lambda: checks.check_pixels(has("min_pixels"), has("max_pixels")),
+        lambda: _check_engine(given["model"], has("engine")),
+    ]
+
+
+def _check_engine(model: str, engine: str | None) -> None:
+    from xreasoner.engines.opening import check_kind
+
+    check_kind(model, engine)
 
 
 @app.command()
@@ -439,7 +557,9 @@ def chat(
     """Talk with a model; pictures by their path in the message. /help lists the commands, Ctrl-C stops an answer."""
     given = dict(locals())
     from xreasoner.chatting import Chat, converse
+    from xreasoner.checks import check_all
 
+    check_all(_model_checks(given))
     with _reasoner(given) as reasoner:
         converse(Chat(reasoner, show_thoughts))
 
@@ -455,6 +575,7 @@ def batch(
     exit_on_repeats: ExitOnRepeats = False,
     temperature: Temperature = None,
     seed: Seed = 0,
+    prompt: ChatPrompt = None,
     engine: EngineName = None,
     served_model: Served = None,
     api_key: ApiKey = None,
@@ -473,14 +594,18 @@ def batch(
     """Answer a file of OpenAI batch lines. Killed and started again, it ends with each line answered once."""
     given = dict(locals())
     from xreasoner.batching import run_batch
+    from xreasoner.checks import check_all, check_output
     from xreasoner.media import Guard
     from xreasoner.progress import Screen
 
-    if not source.is_file():
-        raise UserError(f"{source}: no such file; expected OpenAI batch lines")
+    check_all([*_model_checks(given), lambda: _check_batch_input(source), lambda: check_output(out)])
     guard = Guard(hosts=frozenset(allow_host or ()), root=media_root or source.absolute().parent)
     with _reasoner(given) as reasoner, Screen() as screen:
-        done = run_batch(reasoner, source, out, guard, lambda done, total: screen.show("answers", done, total))
+        done = run_batch(
+            *(reasoner, source, out, guard),
+            lambda done, total: screen.show("answers", done, total),
+            prompt="none" if prompt == "none" else "default",
+        )
     typer.echo(f"{done.answered} answered now, {done.before} before, of {done.total}: {out}")
     if done.refused:
         shown = ", ".join(map(str, done.refused[:10])) + (", …" if len(done.refused) > 10 else "")
@@ -488,6 +613,11 @@ def batch(
             f"{source}: {len(done.refused)} lines are no good requests (lines {shown}); {out} says why, "
             "and mended ones are asked with another -o"
         )
+
+
+def _check_batch_input(source: Path) -> None:
+    if not source.is_file():
+        raise UserError(f"{source}: no such file; expected OpenAI batch lines")
 
 
 @app.command()
@@ -511,7 +641,14 @@ def serve(
     exit_on_repeats: ExitOnRepeats = False,
     temperature: Temperature = None,
     seed: Seed = 0,
-    prompt: Annotated[str | None, typer.Option(help="The prompt's name, for the page and `options`.")] = None,
+    prompt: ChatPrompt = None,
+    raw: Annotated[
+        bool, typer.Option("--raw", help="Send messages to the model as they are, without its prompt.")
+    ] = False,
+    lenient: Annotated[
+        bool,
+        typer.Option("--lenient", help="Ignore request fields that are not supported, and list them in the reply."),
+    ] = False,
     engine: EngineName = None,
     served_model: Served = None,
     api_key: ApiKey = None,
@@ -537,11 +674,14 @@ def serve(
     given = {**locals(), "model": ",".join(models)}
     from xreasoner.engines.opening import addresses
     from xreasoner.media import Guard
-    from xreasoner.serving import serve as run_service
     from xreasoner.serving.desk import Limits
+    from xreasoner.serving.run import serve as run_service
 
     if len(models) > 1 and not addresses(models):
         raise UserError(f"{' '.join(models)}: expected one model, or servers' addresses")
+    from xreasoner.checks import check_all
+
+    check_all(_model_checks(given))
     guard = Guard(hosts=frozenset(allow_host or ()), root=media_root, max_images=max_images)
     limits = Limits(max_body=max_body * 2**20, max_tokens=max_tokens, max_running=max_running, max_queue=max_queue)
     run_service(
@@ -553,6 +693,8 @@ def serve(
         guard=guard,
         limits=limits,
         grace=grace,
+        prompt="none" if raw or prompt == "none" else "default",
+        lenient=lenient,
         say=typer.echo,
     )
 
@@ -566,6 +708,8 @@ def _reasoner(given: dict[str, Any]) -> Any:
     same = ("answer_budget", "exit_text", "exit_on_repeats", "temperature", "seed", "prompt", "system", "engine")
     names = {"budget": "thinking_budget"} | {name: name for name in (*same, "min_pixels", "max_pixels")}
     place = _place(given)
+    if given.get("prompt") == "none":  # the requests are read without one
+        given = {**given, "prompt": None}
     return Reasoner(model, **{names[name]: given[name] for name in names if name in given}, **place)
 
 
@@ -607,8 +751,8 @@ def run(args: list[str]) -> int:
         text, code = found
         typer.echo(text, err=True)
     if code == STOPPED:
-        hint = next((RESUME[word] for word in args if word in RESUME), "")
-        typer.echo(f"stopped; {hint}" if hint else "stopped", err=True)
+        hint = "; the same command resumes" if any(word in RESUMABLE for word in args) else ""
+        typer.echo(f"stopped{hint}", err=True)
     return code if isinstance(code, int) else 0
 
 
@@ -617,7 +761,7 @@ def complaint(error: Exception) -> tuple[str, int] | None:
     if isinstance(error, XReasonerError):
         return "error: " + str(error).replace("\n", "\nerror: "), error.exit_code
     if isinstance(error, FileExistsError | NotADirectoryError):
-        return f"error: {error.filename} is in the way; expected a folder, or a path where nothing is yet", 2
+        return f"error: {error.filename} already exists and is not a folder; choose another --out", 2
     refused = error if isinstance(error, OSError) else full_disk(error)
     if refused is not None:
         where = f" ({refused.filename})" if refused.filename else ""

@@ -7,7 +7,7 @@ from typing import Literal
 
 from xreasoner.trace import split
 
-Exit = Literal["natural", "forced", "truncated", "aborted"]
+Exit = Literal["natural", "forced", "truncated", "aborted", "refused"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,7 +21,8 @@ class Completion:
     forced: True where the engine, not the policy, chose the token (the forced exit's text); length T.
     thought, answer: the two sides of the trace as `trace.split` sees them; answer is "" when there is none.
     exit: `natural` (the model ended by itself within its budgets), `forced` (the engine closed the thought),
-        `truncated` (the answer budget ran out too), `aborted` (somebody cancelled it).
+        `truncated` (the answer budget ran out too), `aborted` (somebody cancelled it),
+        `refused` (a server's content filter ended it).
     repeats: the thought ended in a loop (`trace.repeats`).
     version: training steps that the weights had had, where they are being trained.
     """

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from xreasoner.completion import Completion, Exit
 from xreasoner.engines.base import Engine, Request
+from xreasoner.engines.failures import check_logprobs
 from xreasoner.errors import UserError
 from xreasoner.problem import LABELS
 from xreasoner.trace import ANSWER_CLOSE, ANSWER_OPEN, CLOSE, OPEN
@@ -64,14 +65,18 @@ def ways(options: Sequence[str]) -> list[list[str]]:
 def decide(engine: Engine, request: Request, completion: Completion, options: Sequence[str]) -> Decision:
     """The probability of each option after the thought of a completion of this request.
 
-    Raises `UserError` for fewer than two options, an empty one, or more than have a label.
+    Raises `UserError` for fewer than two options, an empty one, or more than have a label, and `NonFiniteError` for
+    probabilities that are no numbers.
     """
     if not 2 <= len(options) <= len(LABELS) or not all(option.strip() for option in options):
         raise UserError(f"options {list(options)!r}; expected 2 to {len(LABELS)} texts, none of them empty")
     groups = ways([option.strip() for option in options])
     given = reply_so_far(completion, request.sampling.exit_text)
     scores = iter(engine.score(request, given, [way for group in groups for way in group]))
-    logs = [_log_sum([next(scores) for _ in group]) for group in groups]
+    found = [[next(scores) for _ in group] for group in groups]
+    for option, logs in zip(options, found, strict=True):
+        check_logprobs(logs, f"of the option {option!r}")
+    logs = [_log_sum(group) for group in found]
     total = _log_sum(logs)
     if total == -math.inf:
         raise UserError("the model gives none of the options any probability; expected options that it can write")

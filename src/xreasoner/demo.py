@@ -1,6 +1,6 @@
-"""The whole of it in one call: measure the base, post-train on text, measure each stage, write the report.
+"""The full pipeline in one call: measure the base, post-train on text, measure each stage, write the report.
 
-It is nothing but `train`, `eval` and `report` with one recipe, and goes on from whatever is on disk.
+It is `train`, `eval` and `report` with one recipe, and resumes from whatever is on disk.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ from xreasoner.benchmarks.store import Condition, read_rows
 from xreasoner.benchmarks.summary import summary_of
 from xreasoner.engines.base import Sampling
 from xreasoner.engines.torch_engine import TorchEngine
-from xreasoner.errors import UserError
 from xreasoner.models.freezing import fingerprint
 from xreasoner.models.loading import load
 from xreasoner.prompts import PROMPTS
-from xreasoner.recipe import Evaluation, Recipe, difference
+from xreasoner.recipe import Evaluation, Recipe
 from xreasoner.reporting import write_report
+from xreasoner.run_folder import check_run_folder
 from xreasoner.training.run import read_json, run_stage, versions, write_json
 
 
@@ -57,18 +57,16 @@ def run_demo(recipe: Recipe, out: Path, show: Show = silent) -> dict[str, Any]:
 
 def known_benches(settings: Evaluation) -> None:
     """Raise `UserError` for a benchmark that nobody registered, before anything is trained."""
-    for name in (*settings.benches, *settings.reading, *settings.others):
+    for name in settings.names:
         check_name(name)
 
 
 def claim(recipe: Recipe, out: Path) -> None:
-    """Write the run's manifest, or check that the one there is this recipe's. Unknown benchmarks end it here."""
+    """Write the run's manifest. Raises `UserError` for a folder of another recipe, and for unknown benchmarks."""
     known_benches(recipe.evaluation)
+    check_run_folder(recipe, out)
     wanted = recipe.model_dump(mode="json", by_alias=True)
     manifest = read_json(out / "manifest.json")
-    differs = manifest and difference(manifest.get("recipe"), wanted)
-    if differs:
-        raise UserError(f"{out} holds a run of another recipe ({differs}); set it back, or choose another --out")
     if manifest.get("recipe") != wanted:
         write_json(out / "manifest.json", {"seed": recipe.seed, "versions": versions(), **manifest, "recipe": wanted})
 

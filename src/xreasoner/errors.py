@@ -4,9 +4,12 @@
     ├── CheckpointError       exit code 2: a checkpoint is missing, cut short, incomplete or another model's
     ├── EngineError           what runs the model has failed, or no server answers: the same request may do later
     ├── NonFiniteError        the model's numbers are NaN or infinite (weights, logits, a loss, a gradient)
+    ├── OutOfMemoryError      a request does not fit the memory, even alone
+    ├── RequestsError         some of many requests failed; the others were finished
     ├── TrainingError         training cannot go on (packed text that leaks, a frozen tensor that moved)
     └── UserError(ValueError) exit code 2: the user's mistake (an unknown key, a text file given as a picture)
         ├── ServerError       a server refuses the request, or the key or model it was given
+        ├── RequestError      a request's body has a wrong field; `param` is the first one
         ├── RecipeError       a recipe's field is unknown, missing or out of bounds
         ├── DataError         a data file's line lacks a field or holds a wrong value
         └── MediaError        a picture cannot be read
@@ -15,6 +18,11 @@ A new class is added only when somebody catches it. An error that reports severa
 each. Messages say what was wrong, what was found, what was
 expected, and the command that mends it.
 """
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
 
 
 class XReasonerError(Exception):
@@ -37,6 +45,24 @@ class NonFiniteError(XReasonerError):
     """The model's numbers are NaN or infinite; the message says where they were met and what to try."""
 
 
+class OutOfMemoryError(XReasonerError):
+    """A request does not fit the memory, even computed alone; the message says what to lower."""
+
+
+class RequestsError(XReasonerError):
+    """Some of many requests failed, after all of them had ended.
+
+    failures: {index of a request, or its key: its error}.
+    """
+
+    def __init__(self, failures: Mapping[Any, Exception], total: int, what: str = "request") -> None:
+        first, error = next(iter(failures.items()))
+        more = f" (and {len(failures) - 1} more)" if len(failures) > 1 else ""
+        super().__init__(f"{what} {first}: {reason(error)}{more}; {total - len(failures)} of {total} were finished")
+        self.failures = dict(failures)
+        self.exit_code = 2 if all(isinstance(error, UserError) for error in failures.values()) else 1
+
+
 class TrainingError(XReasonerError):
     """Training cannot go on; what was saved stays as it is."""
 
@@ -55,6 +81,14 @@ class ServerError(UserError):
         self.status, self.said = status, said
 
 
+class RequestError(UserError):
+    """A request's body is wrong: the message names every field, `param` the first."""
+
+    def __init__(self, message: str, param: str) -> None:
+        super().__init__(message)
+        self.param = param
+
+
 class RecipeError(UserError):
     """A recipe's field is unknown, missing or out of bounds."""
 
@@ -65,3 +99,9 @@ class DataError(UserError):
 
 class MediaError(UserError):
     """A picture cannot be read."""
+
+
+def reason(error: BaseException) -> str:
+    """An error in one line: its message, with its type where that is not one of ours."""
+    text = " ".join(str(error).split())
+    return text if text and isinstance(error, XReasonerError) else f"{type(error).__name__}: {text}".rstrip(": ")

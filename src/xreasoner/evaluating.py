@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -13,9 +14,9 @@ from typing import Any
 from xreasoner.benchmarks.opening import check_name, default_prompt_of, open_benchmark
 from xreasoner.benchmarks.running import evaluate
 from xreasoner.benchmarks.samples import ensemble
-from xreasoner.benchmarks.store import Condition, Row
-from xreasoner.benchmarks.summary import group_of, summarise
-from xreasoner.benchmarks.table import TABLE
+from xreasoner.benchmarks.store import Condition, Row, read_rows
+from xreasoner.benchmarks.summary import by_place, summarise
+from xreasoner.benchmarks.table import CLOSED_AND_OPEN, TABLE
 from xreasoner.demo import Show, silent
 from xreasoner.engines.base import Engine, Sampling, sized
 from xreasoner.engines.opening import addresses, open_engine
@@ -24,9 +25,9 @@ from xreasoner.models.freezing import fingerprint
 from xreasoner.models.loading import find
 from xreasoner.problem import Problem
 from xreasoner.prompts import PROMPTS, default_prompt, trained_prompt
-from xreasoner.reasoner import EXIT_TEXT, PIXELS, checked, context, most_pixels, served_name
+from xreasoner.reasoner import EXIT_TEXT, PIXELS, checked, context, fitted_budget, most_pixels, served_name
 from xreasoner.registry import MODELS, nearest
-from xreasoner.training.run import read_json
+from xreasoner.training.run import read_json, write_json
 
 PAPER_BUDGET = 4096
 """Thinking tokens until the forced exit."""
@@ -67,12 +68,14 @@ def evaluate_model(
     show: Show = silent,
     *,
     engine: str | None = None,
+    name: str | None = None,
     failures: list[str] | None = None,
     **options: Any,
 ) -> dict[str, dict[str, Any]]:
     """{benchmark: {accuracy, n, low, high, …, "ensemble": see `samples.ensemble`}}.
 
-    engine, options: as `engines.opening.open_engine` takes them. failures: is told of benchmarks that are not whole, in
+    engine, options: as `engines.opening.open_engine` takes them. name: under which the results are kept; default: the
+    model's (`stage_name`). failures: is told of benchmarks that are not whole, in
     place of raising `XReasonerError`. Raises `UserError` for unknown names and for data that is not there, before
     anything is run.
     """
@@ -95,9 +98,10 @@ def evaluate_model(
         )
     )
     pixels = _pixels(model, running, settings)
-    stage, known = stage_name(model), identity(model, running)
+    stage, known = name or stage_name(model), identity(model, running)
+    claim_name(out, stage, model, known)
     prompt = settings.prompt or own_prompt(model)
-    found = {}
+    found: dict[str, dict[str, Any]] = {}
     for bench in benches:
         _note(out / "eval" / stage / "protocol.json", bench, opened[bench], settings, sampling, prompt, known, running)
         rows = evaluate(
@@ -118,19 +122,23 @@ def evaluate_model(
             failures=failures,
         )
         if rows:
-            found[bench] = _result(rows)
+            found |= _results(bench, rows)
     if not found and not failures:
         raise UserError(
-            f"{', '.join(benches)}: no item has a picture, and the {settings.condition} condition asks of pictures; "
-            "leave --blind and --swapped out"
+            f"{', '.join(benches)}: no item has an image, and the {settings.condition} condition is about images; "
+            "omit --blind and --swapped"
         )
     return found
 
 
-def _result(rows: Sequence[Row]) -> dict[str, Any]:
-    group, name = group_of(rows[0]["bench"])
-    result = summarise([{**row, "condition": "seen"} for row in rows])[group][name]
-    return {**result, "ensemble": ensemble(rows)}
+def _results(bench: str, rows: Sequence[Row]) -> dict[str, dict[str, Any]]:
+    """One result a benchmark; of medical visual questions one for the closed and one for the open ones."""
+    results = {}
+    for (group, name), members in by_place(rows).items():
+        result = summarise([{**row, "condition": "seen"} for row in members])[group][name]
+        shown = name if bench in CLOSED_AND_OPEN else bench
+        results[shown] = {**result, "ensemble": ensemble(members)}
+    return results
 
 
 def _temperature(settings: Settings) -> float:
@@ -146,8 +154,44 @@ def _temperature(settings: Settings) -> float:
 
 def _budget(model: str, engine: Engine, asked: int | None) -> int:
     budget = asked or (SMALL_BUDGET if model in MODELS else PAPER_BUDGET)
-    room = context(engine)
-    return budget if room is None else min(budget, room // 2)
+    return fitted_budget(budget, context(engine), asked is not None)
+
+
+def claim_name(out: Path, stage: str, model: str, known: str) -> None:
+    """Write down which model a name stands for in a folder.
+
+    Raises:
+        UserError: where the name's results are another model's: other weights, or another server.
+    """
+    path = out / "eval" / stage / "model.json"
+    noted = read_json(path)
+    rows = [] if noted else read_rows(path.with_name("results.jsonl"))
+    before = noted.get("identity") or (rows[-1]["model"] if rows else None)
+    if before is not None and not _same(before, known):
+        whose = f" ({noted['path']}, {before[:16]})" if noted else f" ({before[:16]})"
+        raise UserError(
+            f"{out} holds results of another model under the name {stage!r}{whose}, and {model} is {known[:16]}; "
+            "give this one a name by --name, or choose another --out"
+        )
+    where = str(Path(model).resolve()) if Path(model).exists() else model
+    write_json(path, {"identity": known, "path": where, **_provenance(model), "first": noted.get("first", time.time())})
+
+
+def _same(before: str, now: str) -> bool:
+    """Whether two identities are one model's: where both name a chat template, those too."""
+    (a, _, b), (c, _, d) = before.partition("-"), now.partition("-")
+    return before == now or (a == c and not (b and d))
+
+
+def _provenance(model: str) -> dict[str, str]:
+    """What a checkpoint says of the model that it was trained from, if anything."""
+    for path in (Path(model) / "xreasoner.json", Path(model).parent / "manifest.json"):
+        found = read_json(path) if path.is_file() else {}
+        recipe = found.get("recipe")
+        base = found.get("base_model") or found.get("base") or (recipe.get("model") if isinstance(recipe, dict) else "")
+        if isinstance(base, str) and base:
+            return {"trained_from": base}
+    return {}
 
 
 def _pixels(model: str, engine: Engine, settings: Settings) -> tuple[int | None, int | None]:

@@ -34,8 +34,10 @@ from threading import Thread
 from typing import TYPE_CHECKING, cast
 from urllib.parse import unquote_to_bytes, urljoin
 
+import numpy as np
 from PIL import Image, UnidentifiedImageError
 
+from xreasoner import image_forms
 from xreasoner.errors import MediaError, UserError
 
 if TYPE_CHECKING:
@@ -230,13 +232,35 @@ def _too_long(guard: Guard, found: str = "more") -> MediaError:
 
 def _read_data(address: str, guard: Guard) -> bytes:
     head, comma, text = address.partition(",")
-    if not comma or not head.lower().endswith(";base64"):
+    if not comma or not head.strip().lower().endswith(";base64"):
         raise MediaError("a data address without base64; expected data:image/png;base64,…")
-    if len(text) > (guard.max_bytes + 2) // 3 * 4:  # measured first: what is too long is not decoded
+    most = (guard.max_bytes + 2) // 3 * 4
+    if len(text) > 2 * most + 1024:  # measured first: what is too long is not read, line breaks included
+        raise _too_long(guard, f"{len(text):,} characters of base64")
+    text = _standard_base64(text)
+    if len(text) > most:
         raise _too_long(guard, f"{len(text):,} characters of base64")
     if len(text) % 4 or not re.fullmatch(r"[A-Za-z0-9+/]*+={0,2}", text):  # Python's own strict mode lets "AAAA=" by
-        raise MediaError("base64 that is not well formed; expected letters, digits, + and /, padded with =")
+        raise MediaError("base64 that is not well formed; expected letters, digits, + and /")
     return _capped(binascii.a2b_base64(text), guard)
+
+
+_URL_ALPHABET = str.maketrans("-_", "+/")
+_SPACES = str.maketrans("", "", " \t\r\n\f\v\ufeff")
+
+
+def _standard_base64(text: str) -> str:
+    """Base64 in one line, in the standard alphabet and padded.
+
+    Encoders break lines after 64 or 76 characters, end with a newline, escape what a URL escapes, use the alphabet for
+    URLs, and leave the padding out; all of that is the same data.
+    """
+    if "%" in text:
+        text = unquote_to_bytes(text).decode("latin-1")
+    if re.search("[-_]", text) and not re.search("[+/]", text):
+        text = text.translate(_URL_ALPHABET)
+    text = text.translate(_SPACES)
+    return text if text.endswith("=") else text + "=" * (-len(text) % 4)
 
 
 # --- files ---------------------------------------------------------------------------------------------------------
@@ -533,13 +557,19 @@ def _length(response: HTTPResponse, guard: Guard) -> int | None:
 
 
 def _open(data: bytes) -> Image.Image:
-    return Image.open(io.BytesIO(data), formats=FORMATS)
+    image = Image.open(io.BytesIO(data), formats=FORMATS)
+    transparency = image.info.get("transparency")
+    if image.format == "PNG" and data[24] == 16 and isinstance(transparency, tuple):
+        image.info["transparency"] = tuple(value >> 8 for value in transparency)  # as Pillow reads the samples
+    return image
 
 
 def _opened(open_it: Callable[[], Image.Image], pixels: int, data: bytes | None = None) -> Image.Image:
-    """The picture in RGB, or a `MediaError` in our words: a decoder's may hold an address (CVE-2026-22778)."""
+    """The image in RGB, or a `MediaError` in our words: a decoder's may hold an address (CVE-2026-22778)."""
     if data is not None and data.startswith(b"\xff\xd8") and data.count(b"\xff\xda") > MAX_SCANS:
         raise MediaError(f"a JPEG of more than {MAX_SCANS} scans; expected a picture as cameras write it")
+    if data is not None and image_forms.has_too_many_parts(data):
+        raise MediaError(f"more than {image_forms.MAX_PARTS:,} chunks or segments; expected an image saved anew")
     try:
         image = open_it()
         _check_size(image, pixels)
@@ -547,11 +577,14 @@ def _opened(open_it: Callable[[], Image.Image], pixels: int, data: bytes | None 
     except MediaError:
         raise
     except UnidentifiedImageError:
-        problem = _kind(data or b"")
+        problem = image_forms.kind_of(data or b"")
     except (Image.DecompressionBombError, Image.DecompressionBombWarning):
         problem = "more pixels than Pillow opens"
-    except Exception:  # a decoder that is fed a hostile file raises anything
-        problem = "damaged"
+    except Exception as error:  # a decoder that is fed a hostile file raises anything
+        smaller = image_forms.without_metadata(data or b"")
+        if smaller is not None:  # Pillow's cap on texts and profiles is no fault of the image
+            return _opened(lambda: _open(smaller), pixels, smaller)
+        problem = image_forms.fault_of(data or b"", error)
     raise MediaError(f"{problem}; expected {_WANTED}, whole")
 
 
@@ -568,8 +601,7 @@ def _check_size(image: Image.Image, pixels: int) -> None:
 def _rgb(image: Image.Image) -> Image.Image:
     """A new RGB image of the first frame, upright; what shines through is white, as Qwen's own code has it."""
     turn = _TURNS.get(_orientation(image))
-    if image.mode.startswith("I;16"):  # by itself Pillow makes all beyond 255 white, which is most of an X-ray
-        image = image.point(lambda value: value * (1 / 256)).convert("L")
+    image = _eight_bits(image)
     if image.has_transparency_data:
         image = image.convert("RGBA")
         flat = Image.new("RGB", image.size, "white")
@@ -577,6 +609,30 @@ def _rgb(image: Image.Image) -> Image.Image:
     else:
         flat = image.convert("RGB")
     return flat if turn is None else flat.transpose(turn)
+
+
+def _eight_bits(image: Image.Image) -> Image.Image:
+    """Samples of more than 8 bits in 8; by itself Pillow makes all beyond 255 white, which is most of an X-ray."""
+    if image.mode in ("La", "RGBa"):  # premultiplied
+        return image.convert({"La": "LA", "RGBa": "RGBA"}[image.mode])
+    if image.mode == "F":
+        low, high = cast(tuple[float, float], image.getextrema())
+        if not 0 <= low <= high <= 255 or 0 < high <= 1:
+            raise MediaError("floating-point pixels of another range; expected 0 to 255, or 8 bits a channel")
+        return image
+    if not image.mode.startswith("I"):
+        return image
+    wide = image.convert("I")
+    low, high = cast(tuple[int, int], wide.getextrema())
+    if low < 0 or high > 65535:
+        raise MediaError(f"integer pixels from {low} to {high}; expected 0 to 65535, or 8 bits a channel")
+    shades = wide if image.mode == "I" and high <= 255 else wide.point(lambda value: value * (1 / 256))
+    grey = shades.convert("L")
+    clear = image.info.get("transparency")
+    grey.info.pop("transparency", None)
+    if isinstance(clear, int):  # one shade of 65,536, which 8 bits cannot tell from its neighbors
+        grey.putalpha(Image.fromarray(np.where(np.asarray(wide) == clear, 0, 255).astype(np.uint8)))
+    return grey
 
 
 _TURNS = {
@@ -597,15 +653,3 @@ def _orientation(image: Image.Image) -> int:
         return int(image.getexif().get(0x0112, 1))
     except Exception:  # a picture with a damaged EXIF block is still a picture
         return 1
-
-
-def _kind(data: bytes) -> str:
-    """What bytes that are no picture seem to be."""
-    if not data:
-        return "an empty file"
-    try:
-        data[:4096].decode()
-    except UnicodeDecodeError as error:
-        if error.start < min(len(data), 4096) - 3:
-            return "bytes of another kind"
-    return "text"

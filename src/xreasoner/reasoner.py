@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import queue
 import sys
+import warnings
 from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence, Sized
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal, NamedTuple
@@ -55,6 +56,15 @@ class Usage:
     thought_tokens: int
     answer_tokens: int
 
+    @property
+    def completion_tokens(self) -> int:
+        """Tokens of the whole reply."""
+        return self.thought_tokens + self.answer_tokens
+
+    @property
+    def total_tokens(self) -> int:
+        return self.prompt_tokens + self.completion_tokens
+
 
 @dataclass(frozen=True, slots=True)
 class Answer:
@@ -62,12 +72,28 @@ class Answer:
 
     exit: how it ended (`completion.Completion`). option_probabilities: of each option's text, adding up to 1, and
     mass: the probability that the answer is one of them at all; None without options, or where a server cannot say.
+    usage: tokens of the prompt, the thought and the answer.
     """
 
     id: str
     completion: Completion
     option_probabilities: dict[str, float] | None = None
     mass: float | None = None
+    usage: Usage = field(init=False)
+
+    def __post_init__(self) -> None:
+        counts = self.completion
+        usage = Usage(counts.prompt_tokens, counts.thought_tokens, counts.answer_tokens)
+        object.__setattr__(self, "usage", usage)
+
+    def __repr__(self) -> str:
+        thought = self.thought if len(self.thought) <= 60 else f"{self.thought[:59]}…"
+        parts = {"id": self.id, "answer": self.answer, "exit": self.exit, "thought": thought}
+        shown = [f"{name}={value!r}" for name, value in parts.items() if value]
+        if self.option_probabilities:
+            shares = {option: round(share, 3) for option, share in self.option_probabilities.items()}
+            shown.append(f"option_probabilities={shares}")
+        return f"Answer({', '.join([*shown, f'usage={self.usage}'])})"
 
     @property
     def answer(self) -> str:
@@ -91,11 +117,6 @@ class Answer:
         """The whole reply with its tags."""
         return self.completion.text
 
-    @property
-    def usage(self) -> Usage:
-        found = self.completion
-        return Usage(found.prompt_tokens, found.thought_tokens, found.answer_tokens)
-
 
 def own_guard() -> Guard:
     """For pictures that the user of this process names: any file, and any public host."""
@@ -107,6 +128,25 @@ def located(reference: Reference) -> Reference:
     if isinstance(reference, str) and reference.partition(":")[0] not in ("http", "https", "data", "file"):
         return Path(reference).absolute()
     return reference.absolute() if isinstance(reference, Path) else reference
+
+
+def as_references(images: Reference | Sequence[Reference]) -> list[Reference]:
+    """The images of a question: one reference, or a sequence of them."""
+    if isinstance(images, bytearray | memoryview):
+        return [bytes(images)]
+    return [images] if isinstance(images, str | Path | bytes | Image) else list(images)
+
+
+def check_question(question: str, options: Sequence[str] = ()) -> None:
+    """Raise `UserError` for an empty question, and for options that cannot be labeled."""
+    if not question.strip():
+        raise UserError('the question is empty; expected some text, as in: xreasoner ask tiny "What is 3 + 4?"')
+    if isinstance(options, str):
+        raise UserError(f"options is the text {options!r}; expected a list of texts")
+    if len(options) > len(LABELS):
+        raise UserError(f"{len(options)} options were given, at most {len(LABELS)} have a label")
+    if len(options) == 1 or not all(option.strip() for option in options):
+        raise UserError(f"options {list(options)!r}; expected two or more texts, none of them empty, or none at all")
 
 
 class Reasoner:
@@ -151,14 +191,14 @@ class Reasoner:
         self.model = served_name(self.engine) if not isinstance(model, str) or addresses(model) else model
         registered = self.model in MODELS
         thinking = NEW_TOKENS - answer_budget if thinking_budget is None else thinking_budget
-        room = context(self.engine)
+        thinking = fitted_budget(thinking, context(self.engine), thinking_budget is not None)
         self.sampling = checked(
             Sampling(
                 temperature=(0.0 if registered else TEMPERATURE) if temperature is None else temperature,
                 top_p=top_p,
                 top_k=top_k,
                 seed=seed,
-                thinking_budget=thinking if room is None else min(thinking, room // 2),
+                thinking_budget=thinking,
                 answer_budget=answer_budget,
                 exit_on_repeats=exit_on_repeats,
                 exit_on_end=True,
@@ -171,7 +211,7 @@ class Reasoner:
     def request(
         self,
         question: str,
-        images: Sequence[Reference] = (),
+        images: Reference | Sequence[Reference] = (),
         options: Sequence[str] = (),
         *,
         history: Sequence[Message] = (),
@@ -183,15 +223,8 @@ class Reasoner:
         sampling: fields of `engines.base.Sampling` for this question alone. Raises `UserError` for an empty question or
         bad options, `MediaError` for a picture.
         """
-        if not question.strip():
-            raise UserError('the question is empty; expected some text, as in: xreasoner ask tiny "What is 3 + 4?"')
-        if len(options) > len(LABELS):
-            raise UserError(f"{len(options)} options were given, at most {len(LABELS)} have a label")
-        if len(options) == 1 or not all(option.strip() for option in options):
-            raise UserError(
-                f"options {list(options)!r}; expected two or more texts, none of them empty, or none at all"
-            )
-        found = pictures([located(image) for image in images], self.guard)
+        check_question(question, options)
+        found = pictures([located(image) for image in as_references(images)], self.guard)
         problem = Problem("question", question, "", "text", tuple(options), found)
         messages = chat_messages(problem, self.prompt or default_prompt(self.model, options))
         first = [{"role": "system", "content": self.system}] if self.system else []
@@ -206,7 +239,7 @@ class Reasoner:
     def ask(
         self,
         question: str,
-        images: Sequence[Reference] = (),
+        images: Reference | Sequence[Reference] = (),
         options: Sequence[str] = (),
         *,
         probabilities: bool | None = None,
@@ -249,7 +282,7 @@ class Reasoner:
     def stream(
         self,
         question: str,
-        images: Sequence[Reference] = (),
+        images: Reference | Sequence[Reference] = (),
         options: Sequence[str] = (),
         *,
         probabilities: bool | None = None,
@@ -396,10 +429,22 @@ def entry(k: int, problem: Problem | Mapping[str, Any] | str) -> tuple[str, dict
         raise UserError(
             f"problem {found.get('id', k)!r}: found {what}; expected question, and if wanted {', '.join(FIELDS)}"
         )
-    for name in ("images", "options"):
-        if isinstance(found.get(name, ()), str | bytes):
-            raise UserError(f"problem {found.get('id', k)!r}: {name} is a text; expected a list")
+    if isinstance(found.get("options", ()), str | bytes):
+        raise UserError(f"problem {found.get('id', k)!r}: options is a text; expected a list")
     return str(found.pop("id", k)), found
+
+
+def fitted_budget(budget: int, room: int | None, asked: bool) -> int:
+    """A thinking budget that leaves half of the model's context to prompt and answer; warns where this cuts one that
+    was asked for."""
+    if room is None or budget <= room // 2:
+        return budget
+    if asked:
+        warnings.warn(
+            f"thinking budget {budget:,} reduced to {room // 2:,} tokens, half of the model's context of {room:,}",
+            stacklevel=3,
+        )
+    return room // 2
 
 
 def changed(sampling: Sampling, changes: Mapping[str, Any]) -> Sampling:

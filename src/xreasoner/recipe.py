@@ -359,7 +359,12 @@ class Evaluation(_Part):
     @property
     def measures(self) -> bool:
         """Whether it names any benchmark."""
-        return bool(self.benches or self.reading or self.others)
+        return bool(self.names)
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """All benchmarks that it names."""
+        return (*self.benches, *self.reading, *self.others)
 
 
 class Recipe(_Part):

@@ -77,7 +77,7 @@ def test_what_cannot_be_is_said_before_anything_runs(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="min_pixels is 900 and max_pixels 800"):
         evaluate_model("tiny", BENCHES, tmp_path, Settings(n=1, min_pixels=900, max_pixels=800))
     assert not (tmp_path / "eval").exists()
-    with pytest.raises(UserError, match="no item has a picture, and the blind condition"):
+    with pytest.raises(UserError, match="no item has an image, and the blind condition"):
         evaluate_model("tiny", ["tiny-text-general"], tmp_path, Settings(n=1, condition="blind"))
 
 

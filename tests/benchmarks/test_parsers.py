@@ -72,6 +72,9 @@ def test_an_empty_reply_gets_the_nearest_option_from_mathvista_and_nothing_from_
         ("MMMU", "42 or 17", "42", "integer", 1),  # any number in the last part counts
         ("MMMU", "The answer is not ATP but GTP.", "ATP", "text", 1),  # the gold as a substring of a denial
         ("MMMU", "The answer is GTP.", "ATP", "text", 0),
+        ("MMMU", "The answer is two.", "['two', '2']", "text", 1),  # a list of golds: any of them
+        ("MMMU", "The answer is 2", "['two', '2']", "text", 1),
+        ("MMMU", "The answer is three.", "['two', '2']", "text", 0),
         ("MathVista", "<answer>14.7</answer>", "14", "integer", 1),  # cut off, not rounded
         ("MathVista", "<answer>1.23</answer>", "1.2", "number", 1),
         ("MathVista", "<answer>no number</answer>", "14", "integer", 0),

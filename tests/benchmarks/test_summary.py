@@ -253,3 +253,42 @@ def test_votes_go_to_answers_and_not_to_spellings() -> None:
     votes = [reply(0, "1", True), reply(1, "1", True), reply(2, "8", False), reply(3, "8.0", False)]
     assert majority([*votes, reply(4, "8.00", False)]) == 0
     assert majority([*votes, reply(4, "9", False)]) == 0.5
+
+
+def test_closed_and_open_questions_are_two_numbers_and_a_cell_counts_the_closed() -> None:
+    clinical = {"bench": "slake", "domain": "clinical", "modality": "image"}
+    closed = rows("1100", **clinical, family="closed")
+    free = [
+        row(9, False, **clinical, family="open", gold="left upper lobe", answer="the left lobe", answer_type="text")
+    ]
+    summary = summary_of({"sft": [*closed, *free]})
+    found = summary["benchmarks"]["sft"]
+    assert set(found) == {"slake (closed)", "slake (open)"}
+    assert found["slake (open)"]["recall"] == pytest.approx(2 / 3)
+    assert (found["slake (open)"]["accuracy"], found["slake (closed)"]["accuracy"]) == (0, 0.5)
+    assert "recall" not in found["slake (closed)"]
+    assert summary["cells"]["sft"]["image/clinical"]["accuracy"] == 0.5
+
+
+def test_pubmedqa_has_macro_f1() -> None:
+    golds, replies = ["yes", "yes", "no", "maybe"], ["yes", "no", "no", "yes"]
+    results = [
+        row(i, gold == reply, bench="pubmedqa", domain="clinical", modality="text", gold=gold, normalised=reply)
+        for i, (gold, reply) in enumerate(zip(golds, replies, strict=True))
+    ]
+    found = summary_of({"sft": results})["benchmarks"]["sft"]["pubmedqa"]
+    assert found["accuracy"] == 0.5
+    assert found["macro_f1"] == pytest.approx((0.5 + 2 / 3 + 0) / 3)
+
+
+def test_mmmu_pro_is_the_mean_of_its_two_settings() -> None:
+    image = {"domain": "general", "modality": "image"}
+    results = [
+        *rows("1111", bench="mmmu-pro-10", **image),
+        *rows("10", bench="mmmu-pro-vision", **image),
+        *rows("00", bench="mmmu-pro-4", **image),
+    ]
+    found = summary_of({"sft": results})
+    assert found["benchmarks"]["sft"]["mmmu-pro"]["accuracy"] == 0.75
+    assert len(found["benchmarks"]["sft"]) == 4
+    assert found["cells"]["sft"]["image/general"]["accuracy"] == 1  # the same items are asked in each of them

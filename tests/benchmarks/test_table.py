@@ -368,7 +368,7 @@ def test_mathvista_golds_are_texts_and_units_and_places_belong_to_the_question(t
     assert right(double, "B")
     assert right(double, "C")
     assert not right(double, "A")
-    assert integer.question.endswith("(Unit: years)")
+    assert integer.question.endswith("(Unit: years) (Answer with an integer.)")
     assert right(number, "1.463")
     assert not right(number, "1.47")
     assert right(several, "[0.45, 0.60]")
@@ -486,6 +486,30 @@ def test_visual_questions_are_closed_by_their_answer(tmp_path: Path, name: str, 
     assert right(free, "In the lung.")
     with pytest.raises(DataError, match=f"{name}: found 2 items, expected {count}"):
         open_benchmark(name, 1, 0, tmp_path)
+
+
+def test_an_na_option_in_the_middle_keeps_its_label(tmp_path: Path) -> None:
+    row = {
+        **{"question_id": 7, "question": "Q?", "options": ["one", "N/A", "three", "N/A"], "answer": "C"},
+        **{"answer_index": 2, "category": "law"},
+    }
+    (problem,) = opened("mmlu-pro", tmp_path, {"data/test-00000-of-00001.parquet": [row]})
+    assert problem.options == ("one", "N/A", "three")
+    assert right(problem, "three")
+
+
+def test_mmmus_open_numbers_are_rounded_to_two_places(tmp_path: Path) -> None:
+    def item(number: int, gold: str) -> Row:
+        return mmmu_row(id=f"validation_Math_{number}", question="Q?", question_type="open", options="[]", answer=gold)
+
+    rows = [item(1, "24.38"), item(2, "1,000"), item(3, "['two', '2']"), item(4, "B cell")]
+    number, thousand, listed, word = opened("mmmu", tmp_path, {"Math/validation-00000-of-00001.parquet": rows})
+    assert right(number, "24.375")
+    assert not right(number, "24.4")
+    assert right(thousand, "1000")
+    assert right(listed, "two")
+    assert right(listed, "2")
+    assert right(word, "b cell")
 
 
 def test_slake_is_english_and_closed_is_more_than_yes_or_no(tmp_path: Path) -> None:

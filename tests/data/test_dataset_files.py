@@ -83,3 +83,111 @@ def test_an_empty_file_is_named(tmp_path: Path) -> None:
     (tmp_path / "x.jsonl").touch()
     with pytest.raises(DataError, match="is empty"):
         Table(str(tmp_path / "x.jsonl")).sample(1, 0)
+
+
+def jsonl(path: Path, *values: str) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("".join(json.dumps({"a": value}) + "\n" for value in values))
+    return path
+
+
+def values(table: Table) -> list[str]:
+    return [row.values["a"] for row in table.rows()]
+
+
+@pytest.mark.parametrize(
+    "hidden",
+    [
+        ".ipynb_checkpoints/train-checkpoint.jsonl",
+        "._train.jsonl",
+        ".train.jsonl",
+        "_train.jsonl",
+        "__MACOSX/train.jsonl",
+        "_temporary/0/train.jsonl",
+        "train.jsonl~",
+        "old~/train.jsonl",
+        ".git/train.jsonl",
+        "train.jsonl.bak",
+        "train.jsonl.tmp",
+        "dataset_info.json",
+        "dataset_infos.json",
+        "cache-0123.arrow",
+    ],
+)
+def test_hidden_files_and_records_are_no_rows(tmp_path: Path, hidden: str) -> None:
+    jsonl(tmp_path / "train.jsonl", "row")
+    jsonl(tmp_path / hidden, "twice")
+    assert values(Table(str(tmp_path))) == ["row"]
+    (tmp_path / "train.jsonl").rename(tmp_path / "_train.jsonl")
+    with pytest.raises(DataError, match=r"no data files for 'train'.*\(hidden, so ignored: .*_train\.jsonl"):
+        Table(str(tmp_path)).files()
+    assert values(Table(str(tmp_path / "_train.jsonl"))) == ["row"]  # a file that is named is read
+
+
+def test_a_hidden_folder_above_the_data_hides_nothing(tmp_path: Path) -> None:
+    jsonl(tmp_path / ".cache" / "_x" / "train.jsonl", "row")
+    assert values(Table(str(tmp_path / ".cache" / "_x"))) == ["row"]
+
+
+def test_links_are_followed_once(tmp_path: Path) -> None:
+    jsonl(tmp_path / "elsewhere" / "part.jsonl", "row")
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "big").symlink_to(tmp_path / "elsewhere")
+    (tmp_path / "elsewhere" / "loop").symlink_to(tmp_path / "data")
+    (tmp_path / "data" / "itself.jsonl").symlink_to("itself.jsonl")
+    (tmp_path / "data" / "nowhere.jsonl").symlink_to("none.jsonl")
+    assert values(Table(str(tmp_path / "data"))) == ["row"]
+    jsonl(tmp_path / "data" / "more.jsonl", "more")
+    (tmp_path / "data" / "latest.jsonl").symlink_to("more.jsonl")
+    assert values(Table(str(tmp_path / "data"))) == ["row", "more"]
+
+
+def test_one_name_in_two_formats_is_refused(tmp_path: Path) -> None:
+    jsonl(tmp_path / "train.jsonl", "row")
+    write(tmp_path / "train.csv")
+    with pytest.raises(DataError, match=r"train\.csv and train\.jsonl: one name in two formats"):
+        Table(str(tmp_path)).files()
+
+
+def arrow(folder: Path, *names: str) -> None:
+    folder.mkdir(parents=True)
+    for k, name in enumerate(names):
+        batch = pyarrow.RecordBatch.from_pylist([{"a": f"{folder.name}-{k}"}])
+        with pyarrow.ipc.new_stream(folder / name, batch.schema) as writer:
+            writer.write_batch(batch)
+    (folder / "dataset_info.json").write_text("{}")
+    (folder / "state.json").write_text(json.dumps({"_data_files": [{"filename": name} for name in names]}))
+
+
+def test_folders_that_datasets_saved_are_read(tmp_path: Path) -> None:
+    names = [f"data-0000{k}-of-00002.arrow" for k in range(2)]
+    arrow(tmp_path / "one", *names)
+    write(tmp_path / "one" / "cache-1.parquet").rename(tmp_path / "one" / "cache-1.arrow")
+    assert values(Table(str(tmp_path / "one"))) == ["one-0", "one-1"]
+    for split in ("train", "test"):
+        arrow(tmp_path / "dict" / split, *names)
+    (tmp_path / "dict" / "dataset_dict.json").write_text('{"splits": ["train", "test"]}')
+    assert values(Table(str(tmp_path / "dict"))) == ["train-0", "train-1"]
+    assert values(Table(str(tmp_path / "dict"), split="test")) == ["test-0", "test-1"]
+    with pytest.raises(DataError, match=r"has no split 'validation'; its dataset_dict\.json has"):
+        Table(str(tmp_path / "dict"), split="validation").files()
+    (tmp_path / "one" / names[1]).unlink()
+    with pytest.raises(DataError, match=r"names .*data-00001-of-00002.*copy the whole folder"):
+        Table(str(tmp_path / "one")).files()
+
+
+def test_bad_rows_of_several_files_are_reported_together(tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        (tmp_path / f"{name}.jsonl").write_text('{"a": 1}\n{"a": NaN}\n')
+    with pytest.raises(DataError) as caught:
+        Table(str(tmp_path)).sample(1, 0)
+    assert [Path(line.split(": ")[0]).name for line in str(caught.value).splitlines()] == ["a.jsonl:2", "b.jsonl:2"]
+
+
+@pytest.mark.parametrize(
+    "matter", ["configs: 3", "configs: [3, {}]", "- x", "configs:\n- data_files: {split: train}", ": ["]
+)
+def test_a_card_that_says_nothing_of_files_is_passed_over(tmp_path: Path, matter: str) -> None:
+    jsonl(tmp_path / "train.jsonl", "row")
+    (tmp_path / "README.md").write_text(f"---\n{matter}\n---\n")
+    assert values(Table(str(tmp_path))) == ["row"]

@@ -99,7 +99,7 @@ def _begun(loaded: Loaded, start: str, sampling: Sampling) -> tuple[Completion, 
     class Begun(TorchEngine):
         def _row(self, *args: Any) -> Any:
             row = super()._row(*args)
-            row.queue = list(queue)
+            row.budget.pending = list(queue)
             return row
 
     engine, told = Begun(loaded), list[str]()

@@ -13,33 +13,14 @@ from typing import Any
 
 import pytest
 import torch
+from objective_cases import GROUP, LONGEST, POLICIES, B, Policy, T, tensors
 from torch import Tensor
 from trl import GRPOTrainer
 from trl.trainer.utils import nanstd
 
 from xreasoner.training import losses
 
-B, T, GROUP, LONGEST = 8, 11, 4, 16
 LOSS_TYPES = {"token": "dapo", "sequence": "grpo", "constant": "dr_grpo"}
-
-
-def _tensors(seed: int) -> dict[str, Tensor]:
-    """Replies of different lengths with forced tokens inside, ratios on both sides of both bounds."""
-    generator = torch.Generator().manual_seed(seed)
-    noise = lambda scale: scale * torch.randn(B, T, generator=generator, dtype=torch.float64)  # noqa: E731
-    logprob = -noise(1.0).abs()
-    lengths = torch.tensor([11, 4, 7, 1, 9, 11, 2, 6])
-    mask = torch.arange(T) < lengths[:, None]
-    mask[0, 5:7] = False
-    reward = torch.tensor([1.0, 0, 0, 1, 1, 1, 1, 0], dtype=torch.float64)
-    return {
-        "logprob": logprob,
-        "old": logprob + noise(0.3),
-        "reference": logprob + noise(0.2),
-        "rollout": logprob + noise(0.5),
-        "mask": mask,
-        "reward": reward,
-    }
 
 
 def _trls(inputs: dict[str, Tensor], logprob: Tensor, objective: losses.Objective, weighted: bool) -> Tensor:
@@ -49,7 +30,7 @@ def _trls(inputs: dict[str, Tensor], logprob: Tensor, objective: losses.Objectiv
         accelerator=SimpleNamespace(
             num_processes=1, gather=lambda x: x, reduce=lambda x, reduction: x, gather_for_metrics=lambda x: x
         ),
-        args=SimpleNamespace(delta=None, use_bias_correction_kl=False, steps_per_generation=1),
+        args=SimpleNamespace(delta=objective.dual_clip, use_bias_correction_kl=False, steps_per_generation=1),
         current_gradient_accumulation_steps=1,
         loss_type=LOSS_TYPES[objective.aggregation],
         importance_sampling_level=objective.ratio,
@@ -84,18 +65,24 @@ def _trls(inputs: dict[str, Tensor], logprob: Tensor, objective: losses.Objectiv
     return found
 
 
+@pytest.mark.parametrize("policy", POLICIES)
 @pytest.mark.parametrize(
-    ("aggregation", "ratio", "kl", "weighted", "std"),
+    ("aggregation", "ratio", "kl", "weighted", "dual_clip"),
     list(
         itertools.product(
-            ("token", "sequence", "constant"), ("token", "sequence"), (0.0, 0.04), (False, True), (True, False)
+            ("token", "sequence", "constant"), ("token", "sequence"), (0.0, 0.04), (False, True), (3.0, None)
         )
     ),
 )
-def test_loss_and_gradient_are_trls(aggregation: Any, ratio: Any, kl: float, weighted: bool, std: bool) -> None:
-    objective = losses.Objective(0.2, 0.28, ratio, aggregation, kl)
-    inputs = _tensors(seed=1)
-    inputs["advantage"] = losses.group_advantages(inputs["reward"], GROUP, std)
+def test_loss_and_gradient_are_trls(
+    policy: Policy, aggregation: Any, ratio: Any, kl: float, weighted: bool, dual_clip: float | None
+) -> None:
+    """A group that teaches nothing is among them: both divide by it too. The dual clip is TRL's `delta`."""
+    objective = losses.Objective(0.2, 0.28, ratio, aggregation, kl, dual_clip=dual_clip)
+    inputs = tensors(policy)
+    if policy == "far off-policy":  # TRL's k3 has no cap
+        inputs["reference"] = inputs["logprob"] + (inputs["reference"] - inputs["logprob"]).clamp(-2, 2)
+    inputs["advantage"] = losses.group_advantages(inputs["reward"], GROUP)
     inputs["weight"] = losses.correction(inputs["old"], inputs["rollout"], inputs["mask"], "token", cap=2.0)
     ours, theirs = (inputs["logprob"].clone().requires_grad_() for _ in range(2))
     loss = losses.policy_loss(
@@ -119,7 +106,7 @@ def test_loss_and_gradient_are_trls(aggregation: Any, ratio: Any, kl: float, wei
 
 @pytest.mark.parametrize("std", [True, False])
 def test_advantages_are_trls(std: bool) -> None:
-    reward = _tensors(seed=2)["reward"]
+    reward = tensors("off-policy", seed=2)["reward"]
     grouped = reward.view(-1, GROUP)
     expected = grouped - grouped.mean(dim=1, keepdim=True)
     if std:  # the two lines of TRL's _generate_and_score_completions, with TRL's own deviation
@@ -128,7 +115,7 @@ def test_advantages_are_trls(std: bool) -> None:
 
 
 def test_truncated_weights_are_trls() -> None:
-    inputs = _tensors(seed=3)
+    inputs = tensors("off-policy", seed=3)
     difference = (inputs["old"] - inputs["rollout"]) * inputs["mask"]
     expected = torch.clamp(torch.exp(difference), min=None, max=2.0)  # TRL: token_truncate
     ours = losses.correction(inputs["old"], inputs["rollout"], inputs["mask"], "token", cap=2.0)

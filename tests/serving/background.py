@@ -26,7 +26,7 @@ class Background:
         self.url = f"http://127.0.0.1:{self._listening.getsockname()[1]}"
         self.desk = Desk(opened, options.pop("limits", None) or Limits(), Metrics())
         guard, key = options.pop("guard", None) or Guard(), options.pop("key", None)
-        app = create_app(self.desk, guard, options.pop("hosts", LOOPBACK), key)
+        app = create_app(self.desk, guard, options.pop("hosts", LOOPBACK), key, **options)
         config = uvicorn.Config(app, log_level="warning", access_log=False, timeout_graceful_shutdown=5, backlog=1024)
         self._server = uvicorn.Server(config)
         self._thread = threading.Thread(target=self._server.run, kwargs={"sockets": [self._listening]}, daemon=True)

@@ -14,6 +14,7 @@ from helpers.browser import launch_chromium
 from PIL import Image
 from playwright.sync_api import Browser, Page, expect
 from serving.background import QUESTION, Background
+from serving.test_markdown import ATTACKS
 
 from xreasoner.reasoner import Reasoner
 from xreasoner.tiny.benchmarks import cell
@@ -90,7 +91,7 @@ def test_a_picture_is_pasted_and_taken_back(page: Page) -> None:
         }"""
     )
     expect(page.locator("#pictures img")).to_have_count(2)
-    page.get_by_label("Remove picture 1").click()
+    page.get_by_label("Remove image 1").click()
     expect(page.locator("#pictures img")).to_have_count(1)
 
 
@@ -175,7 +176,7 @@ def test_a_picture_too_large_to_keep_takes_nothing_else_with_it(page: Page, tmp_
     page.reload()
     expect(page.locator("article")).to_have_count(2)
     expect(page.locator("article .answer").first).to_have_text("11")
-    expect(page.locator("article .shown").last).to_have_text("a picture, too large to keep")
+    expect(page.locator("article .shown").last).to_have_text("an image, too large to keep")
 
 
 def test_a_narrow_screen(page: Page) -> None:
@@ -190,6 +191,98 @@ def test_a_narrow_screen(page: Page) -> None:
         assert box["x"] + box["width"] <= 360
 
 
+def turn(page: Page, answer: str) -> None:
+    """A turn as if the model had answered so."""
+    page.evaluate(
+        "answer => add({question: 'Why?', pictures: [], options: [], thought: '', answer, tokens: 1, exit: 'natural'})",
+        answer,
+    )
+
+
+def test_an_answer_is_rendered(page: Page) -> None:
+    turn(page, "It is **11**, or $\\frac{22}{2}$.\n\n| a |\n|---|\n| 1 |")
+    answer = page.locator("article .answer.rendered")
+    expect(answer.locator("strong")).to_have_text("11")
+    expect(answer.locator("math mfrac")).to_have_count(1)
+    expect(answer.locator("td")).to_have_text("1")
+    above, below = (answer.locator("mfrac > mrow").nth(k).bounding_box() for k in range(2))
+    assert above
+    assert below
+    assert above["y"] + above["height"] <= below["y"] + 1, "MathML is not drawn as a fraction"
+
+
+@pytest.mark.parametrize("attack", ATTACKS)
+def test_no_answer_runs_anything(page: Page, attack: str) -> None:
+    """The fixture sees to it that no request leaves and no policy is violated."""
+    dialogs: list[str] = []
+    page.on("dialog", lambda dialog: (dialogs.append(dialog.message), dialog.dismiss()))
+    turn(page, attack + " **end**")
+    expect(page.locator("article .answer.rendered")).to_be_visible()
+    assert page.locator(".answer :is(script, img, iframe, style, form, input, svg)").count() == 0
+    assert page.evaluate(
+        "[...document.querySelectorAll('.answer *')].every(e => [...e.attributes].every(a => !a.name.startsWith('on')))"
+    )
+    assert not dialogs
+
+
+def test_the_conversation_goes_with_the_question_by_default(page: Page) -> None:
+    bodies: list[Any] = []
+    page.on("request", lambda sent: bodies.append(sent.post_data_json) if "completions" in sent.url else None)
+    switch = page.get_by_role("switch", name="Remember")
+    expect(switch).to_be_visible()
+    expect(switch).to_be_checked()
+    for number in (1, 2):
+        ask(page)
+        expect(page.locator("article .answer.rendered")).to_have_count(number)
+    switch.click()
+    ask(page)
+    expect(page.locator("article .answer.rendered")).to_have_count(3)
+    roles = [[message["role"] for message in body["messages"]] for body in bodies]
+    assert roles == [["user"], ["user", "assistant", "user"], ["user"]]
+    page.reload()
+    expect(page.get_by_role("switch", name="Remember")).not_to_be_checked()
+
+
+def test_a_conversation_that_no_longer_fits_is_left_out_and_said(page: Page) -> None:
+    page.evaluate(
+        "state.turns.push({question: 'x '.repeat(9000), pictures: [], options: [], thought: '', answer: 'y', "
+        "tokens: 1, exit: 'natural'})"
+    )
+    ask(page)
+    expect(page.locator("article .answer")).to_have_text("11")
+    expect(page.locator("article .note")).to_contain_text("The conversation is too long for the model")
+
+
+def test_an_example_fills_the_form(page: Page, reasoner: Reasoner) -> None:
+    page.get_by_role("button", name="total distance").click()
+    expect(page.locator("#options input")).to_have_count(4)
+    expect(page.locator("#question")).to_be_focused()
+    page.keyboard.press("Enter")
+    expect(page.locator("article .answer")).to_have_text("39")
+    page.click("#new")
+    page.get_by_role("button", name="circles").click()
+    expect(page.locator("#pictures img")).to_have_count(1)
+    expect(page.locator("#options input")).to_have_count(0)
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_the_sign_in_page_is_styled_in_both_color_schemes(browser: Browser, reasoner: Reasoner, scheme: Any) -> None:
+    with Background(lambda: reasoner, key="s3cret") as running:
+        page = browser.new_page(color_scheme=scheme)
+        page.goto(running.url)
+        ground = page.evaluate("getComputedStyle(document.documentElement).backgroundColor")
+        ink = page.evaluate("getComputedStyle(document.body).color")
+        assert _lightness(ground) > 230 if scheme == "light" else _lightness(ground) < 40
+        assert abs(_lightness(ground) - _lightness(ink)) > 150
+        assert page.locator("main").bounding_box()["width"] < 500  # type: ignore[index]
+        page.close()
+
+
+def _lightness(color: str) -> float:
+    channels = [int(number) for number in re.findall(r"\d+", color)[:3]]
+    return sum(channels) / 3
+
+
 def test_signing_in(browser: Browser, reasoner: Reasoner) -> None:
     with Background(lambda: reasoner, key="s3cret") as running:
         page = browser.new_page()
@@ -197,7 +290,7 @@ def test_signing_in(browser: Browser, reasoner: Reasoner) -> None:
         page.goto(running.url)
         page.fill("input[name=key]", "wrong")
         page.click("button")
-        expect(page.locator("[role=alert]")).to_have_text("That is not the key.")
+        expect(page.locator("[role=alert]")).to_have_text("Wrong API key. Check it and try again.")
         page.fill("input[name=key]", "s3cret")
         page.click("button")
         expect(page.locator("#model.ready")).to_have_text("tiny")

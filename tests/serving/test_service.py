@@ -33,8 +33,8 @@ from serving.background import QUESTION, Background
 from xreasoner.errors import UserError
 from xreasoner.models.loading import load
 from xreasoner.reasoner import Reasoner
-from xreasoner.serving import serve
 from xreasoner.serving.desk import Limits
+from xreasoner.serving.run import serve
 from xreasoner.tiny.benchmarks import cell
 
 CHAT = "/v1/chat/completions"
@@ -224,9 +224,11 @@ def test_decisions(service: Background) -> None:
         (b"\xff\xfe", 400, "not JSON"),
         ([], 400, "expected an object"),
         ({}, 400, "messages: is missing"),
-        (ask(foo=1), 400, "foo: this field is not known"),
-        (ask(tools=[]), 400, "tools: this field is not known"),
-        (ask(chat_template="{{ x }}"), 400, "chat_template: this field is not known"),
+        (ask(foo=1), 400, "foo: unsupported field; docs/serving.md lists the fields"),
+        (ask(temprature=1), 400, "temprature: unsupported field; did you mean temperature?"),
+        (ask(maxTokens=1), 400, "maxTokens: unsupported field; did you mean max_tokens"),
+        (ask(tools=[{"type": "function"}]), 400, "tools: not supported here (there are no tools here); found"),
+        (ask(chat_template="{{ x }}"), 400, "chat_template: not supported here"),
         (ask(temperature="hot"), 400, "temperature: found 'hot'"),
         (ask(stop="~" * 257), 400, "stop: found"),
         (ask(options=["one", "x" * 2001]), 400, "options: found"),
@@ -242,9 +244,14 @@ def test_decisions(service: Background) -> None:
         (ask(model="gpt"), 404, "model: found 'gpt', expected tiny"),
         ({"messages": [{"role": "tool", "content": "x"}]}, 400, "messages[0].role"),
         ({"messages": [{"role": "user", "content": [{"type": "video_url"}]}]}, 400, "messages[0].content[0]"),
-        ({"messages": [{"role": "user", "content": "x", "name": "Ana"}]}, 400, "messages[0].name: this field is not"),
-        (pictured(RED, detail="low"), 400, "messages[0].content[0].image_url.detail: found 'low', expected auto"),
-        (pictured(RED, colour="red"), 400, "messages[0].content[0].image_url.colour: this field is not known"),
+        ({"messages": [{"role": "user", "content": "x", "names": "Ana"}]}, 400, "messages[0].names: unsupported field"),
+        (
+            pictured(RED, detail="huge"),
+            400,
+            "messages[0].content[0].image_url.detail: found 'huge', expected auto, low",
+        ),
+        (pictured(RED, colour="red"), 400, "messages[0].content[0].image_url.colour: unsupported field"),
+        (b'{"messages": ' + b"9" * 5000 + b"}", 400, "body: not JSON (Exceeds the limit"),
     ],
 )
 def test_what_is_wrong_is_named(service: Background, body: Any, status: int, said: str) -> None:

@@ -165,12 +165,15 @@ def aime(row: Row, name: str) -> Item:
 
 
 def mmlu_pro(row: Row, name: str) -> Item:
-    """3 to 10 options, with spaces around them, and in old copies filled up with "N/A"."""
-    options = tuple(text for text in texts(row["options"]) if text != "N/A")
+    """3 to 10 options, with spaces around them, and in old copies filled up with "N/A" at the end. An "N/A" before the
+    last option is an option: without it the labels behind it would name other texts."""
+    options = list(texts(row["options"]))
+    while options and options[-1] == "N/A":
+        options.pop()
     gold = label_in(row["answer"], options)
     if label_at(int(row["answer_index"]), options) != gold:
         raise ValueError(f"column 'answer' is {gold}, and 'answer_index' is {row['answer_index']} (from 0)")
-    return Item(row["question"], gold, "choice", options, family=row["category"])
+    return Item(row["question"], gold, "choice", tuple(options), family=row["category"])
 
 
 def supergpqa(row: Row, name: str) -> Item:
@@ -206,7 +209,12 @@ def mmmu(row: Row, name: str) -> Item:
     family = name.removeprefix("validation_").rpartition("_")[0]
     if row["question_type"] == "multiple-choice":
         return Item(question, label_in(row["answer"], options), "choice", options, pictures, family)
-    return Item(question, str(row["answer"]), "text", (), pictures, family)
+    gold = str(row["answer"]).strip()
+    if re.fullmatch(r"[-+]?[\d,]*\.?\d+", gold):
+        return Item(
+            question, gold, "number", (), pictures, family, {"precision": 2}
+        )  # MMMU's own rule rounds to 2 places
+    return Item(question, gold, "text", (), pictures, family)
 
 
 def mmmu_pro(row: Row, name: str) -> Item:
@@ -237,6 +245,8 @@ def mathvista(row: Row, name: str) -> Item:
     if kind is None:
         raise ValueError(f"column 'answer_type' is {row['answer_type']!r}; expected one of {', '.join(kinds)}")
     meta: dict[str, Any] = {}
+    if kind == "integer":
+        question += " (Answer with an integer.)"  # as the data set's own query does
     if kind in ("number", "list") and row.get("precision") is not None:
         meta["precision"] = int(row["precision"])
         question += f" (Answer with {meta['precision']} decimal places.)"

@@ -76,6 +76,12 @@ class Problems(Sequence[Problem]):
     def modality(self) -> Modality:
         return self.entry.modality
 
+    @property
+    def revision(self) -> str:
+        """The hub's commit from which the data came; "" for a local copy, whose commit nobody can tell."""
+        root = self.folder.root
+        return root.name if root.parent.name == "snapshots" else ""
+
     def __len__(self) -> int:
         return len(self.places)
 

@@ -15,6 +15,7 @@ from typing import Any
 
 from xreasoner.benchmarks import statistics
 from xreasoner.benchmarks.store import Row, cluster_of
+from xreasoner.grading.words import accepted
 from xreasoner.problem import LABELS
 
 OURS = "ours"
@@ -140,7 +141,7 @@ def _normalised(text: str) -> list[str | float]:
 
 
 def _mmmu_open(case: Case) -> Credit:
-    golds = _normalised(case.gold)
+    golds = [value for gold in accepted(case.gold) for value in _normalised(gold)]
     found: list[str | float] = []
     for part in _key_parts(case.text):
         found += _normalised(part)

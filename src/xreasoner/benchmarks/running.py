@@ -181,7 +181,8 @@ def _samples(
         except DataError as error:
             work.failures.append(str(error))
             continue
-        yield from _samples_of(work, bench, problem, _cluster(own))
+        fields = {"cluster": _cluster(own), "data_revision": getattr(problems, "revision", "")}
+        yield from _samples_of(work, bench, problem, fields)
 
 
 def _cluster(problem: Problem) -> str:
@@ -189,7 +190,7 @@ def _cluster(problem: Problem) -> str:
     return problem.cluster or "+".join(map(picture_hash, problem.images)) or problem.id
 
 
-def _samples_of(work: _Work, bench: str, problem: Problem, cluster: str) -> Iterator[tuple[_Sample, Request]]:
+def _samples_of(work: _Work, bench: str, problem: Problem, fields: Row) -> Iterator[tuple[_Sample, Request]]:
     prompt = prompt_of(bench, problem, work.prompt)
     messages = chat_messages(problem, prompt)
     asked, pictures = prompt_hash(messages), [picture_hash(picture) for picture in problem.images]
@@ -212,7 +213,7 @@ def _samples_of(work: _Work, bench: str, problem: Problem, cluster: str) -> Iter
             work.done += 1
             continue
         known = {**work.base, "key": key, "sample": k, "sample_seed": sampling.seed, "bench": bench, "prompt": prompt}
-        known |= {"prompt_asked": work.prompt, "prompt_hash": asked, "picture_hashes": pictures, "cluster": cluster}
+        known |= {"prompt_asked": work.prompt, "prompt_hash": asked, "picture_hashes": pictures, **fields}
         least, most = work.pixels
         images = work.writer.submit(_save, problem, pictures, work.out)
         yield _Sample(problem, known, images), Request(messages, problem.images, 1, sampling, least, most)

@@ -160,6 +160,16 @@ def macro_mean(
     return Estimate(value, value - math.hypot(value - low, half), value + math.hypot(high - value, half))
 
 
+def macro_f1(golds_N: Sequence[str], predictions_N: Sequence[str], answers: Sequence[str]) -> float:
+    """The mean over the answers of F1 = 2·TP / (2·TP + FP + FN); a prediction that is none of them is a miss."""
+    scores = []
+    for answer in answers:
+        pairs = [(gold == answer, guess == answer) for gold, guess in zip(golds_N, predictions_N, strict=True)]
+        hits, errors = sum(g and p for g, p in pairs), sum(g != p for g, p in pairs)
+        scores.append(2 * hits / (2 * hits + errors) if hits or errors else 0.0)
+    return sum(scores) / len(scores)
+
+
 def unseen(n: int, level: float = 0.95) -> float:
     """The share that clusters of a kind may have of which n clusters show none: Wilson's upper end for 0 of n."""
     return wilson(0, n, level).high

@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 from xreasoner.benchmarks import parsers, statistics
 from xreasoner.benchmarks.samples import by_item, ensemble, majority, pass_at
 from xreasoner.benchmarks.store import Condition, Row, cluster_of, condition_of
-from xreasoner.benchmarks.table import CONTAINED_IN, TABLE
+from xreasoner.benchmarks.table import CLOSED_AND_OPEN, CONTAINED_IN, MACRO_F1, MEANS, TABLE
 
 BASES = ("base", "base-direct")
 REASONERS = ("sft", "sft+rl")
@@ -51,21 +51,33 @@ def group_of(bench: str) -> tuple[str, str]:
     return "perception" if match[1] else "cells", f"{match[2]}/{match[3]}"
 
 
+def place_of(row: Row) -> Place:
+    """Where a row counts: `group_of` its benchmark; of medical visual questions "NAME (closed)" or "NAME (open)"."""
+    group, name = group_of(row["bench"])
+    return (group, f"{name} ({row['family']})") if row["bench"] in CLOSED_AND_OPEN else (group, name)
+
+
 def by_place(results: Sequence[Row]) -> dict[Place, list[Row]]:
     groups: dict[Place, list[Row]] = {}
     for row in results:
-        groups.setdefault(group_of(row["bench"]), []).append(row)
+        groups.setdefault(place_of(row), []).append(row)
     return groups
 
 
 def with_cells(results: Sequence[Row]) -> dict[Place, list[Row]]:
-    """`by_place`, and the cells that declared benchmarks make where the embedded world made none."""
+    """`by_place`, the means that benchmarks' authors report, and the cells that declared benchmarks make if the
+    embedded world made none."""
     groups = by_place(results)
+    for name, parts in MEANS.items():
+        members = [groups.get(("benchmarks", part)) for part in parts]
+        if all(members):
+            groups["benchmarks", name] = [row for rows in members if rows for row in rows]
     if any(group == "cells" for group, _ in groups):
         return groups
     counted = _counted_once(results)
     for row in results:
-        if row["bench"] in TABLE and (row["bench"], row["id"]) in counted:
+        closed = row["bench"] not in CLOSED_AND_OPEN or row["family"] == "closed"
+        if row["bench"] in TABLE and closed and (row["bench"], row["id"]) in counted:
             groups.setdefault(("cells", f"{row['modality']}/{row['domain']}"), []).append(row)
     return groups
 
@@ -119,6 +131,12 @@ def _describe(rows: Sequence[Row], blind: Sequence[Row]) -> dict[str, Any]:
             for name, members in sorted(families.items())
         },
     }
+    benches = {row["bench"] for row in rows}
+    if len(benches) == 1 and (answers := MACRO_F1.get(rows[0]["bench"])):
+        predictions = [row["gold"] if row["correct"] else row["normalised"] for row in rows]
+        described["macro_f1"] = statistics.macro_f1([row["gold"] for row in rows], predictions, answers)
+    if benches <= set(CLOSED_AND_OPEN) and all(row["family"] == "open" for row in rows):
+        described["recall"] = sum(_recall(row) for row in rows) / len(rows)
     if blind:
         floor = _accuracy(blind)
         described |= {"blind": floor.value, "blind_n": len(blind), "blind_low": floor.low, "blind_high": floor.high}
@@ -129,12 +147,18 @@ def _describe(rows: Sequence[Row], blind: Sequence[Row]) -> dict[str, Any]:
     return described
 
 
+def _recall(row: Row) -> float:
+    """The share of the gold's words that the answer has (LLaVA-Med's measure for open questions)."""
+    wanted, given = (Counter(re.findall(r"\w+", str(text).casefold())) for text in (row["gold"], row["answer"]))
+    return (wanted & given).total() / wanted.total() if wanted else 0.0
+
+
 def summarise(results: Sequence[Row]) -> dict[str, dict[str, dict[str, Any]]]:
     """What one stage's results show: {"cells": {CELL: …}, "perception": {CELL: …}, "benchmarks": {NAME: …}}.
 
     Each entry holds accuracy, n, clusters, low, high (95 %), the shares `forced` and `truncated`, mean
     `thought_tokens`, `outcomes` (counts), `families`, and, if there are blind rows, `blind` (accuracy) with its n and
-    interval.
+    interval. PubMedQA has `macro_f1` as well, open medical visual questions `recall`.
     """
     summary: dict[str, dict[str, dict[str, Any]]] = {group: {} for group in GROUPS}
     for (group, name), rows in with_cells(results).items():
@@ -217,8 +241,14 @@ def _best_base(stages: Mapping[str, Scores]) -> str | None:
     return max(bases, key=lambda stage: _mean(stages[stage]), default=None)
 
 
-def _pairs(stages: Mapping[str, Scores], group: str) -> list[tuple[str, str]]:
-    """(after, before) of one place: within each run as `_pairs_within` says, then each run's stage over the first's."""
+def _pairs(stages: Mapping[str, Scores], group: str, baseline: str | None = None) -> list[tuple[str, str]]:
+    """(after, before) of one place: every stage over the baseline where one is named, and RL over SFT; otherwise
+    within each run as `_pairs_within` says, then each run's stage over the first's.
+    """
+    if baseline is not None and stages.get(baseline):
+        pairs = [(stage, baseline) for stage in stages if stages[stage] and stage != baseline]
+        sft, rl = (next((s for s in stages if s.partition("@")[0] == name and stages[s]), None) for name in REASONERS)
+        return [*pairs, (rl, sft)] if sft and rl and baseline != sft and folder_of(sft) == folder_of(rl) else pairs
     folders = dict.fromkeys(folder_of(stage) for stage in stages)
     pairs = []
     for folder in folders:
@@ -263,8 +293,8 @@ def places_of(grouped: Mapping[str, Mapping[Place, Any]]) -> list[Place]:
     return sorted(found, key=lambda key: (GROUPS.index(key[0]), key[1]))
 
 
-def gains(results_by_stage: Mapping[str, Sequence[Row]]) -> list[dict[str, Any]]:
-    """What each stage added, paired on the items.
+def gains(results_by_stage: Mapping[str, Sequence[Row]], baseline: str | None = None) -> list[dict[str, Any]]:
+    """What each stage added, paired on the items. baseline: the stage that all others are compared with.
 
     Entries of kind "cell", "perception" and "benchmark": {"kind", "cell" (or the benchmark's name), "after",
     "before" (stages), "n", "clusters", "accuracy_after", "accuracy_before", "difference", "low", "high" (95 %), "p" and
@@ -280,7 +310,7 @@ def gains(results_by_stage: Mapping[str, Sequence[Row]]) -> list[dict[str, Any]]
     found: list[dict[str, Any]] = []
     for group, name in places_of(grouped):
         stages = {stage: _by_item(groups.get((group, name), [])) for stage, groups in grouped.items()}
-        for after, before in _pairs(stages, group):
+        for after, before in _pairs(stages, group, baseline):
             entry = _difference(stages[after], stages[before])
             if entry is None:
                 continue
@@ -294,10 +324,10 @@ def gains(results_by_stage: Mapping[str, Sequence[Row]]) -> list[dict[str, Any]]
             found.append({"kind": kind, "cell": name, "after": after, "before": before, **entry})
     for entry, adjusted in zip(found, statistics.holm([entry["p"] for entry in found]), strict=True):
         entry["p_holm"] = adjusted
-    return found + _ratios(grouped)
+    return found + _ratios(grouped, baseline)
 
 
-def summary_of(results_by_stage: Mapping[str, Sequence[Row]]) -> dict[str, Any]:
+def summary_of(results_by_stage: Mapping[str, Sequence[Row]], baseline: str | None = None) -> dict[str, Any]:
     """What summary.json says of results: {"cells" | "perception" | "benchmarks": {stage: {name: {}}}, "gains": [],
     "sight": [], "solvable": [], "exits": [], "samples": [], "budgets": [], "parsers": []}; see `summarise`, `gains`,
     `sight`, `solvable`, `exits`, `sampled`, `budgets` and `spread`.
@@ -310,7 +340,7 @@ def summary_of(results_by_stage: Mapping[str, Sequence[Row]]) -> dict[str, Any]:
     for stage, rows in main.items():
         for group, entries in summarise(rows).items():
             found[group][stage] = entries
-    found |= {"gains": gains(main), "sight": sight(main), "solvable": solvable(results_by_stage)}
+    found |= {"gains": gains(main, baseline), "sight": sight(main), "solvable": solvable(results_by_stage)}
     found |= {"exits": exits(main), "samples": sampled(results_by_stage), "budgets": budgets(results_by_stage)}
     return {**found, "parsers": spread(main)}
 
@@ -579,9 +609,10 @@ def _point(budget: int, rows: Sequence[Row]) -> dict[str, Any]:
     }
 
 
-def _ratios(grouped: Mapping[str, Mapping[Place, list[Row]]]) -> list[dict[str, Any]]:
-    """Image gain ÷ text gain over one control of the same run, or without a base over the first model, for each domain
-    and reasoner. The control is the base with the higher mean of both accuracies: the same one above and below."""
+def _ratios(grouped: Mapping[str, Mapping[Place, list[Row]]], baseline: str | None = None) -> list[dict[str, Any]]:
+    """Image gain ÷ text gain over the baseline, or one control of the same run, or without a base over the first model,
+    for each domain and reasoner. The control is the base with the higher mean of both accuracies: the same one above
+    and below."""
     domains = {name.split("/")[1] for groups in grouped.values() for group, name in groups if group == "cells"}
     reasoners = [stage for name in REASONERS for stage in grouped if stage.partition("@")[0] == name]
     others = [stage for stage in grouped if stage.partition("@")[0] not in (*BASES, *REASONERS)]
@@ -591,14 +622,20 @@ def _ratios(grouped: Mapping[str, Mapping[Place, list[Row]]]) -> list[dict[str, 
             suffix = after.partition("@")[1] + folder_of(after)
             own = {name: groups for name, groups in grouped.items() if folder_of(name) == folder_of(after)}
             own |= {name: grouped[name] for name in BASES if name in grouped and f"{name}{suffix}" not in grouped}
-            entry = _ratio(own, domain, after, others)
+            if baseline in grouped:
+                own = {**own, str(baseline): grouped[str(baseline)]}
+            entry = _ratio(own, domain, after, others, baseline)
             if entry is not None:
                 found.append(entry)
     return found
 
 
 def _ratio(
-    grouped: Mapping[str, Mapping[Place, list[Row]]], domain: str, after: str, others: Sequence[str]
+    grouped: Mapping[str, Mapping[Place, list[Row]]],
+    domain: str,
+    after: str,
+    others: Sequence[str],
+    baseline: str | None,
 ) -> dict[str, Any] | None:
     """One entry of `_ratios`; None where a side or the control is missing."""
     scores = {
@@ -606,7 +643,8 @@ def _ratio(
         for stage, groups in grouped.items()
     }
     both = {stage: sides for stage, sides in scores.items() if all(sides)}
-    bases = [stage for stage in both if stage.partition("@")[0] in BASES]
+    named = [stage for stage in both if stage == baseline]
+    bases = named or [stage for stage in both if stage.partition("@")[0] in BASES]
     before = max(bases, key=lambda stage: sum(map(_mean, both[stage])), default=next(iter(both), None))
     if before in (None, after) or after not in both:
         return None

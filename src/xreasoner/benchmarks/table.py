@@ -257,9 +257,18 @@ CONTAINED_IN = {
     "mmmu-health": "mmmu",
     "mmmu-pro-health": "mmmu-pro-10",
     "mmmu-pro-4": "mmmu-pro-10",
+    "mmmu-pro-vision": "mmmu-pro-10",
     "medqa-5": "medqa",
     "pubmedqa": "pubmedqa-1000",
 }
+
+MEANS = {"mmmu-pro": ("mmmu-pro-10", "mmmu-pro-vision")}
+"""A number that a benchmark's authors report: the mean over other entries."""
+MACRO_F1 = {"pubmedqa": ("yes", "no", "maybe"), "pubmedqa-1000": ("yes", "no", "maybe")}
+"""Benchmarks whose official result has the macro-averaged F1 over these answers beside the accuracy."""
+CLOSED_AND_OPEN = ("pathvqa", "slake", "vqa-rad")
+"""Benchmarks of closed questions (accuracy) and open ones (exact match and recall of the gold's words): two numbers,
+which no mean mixes. A cell counts the closed ones."""
 
 _ENTRIES = (
     Benchmark(

@@ -106,8 +106,15 @@ class Engine(Protocol):
     ) -> list[list[Completion]]:
         """Complete every request.
 
-        Returns one list of n completions per request, in the order of the requests. `on_done(index,
-        completions)` is called as soon as a request's n completions are all there, in any order.
+        `on_done(index, completions)` is called as soon as a request's n completions are all there, in any order. A
+        request that fails ends no other.
+
+        Returns:
+            One list of n completions per request, in the order of the requests.
+
+        Raises:
+            RequestsError: when all have ended, if some failed; it names them.
+            Exception: the first request's own error, if all failed in the same way.
         """
         ...
 
@@ -123,7 +130,7 @@ class Engine(Protocol):
         ...
 
     def wait(self, tickets: Sequence[Any]) -> None:
-        """Return when these tickets are done; drives the engine where it does not run by itself."""
+        """Return when these tickets are done, well or not; drives the engine where it does not run by itself."""
         ...
 
     def step(self) -> bool:

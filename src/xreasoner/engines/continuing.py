@@ -13,8 +13,9 @@ import queue
 import re
 import threading
 from collections.abc import AsyncGenerator, Callable, Sequence
-from contextlib import aclosing
+from contextlib import aclosing, suppress
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, Literal, TypeVar
 
 import numpy as np
@@ -22,8 +23,9 @@ from PIL.Image import Image, Resampling
 
 from xreasoner.completion import Completion, Exit
 from xreasoner.engines.base import Message, Request, Sampling
+from xreasoner.engines.failures import check_logprobs, results
 from xreasoner.engines.reply_budget import ReplyBudget
-from xreasoner.errors import UserError
+from xreasoner.errors import EngineError, UserError
 from xreasoner.trace import CLOSE
 
 T = TypeVar("T")
@@ -94,9 +96,11 @@ class RunningTicket:
         loop: asyncio.AbstractEventLoop,
         on_done: Callable[[list[Completion]], None] | None,
         on_text: Callable[[int, str], None] | None,
+        on_end: Callable[[], object] | None = None,
     ) -> None:
-        self.request, self.on_done, self.on_text = request, on_done, on_text
+        self.request, self.on_done, self.on_text, self._on_end = request, on_done, on_text, on_end
         self.done = threading.Event()
+        self._ending = threading.Lock()
         self.error: BaseException | None = None
         self.cancelled = False
         self.samples: list[Completion] = []
@@ -109,10 +113,26 @@ class RunningTicket:
             raise self.error
         return self.samples
 
+    def end(self) -> None:
+        """Let go whoever waits, once."""
+        with self._ending:
+            if self.done.is_set():
+                return
+            self.done.set()
+        if self._on_end is not None:
+            self._on_end()
+
+    def fail(self, error: BaseException) -> None:
+        """End with an error, where it has not ended."""
+        if not self.done.is_set():
+            self.error = error
+            self.end()
+
     def cancel(self) -> None:
         self.cancelled = True
         if not self.done.is_set():
-            self._loop.call_soon_threadsafe(self.stop)
+            with suppress(RuntimeError):  # the loop has ended, and so has this
+                self._loop.call_soon_threadsafe(self.stop)
 
     def stop(self) -> None:
         for task in self.tasks:
@@ -129,9 +149,33 @@ class ContinuingEngine:
 
     def __init__(self) -> None:
         self._loop = asyncio.new_event_loop()
-        self._thread = threading.Thread(target=self._loop.run_forever, name=f"{self.name} engine", daemon=True)
+        self._unfinished: set[RunningTicket] = set()
+        """Requests that have not ended: none of them may wait for a loop that has stopped."""
+        self._thread = threading.Thread(target=self._run, name=f"{self.name} engine", daemon=True)
         self._thread.start()
         atexit.register(self.close)
+
+    def _run(self) -> None:
+        """The loop, until it is stopped, or by what is no `Exception`; whoever still waits then learns of it."""
+        stopped: BaseException = RuntimeError("the engine was closed")
+        try:
+            self._loop.run_forever()
+        except BaseException as error:
+            stopped = error
+        finally:
+            for ticket in list(self._unfinished):
+                ticket.fail(stopped)
+
+    def _start(self, ticket: RunningTicket) -> None:
+        """Have the loop answer a request. Raises `EngineError` where it has ended."""
+        if not self._thread.is_alive() or self._loop.is_closed():
+            raise EngineError("the engine was closed; open it again")
+        self._unfinished.add(ticket)
+        answering = asyncio.run_coroutine_threadsafe(self._answer(ticket), self._loop)
+        # one that is cancelled before it begins ends nothing itself
+        answering.add_done_callback(lambda _: ticket.fail(RuntimeError("the engine was closed")))
+        if not self._thread.is_alive():  # it ended meanwhile
+            ticket.fail(EngineError("the engine was closed; open it again"))
 
     def _passed(self, draft: Draft, tokens: int) -> AsyncGenerator[Piece, None]:
         """Continue after the prompt and the draft for at most so many tokens; the last piece has `finish`."""
@@ -150,6 +194,7 @@ class ContinuingEngine:
         begin, budget = draft.budget.sampled, draft.budget
         async with aclosing(self._passed(draft, tokens)) as pieces:
             async for piece in pieces:
+                check_logprobs(piece.logprobs, f"after {draft.budget.sampled} tokens of sample {draft.sample}")
                 draft.add(piece)
                 draft.tell(tell)
                 if budget.dropped:
@@ -205,18 +250,20 @@ class ContinuingEngine:
             ticket.error = error if isinstance(error, Exception) else RuntimeError("the engine was closed")
             ticket.stop()
         finally:
-            ticket.done.set()
+            self._unfinished.discard(ticket)
+            ticket.end()
 
     def submit(
         self,
         request: Request,
         on_done: Callable[[list[Completion]], None] | None = None,
         on_text: Callable[[int, str], None] | None = None,
+        on_end: Callable[[], object] | None = None,
     ) -> RunningTicket:
-        """See `engines.base.Engine`."""
+        """See `engines.base.Engine`. on_end: called when the request has ended, well or not."""
         self._check(request)
-        ticket = RunningTicket(request, self._loop, on_done, on_text)
-        asyncio.run_coroutine_threadsafe(self._answer(ticket), self._loop)
+        ticket = RunningTicket(request, self._loop, on_done, on_text, on_end)
+        self._start(ticket)
         return ticket
 
     def _check(self, request: Request) -> None:
@@ -237,29 +284,28 @@ class ContinuingEngine:
         requests: Sequence[Request],
         on_done: Callable[[int, list[Completion]], None] | None = None,
     ) -> list[list[Completion]]:
-        """See `engines.base.Engine`. The first request that fails ends the others."""
-        for request in requests:
-            self._check(request)
+        """See `engines.base.Engine`."""
         settled: queue.Queue[int] = queue.Queue()
-        tickets = [RunningTicket(request, self._loop, None, None) for request in requests]
-
-        async def one(k: int) -> None:
-            await self._answer(tickets[k])
-            settled.put(k)
-
+        outcomes: list[RunningTicket | Exception] = []
+        for k, request in enumerate(requests):
+            try:
+                outcomes.append(self.submit(request, None, None, partial(settled.put, k)))
+            except Exception as error:
+                outcomes.append(error)
+        tickets = {k: ticket for k, ticket in enumerate(outcomes) if isinstance(ticket, RunningTicket)}
         try:
-            for k in range(len(tickets)):
-                asyncio.run_coroutine_threadsafe(one(k), self._loop)
             for _ in tickets:
                 k = settled.get()
-                completions = tickets[k].completions
-                if on_done is not None:
-                    on_done(k, completions)
+                if on_done is not None and tickets[k].error is None:
+                    try:
+                        on_done(k, tickets[k].completions)
+                    except Exception as error:
+                        outcomes[k] = error
         except BaseException:
-            for ticket in tickets:
+            for ticket in tickets.values():
                 ticket.cancel()
             raise
-        return [ticket.completions for ticket in tickets]
+        return results(outcomes)
 
     def wait(self, tickets: Sequence[Any]) -> None:
         """See `engines.base.Engine`."""

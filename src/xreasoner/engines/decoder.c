@@ -101,14 +101,16 @@ static void norm(int64_t m, int64_t hidden, const float *x, const float *weight,
   }
 }
 
+/* The larger of each pair; b where one of the two is not a number. */
 ALWAYS vec larger(vec a, vec b) {
   const ints which = a > b;
   return (vec)(((ints)a & which) | ((ints)b & ~which));
 }
 
-/* e to the x, to float32's precision (Cephes' expf), for x of at most 88; below -87 it is that of -87. */
+/* e to the x, to float32's precision (Cephes' expf), for x of at most 88; below -87 it is that of -87. What is not a
+   number stays so: with the operands of `larger` the other way round it would become e to the -87, unnoticed. */
 ALWAYS vec exponential(vec x) {
-  x = larger(x, (vec){0} - 87.0f);
+  x = larger((vec){0} - 87.0f, x);
   const vec shifted = x * 1.44269504088896341f + 12582912.0f; /* rounds to a whole number */
   const vec whole = shifted - 12582912.0f;
   const vec r = x - whole * 0.693359375f + whole * 2.12194440e-4f;

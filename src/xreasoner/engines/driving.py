@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 import queue
 from collections.abc import Iterator
+from contextlib import suppress
 from typing import TypeVar
 
 from xreasoner.completion import Completion
@@ -13,6 +15,8 @@ K = TypeVar("K")
 
 WINDOW = 256
 """Requests that are with the engine at a time."""
+LOOK = 32
+"""Steps between two looks for requests that failed."""
 
 
 def finished(
@@ -56,13 +60,17 @@ def _outcome(ticket: Ticket) -> list[Completion] | Exception:
 
 def _wait(engine: Engine, ready: queue.Queue[int], running: dict[int, tuple[K, Ticket]]) -> list[int]:
     """Numbers of those that are done; drives the engine, or waits, until there is one."""
-    while running and ready.empty():
-        if engine.step():
+    for step in itertools.count(1):
+        if not running or not ready.empty():
+            break
+        busy = engine.step()
+        if busy and step % LOOK:
             continue
-        try:
-            ready.put(ready.get(timeout=0.05))
-        except queue.Empty:
-            failed = [number for number, (_, ticket) in running.items() if ticket.done.is_set()]
-            if failed and ready.empty():
-                return failed
+        if not busy:
+            with suppress(queue.Empty):
+                ready.put(ready.get(timeout=0.05))
+        # a request that failed says so by its ticket alone
+        failed = [number for number, (_, ticket) in running.items() if ticket.done.is_set()]
+        if failed and ready.empty():
+            return failed
     return [ready.get() for _ in range(ready.qsize())]

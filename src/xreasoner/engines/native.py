@@ -203,24 +203,29 @@ class Native:
         self._pack()
         lengths = [len(prompt.input_ids) for prompt in prompts]
         self._room(len(self.slots) + len(places) + 1, max(lengths) + 1)
-        for place in places:
-            if place == len(self.slots):
-                self.slots.append(self.free.pop())
-                self.used = max(self.used, self.slots[-1] + 1)
+        known = len(self.slots)
+        new = self.free[len(self.free) - sum(place >= known for place in places) :][::-1]
+        slot = [self.slots[place] if place < known else new[place - known] for place in places]
         prefix = self._shared(prompts)
         mine: list[list[int]] = [[] for _ in prompts]
-        for place, prompt in zip(places, repeat, strict=True):
-            mine[prompt].append(self.slots[place])
-            self.length[self.slots[place]] = lengths[prompt]
+        for own, prompt in zip(slot, repeat, strict=True):
+            mine[prompt].append(own)
         logits_PV = self._prompts(prompts, mine, prefix)
-        return logits_PV, torch.stack([prompt.position_ids.amax() + 1 for prompt in prompts])
+        next_P = torch.stack([prompt.position_ids.amax() + 1 for prompt in prompts])
+        # only now do the rows exist: a prompt that fails leaves none behind
+        for own, prompt in zip(slot, repeat, strict=True):
+            self.length[own] = lengths[prompt]
+        if new:
+            del self.free[-len(new) :]
+            self.slots += new
+            self.used = max(self.used, max(new) + 1)
+        return logits_PV, next_P
 
     def decode(self, token_B: Tensor, position_B: Tensor, alive: Sequence[int]) -> Tensor:
         """Logits [B, V] after one token more in each of the rows `alive`; those of other rows are anything."""
         slots = np.array([self.slots[k] for k in alive])
         self._room(0, int(self.length[slots].max()) + 1)
         column, everyone = self.length[slots], len(alive) == len(token_B)
-        self.length[slots] += 1
         if not everyone:
             token_B, position_B = token_B[list(alive)], position_B[list(alive)]
         cos_ND, sin_ND = self.turns(int(position_B.max()), self.language.embed_tokens.weight)
@@ -229,6 +234,7 @@ class Native:
         units = [*range(0, len(slots), size), len(slots)]
         logits_NV = hidden_NE.new_empty(len(slots), self.shape.vocab)
         self._forward(units, hidden_NE, slots, column, cos_ND[position_B], sin_ND[position_B], logits_NV)
+        self.length[slots] += 1
         if everyone:
             return logits_NV
         logits_BV = logits_NV.new_zeros(len(self.slots), self.shape.vocab)
@@ -243,6 +249,7 @@ class Native:
         shared = common(others) if len(others) > 1 else 0
         self._before = texts[0]
         if shared >= SHARED and known < shared / 2:
+            self.prefix = []  # until the row is written whole
             self._prompts([_beginning(prompts[0], shared)], [[0]], 0)
             self.prefix, known = texts[0][:shared], shared
         return known if known >= SHARED else 0

@@ -14,10 +14,11 @@ import io
 import json
 import os
 import time
-from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
+from collections.abc import AsyncGenerator, Callable, Iterator, Mapping, Sequence
 from contextlib import aclosing, contextmanager, suppress
 from dataclasses import dataclass, field
-from typing import Any
+from email.utils import parsedate_to_datetime
+from typing import Any, Literal, cast
 
 import httpx2
 from PIL.Image import Image
@@ -25,6 +26,7 @@ from PIL.Image import Image
 from xreasoner.completion import Exit
 from xreasoner.engines.base import Request
 from xreasoner.engines.continuing import ContinuingEngine, Draft, Finish, Piece, parts, plain, resized, seed_of
+from xreasoner.engines.failures import check_logprobs
 from xreasoner.errors import EngineError, ServerError, UserError
 from xreasoner.trace import CLOSE, OPEN, thought_opening
 
@@ -32,6 +34,8 @@ TRIES = 8
 """Times that one pass of one request is sent before it is given up."""
 BUSY_TRIES = 200
 """Times that servers may answer one pass with "too many requests"."""
+LONGEST_WAIT = 120.0
+"""Seconds that a server may ask to wait (Retry-After); after more it is tried again."""
 LONGEST_PAUSE = 8.0
 """Seconds for which a server that failed is left alone, at most; the first time it is half a second."""
 
@@ -304,6 +308,9 @@ class OpenAIEngine(ContinuingEngine):
         counted, begin = budget.sampled, len(draft.text)
         async with aclosing(self._stream(server, draft, tokens)) as pieces:
             async for piece in pieces:
+                check_logprobs(
+                    piece.logprobs, f"after {draft.budget.sampled} tokens of sample {draft.sample} at {server.url}"
+                )
                 draft.add(piece)
                 if budget.was_forced and draft.text[begin:].lstrip().startswith(OPEN):
                     budget.text = draft.text[:begin]
@@ -322,16 +329,22 @@ class OpenAIEngine(ContinuingEngine):
     async def _stream(self, server: Server, draft: Draft, tokens: int) -> AsyncGenerator[Piece, None]:
         await self._know_prompt(server, draft)
         body = await asyncio.to_thread(self._body, server, draft, tokens)
-        path = "/completions" if "prompt" in body else "/chat/completions"
-        finish, total, thought, empty = None, None, None, True
+        path = "/completions" if isinstance(body.get("prompt"), list) else "/chat/completions"
+        finish, total, thought, empty, done = None, None, None, True, False
         with _losses(server):
             async with self._client.stream("POST", server.url + path, json=body) as response:
                 if response.status_code != 200:
                     await response.aread()
+                    if is_refused_prompt(response.text):
+                        yield Piece("", finish="refused")
+                        return
                     if draft.budget.written and response.status_code in (400, 422):
                         raise _no_continuing(server, _message(response.text))
                     _complain(server, response.status_code, response.headers, response.text)
-                async for event in _events(server, response):
+                async for event in events(server, response):
+                    if event is END:
+                        done = True
+                        break
                     usage = event.get("usage") or {}
                     total = usage.get("completion_tokens", total)
                     if server.own:
@@ -339,17 +352,18 @@ class OpenAIEngine(ContinuingEngine):
                     draft.prompt_tokens = draft.prompt_tokens or usage.get("prompt_tokens") or 0
                     draft.prompt_ids = draft.prompt_ids or tuple(event.get("prompt_token_ids") or ())
                     for choice in event.get("choices") or []:
-                        finish = choice.get("exit" if server.own else "finish_reason") or finish
+                        finish = (choice.get("exit") if server.own else finish_of(choice)) or finish
                         piece = _piece(draft, choice)
                         if piece.text or piece.tokens:
                             empty = False
                             yield piece
-        if finish in (None, "abort", "aborted", "error"):
+        if finish is None and done and not empty:  # the server says that it is done, and not how
+            finish = "length" if total is not None and total >= tokens else "stop"
+        if finish in (None, "lost", "aborted"):
             raise LostError(f"{server.url} cut the connection in the middle of a reply")
-        if empty and not total:
+        if empty and not total and finish != "refused":
             raise LostError(f"{server.url} answered with nothing at all")
-        ended: Finish = finish if finish == "length" or server.own else "stop"
-        yield Piece("", finish=ended, total=total, thought=thought)
+        yield Piece("", finish=cast(Finish, finish), total=total, thought=thought)
 
     async def _know_prompt(self, server: Server, draft: Draft) -> None:
         """Have the prompt's tokens for a reply that is continued, where vLLM gives them (not with images)."""
@@ -361,7 +375,7 @@ class OpenAIEngine(ContinuingEngine):
     def _body(self, server: Server, draft: Draft, tokens: int) -> dict[str, Any]:
         sampling, budget = draft.sampling, draft.budget
         body: dict[str, Any] = {
-            **self._start(server, draft),
+            **self._reply_so_far(server, draft),
             "max_tokens": tokens,
             "temperature": sampling.temperature,
             "top_p": sampling.top_p,
@@ -379,12 +393,13 @@ class OpenAIEngine(ContinuingEngine):
             body |= {name: getattr(sampling, name) for name in names}
             if sampling.stop:
                 body |= {"stop": list(sampling.stop), "stop_in_thought": sampling.stop_in_thought}
+            body["prompt"] = "none"  # the messages have been through the prompt already
         if server.vllm:  # it would take these from the checkpoint's generation_config.json
             body |= {"top_k": sampling.top_k, "repetition_penalty": 1.0, "return_token_ids": True}
             body["skip_special_tokens"] = False  # the tags may be special tokens
         return body
 
-    def _start(self, server: Server, draft: Draft) -> dict[str, Any]:
+    def _reply_so_far(self, server: Server, draft: Draft) -> dict[str, Any]:
         """The prompt and what is written of the reply: as tokens where they are known, which is exact.
 
         As text, the server tokenizes the reply again, and its tokens are no longer those that were sampled.
@@ -470,7 +485,9 @@ class OpenAIEngine(ContinuingEngine):
                 f"the server {server.url} does not give prompt_logprobs, which option probabilities need; vLLM does"
             )
         pairs = [next(iter(entry.items())) if entry else ("-1", {"logprob": 0.0}) for entry in entries]
-        return [int(token) for token, _ in pairs], [float(value["logprob"]) for _, value in pairs]
+        logprobs = [float(value["logprob"]) for _, value in pairs]
+        check_logprobs(logprobs, f"of a prompt with an option at {server.url}")
+        return [int(token) for token, _ in pairs], logprobs
 
     async def _to_score(self, server: Server, request: Request, text: str) -> tuple[str, dict[str, Any]]:
         """Route and body for a prompt with the beginning of a reply; a template that opens the thought needs tokens."""
@@ -526,8 +543,10 @@ def _complain(server: Server, status: int, headers: Any, text: str) -> None:
         return
     words = _message(text)
     said = f"{server.url}: {words} (status {status})"
-    if status == 429 or (status == 503 and "retry-after" in headers):
-        raise BusyError(said, _seconds(headers.get("retry-after")))
+    if _is_out_of_quota(text):  # a 429 that no waiting changes
+        raise ServerError(f"{said}; expected an account with quota left", status, words)
+    if status == 429 or (status >= 500 and "retry-after" in headers):
+        raise BusyError(said, retry_seconds(headers))
     if status >= 500 or status == 408:
         raise RefusedError(said)
     if status in (401, 403):
@@ -539,11 +558,44 @@ def _complain(server: Server, status: int, headers: Any, text: str) -> None:
     raise ServerError(f"the server refuses the request: {said}", status, words)
 
 
-def _seconds(text: str | None) -> float:
+def retry_seconds(headers: Mapping[str, str]) -> float:
+    """How long a server asks to wait: Retry-After in seconds or as a date, or Azure's retry-after-ms."""
+    text, scale = headers.get("retry-after-ms"), 1000.0
+    if text is None:
+        text, scale = headers.get("retry-after", "1"), 1.0
     try:
-        return min(30.0, max(0.05, float(text or 1)))
-    except ValueError:  # a date
-        return 1.0
+        seconds = float(text) / scale
+    except ValueError:
+        try:
+            seconds = parsedate_to_datetime(text).timestamp() - time.time()
+        except ValueError:
+            seconds = 1.0
+    return min(LONGEST_WAIT, max(0.05, seconds)) if seconds == seconds else 1.0
+
+
+def _error_fields(text: str) -> dict[str, Any]:
+    """The fields of an error, wherever a server puts them; {} where it says none."""
+    try:
+        body = json.loads(text)
+    except ValueError:
+        return {}
+    if isinstance(body, list) and body:  # Google's
+        body = body[0]
+    error = body.get("error", body) if isinstance(body, dict) else None
+    return error if isinstance(error, dict) else {}
+
+
+def _is_out_of_quota(text: str) -> bool:
+    error = _error_fields(text)
+    return "insufficient_quota" in (error.get("code"), error.get("type"))
+
+
+def is_refused_prompt(text: str) -> bool:
+    """Whether an error says that a content filter refused the prompt, as Azure's and OpenAI's do."""
+    error = _error_fields(text)
+    inner = error.get("innererror")
+    codes = {error.get("code"), error.get("type"), inner.get("code") if isinstance(inner, dict) else None}
+    return bool(codes & {"content_filter", "content_policy_violation", "ResponsibleAIPolicyViolation"})
 
 
 class NoContinuingError(UserError):
@@ -557,29 +609,137 @@ def _no_continuing(server: Server, said: str) -> NoContinuingError:
     )
 
 
-async def _events(server: Server, response: Any) -> AsyncGenerator[dict[str, Any], None]:
-    """The objects of a stream. Raises what an error among them stands for."""
+END: dict[str, Any] = {}
+"""The event that stands for `[DONE]`."""
+STREAM_STATUS = {
+    400: (
+        "context_length_exceeded",
+        "invalid_request_error",
+        "BadRequestError",
+        "invalid_prompt",
+        "string_above_max_length",
+    ),
+    401: ("invalid_api_key", "authentication_error", "AuthenticationError"),
+    403: ("permission_error", "permission_denied", "PermissionDeniedError"),
+    404: ("model_not_found", "not_found_error", "NotFoundError"),
+    429: ("rate_limit_exceeded", "rate_limit_error", "overloaded_error", "RateLimitError", "insufficient_quota"),
+    413: ("request_too_large",),
+}
+"""HTTP status → the codes and types that an error inside a stream has in its place; 500 for all others."""
+
+
+def stream_status(error: Any) -> int:
+    """The HTTP status that an error inside a stream stands for."""
+    if not isinstance(error, dict):
+        return 500
+    named = [error.get(name) for name in ("code", "status", "status_code", "type")]
+    for value in named:
+        number = int(value) if isinstance(value, str) and value.isdigit() else value
+        if isinstance(number, int) and not isinstance(number, bool) and 400 <= number < 600:
+            return number
+    for status, codes in STREAM_STATUS.items():
+        if any(isinstance(value, str) and value in codes for value in named):
+            return status
+    return 500
+
+
+async def events(server: Server, response: Any) -> AsyncGenerator[dict[str, Any], None]:
+    """The objects of a reply, and `END` where the server says that it is done.
+
+    Reads server-sent events as servers write them: comments and keep-alives (`: ping`, an empty `data:`, `data: null`),
+    CRLF, an event in several `data:` lines, events without a blank line between them; and a whole JSON reply where
+    the server does not stream. Raises what an error among them stands for.
+    """
+    if response.headers.get("content-type", "").startswith("application/json"):
+        await response.aread()
+        yield _checked_event(server, json.loads(response.text), "")
+        yield END
+        return
+    held, name = "", ""
     async for line in response.aiter_lines():
-        field_, _, data = line.partition(":")
-        if field_ != "data" and not line.startswith("{"):
-            continue  # a comment, or an event's name
-        data = (data if field_ == "data" else line).strip()
+        field_, _, data = line.lstrip("\ufeff").partition(":")
+        if field_ == "event":
+            name = data.strip()
+            continue
+        if not line.strip():
+            name = ""
+        if field_ == "error":  # older llama.cpp
+            name = "error"
+        elif line.startswith("{"):
+            data = line
+        elif field_ != "data":
+            continue  # a blank line, a comment, an id
+        data = data.strip()
         if data == "[DONE]":
+            yield END
             return
-        event = json.loads(data)
-        error = event.get("error")
-        if error:
-            code = error.get("code") if isinstance(error, dict) else None
-            status = code if isinstance(code, int) and 400 <= code < 600 else 500
-            _complain(server, status, {}, json.dumps(event))
-        yield event
+        if not data:
+            continue
+        try:
+            event = json.loads(held + data)
+        except ValueError:
+            held += data + "\n"  # the rest of it is in the next line
+            if len(held) > MOST_HELD:
+                raise
+            continue
+        held = ""
+        if event is not None:
+            yield _checked_event(server, event, name)
+    if held:
+        raise LostError(f"{server.url} cut the connection in the middle of an event")
+
+
+MOST_HELD = 1 << 20
+"""Characters of one event."""
+
+
+def _checked_event(server: Server, event: Any, name: str) -> dict[str, Any]:
+    """An event that is no error. Raises what an error stands for."""
+    if not isinstance(event, dict):
+        raise LostError(f"{server.url} sent {type(event).__name__} in its stream, expected an object")
+    error = event.get("error")
+    if not error and (name == "error" or event.get("object") == "error"):
+        error = event
+    if error:
+        text = json.dumps({"error": error})
+        if is_refused_prompt(text):
+            return {"choices": [{"finish_reason": "content_filter"}]}
+        _complain(server, stream_status(error), {}, text)
+    return event
+
+
+FINISHES: dict[str, Finish | Literal["lost"]] = {
+    **dict.fromkeys(
+        ("stop", "eos", "eos_token", "end_turn", "stop_sequence", "stop_token", "complete", "COMPLETE"), "stop"
+    ),
+    **dict.fromkeys(("length", "max_tokens", "model_length", "MAX_TOKENS", "max_output_tokens"), "length"),
+    **dict.fromkeys(("content_filter", "sensitive", "safety", "recitation", "blocklist", "refusal"), "refused"),
+    **dict.fromkeys(("prohibited_content", "spii", "content_policy", "guardrail_intervened"), "refused"),
+    **dict.fromkeys(("tool_calls", "function_call", "tool_use"), "truncated"),
+    **dict.fromkeys(("abort", "aborted", "cancelled", "error", "network_error"), "lost"),
+    **dict.fromkeys(("insufficient_system_resource", "overloaded", "timeout"), "lost"),
+    "repetition_truncation": "truncated",
+}
+"""finish_reason → how a pass ended. A call of a tool that was not offered is no answer; nor is an unknown reason."""
+
+
+def finish_of(choice: Mapping[str, Any]) -> Finish | Literal["lost"] | None:
+    """How a choice of a stream says that it ended, if it does."""
+    reason = choice.get("finish_reason")
+    if not reason:
+        return None
+    delta = choice.get("delta") or choice.get("message") or {}
+    if delta.get("refusal"):
+        return "refused"
+    reason = str(reason)
+    return FINISHES.get(reason, FINISHES.get(reason.lower(), "truncated"))
 
 
 def _piece(draft: Draft, choice: dict[str, Any]) -> Piece:
     """A choice of a stream, with a thought that the server told apart put back where it belongs."""
     delta = choice.get("delta") or choice.get("message") or {}
     reasoning = delta.get("reasoning") or delta.get("reasoning_content") or ""
-    content = delta.get("content") or choice.get("text") or ""
+    content = _content_text(delta.get("content")) or delta.get("refusal") or choice.get("text") or ""
     text = reasoning
     if reasoning and not draft.budget.written:
         draft.reasoning = True
@@ -600,6 +760,13 @@ def _logprobs(found: dict[str, Any]) -> tuple[tuple[float, ...], tuple[str, ...]
             for logprob, token in zip(found.get("token_logprobs") or (), found.get("tokens") or (), strict=True)
         ]
     return tuple(float(entry["logprob"]) for entry in entries), tuple(str(entry.get("token", "")) for entry in entries)
+
+
+def _content_text(content: Any) -> str:
+    """A delta's content; some servers send a list of parts."""
+    if isinstance(content, list):
+        return "".join(str(part.get("text") or "") for part in content if isinstance(part, dict))
+    return content or ""
 
 
 def _part(part: dict[str, Any], images: Iterator[Image]) -> dict[str, Any]:

@@ -20,6 +20,14 @@ def addresses(model: str | Sequence[str]) -> list[str]:
     return found
 
 
+def check_kind(model_or_urls: str | Sequence[str], engine: str | None) -> None:
+    """Raise `UserError` for an engine that does not exist, or that does not run what is named."""
+    urls = addresses(model_or_urls)
+    if engine is not None and (engine not in KINDS or (engine == "openai") != bool(urls)):
+        wanted = "openai" if urls else "torch or vllm"
+        raise UserError(f"engine {engine!r} for {model_or_urls!r}; expected {wanted}")
+
+
 def open_engine(model_or_urls: str | Sequence[str], *, engine: str | None = None, **options: Any) -> Engine:
     """The engine for a model: `torch` in this process, or `openai` for addresses; `vllm` when asked for.
 
@@ -30,9 +38,7 @@ def open_engine(model_or_urls: str | Sequence[str], *, engine: str | None = None
     urls = addresses(model_or_urls)
     kind = engine or ("openai" if urls else "torch")
     given = {name: value for name, value in options.items() if value is not None}
-    if kind not in KINDS or (kind == "openai") != bool(urls):
-        wanted = "openai" if urls else "torch or vllm"
-        raise UserError(f"engine {kind!r} for {model_or_urls!r}; expected {wanted}")
+    check_kind(model_or_urls, engine)
     if not urls and not isinstance(model_or_urls, str):
         raise UserError(f"models {list(model_or_urls)!r}; expected one model, or servers' addresses")
     try:

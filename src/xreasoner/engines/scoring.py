@@ -8,14 +8,18 @@ one of them differs from what was given alone.
 from __future__ import annotations
 
 import time
+from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
+from xreasoner.engines import failures
 from xreasoner.engines.base import Request
+from xreasoner.engines.failures import finite
 from xreasoner.engines.slots import MASKED
 from xreasoner.errors import UserError
 from xreasoner.models.loading import Encoded, plain
@@ -46,7 +50,8 @@ def parted(
 def score(engine: TorchEngine, request: Request, given: str, continuations: Sequence[str]) -> list[float]:
     """See `engines.base.Engine.score`. Waits for the step that runs, and computes the prompt once.
 
-    Replies go on between two parts of `TOGETHER` tokens. Raises `UserError` for what is longer than the model takes.
+    Replies go on between two parts of `TOGETHER` tokens, or of fewer where memory runs out. Raises `UserError` for what
+    is longer than the model takes, and `NonFiniteError` for logits that are not finite.
     """
     if not continuations:
         return []
@@ -56,7 +61,7 @@ def score(engine: TorchEngine, request: Request, given: str, continuations: Sequ
         given.removeprefix(prompt.opening),
         continuations,
     )
-    prompt = _longer(prompt, shared)
+    prompt = longer(prompt, shared)
     past, longest = len(prompt.input_ids), max(map(len, tails))
     most = engine.loaded.positions
     if past + longest > most:
@@ -65,11 +70,22 @@ def score(engine: TorchEngine, request: Request, given: str, continuations: Sequ
         )
     with engine._driving, torch.inference_mode():
         first_1V, cache, _, next_1 = engine._prefill([prompt])
-        first_1V = _logprobs(engine, first_1V)
-    found = []
-    for part in _parts(tails):
-        with engine._driving, torch.inference_mode():
-            after_TV = _logprobs(engine, _tree(engine, cache, part, int(next_1[0]), len(prompt.position_ids)))
+        first_1V = _logprobs(engine, first_1V, lambda _: f"after the prompt and the reply so far, {past} tokens")
+    found: list[float] = []
+    parts = deque(_parts(tails))
+    while parts:
+        part = parts.popleft()
+        try:
+            with engine._driving, torch.inference_mode():
+                after_TV = _tree(engine, cache, part, int(next_1[0]), len(prompt.position_ids))
+                after_TV = _logprobs(engine, after_TV, partial(_place, part, len(found)))
+        except Exception as error:
+            if not failures.is_out_of_memory(error) or len(part) < 2:
+                raise
+            failures.release_memory(error, engine.loaded.device)
+            cache.crop(past)
+            parts.extendleft((part[len(part) // 2 :], part[: len(part) // 2]))
+            continue
         at = 0
         for tail in part:
             rows_LV = torch.cat([first_1V, after_TV[at : at + len(tail) - 1]])
@@ -78,6 +94,12 @@ def score(engine: TorchEngine, request: Request, given: str, continuations: Sequ
         cache.crop(-at)
         time.sleep(0.001)  # a lock is not fair: whoever waits for it has it now
     return found
+
+
+def _place(part: Sequence[list[int]], before: int, row: int) -> str:
+    """Which continuation, counted from 1, the row's token belongs to."""
+    tokens = [(number, at) for number, tail in enumerate(part, before + 1) for at in range(1, len(tail) + 1)]
+    return "after token {1} of continuation {0}".format(*tokens[row])
 
 
 TOGETHER = 1024
@@ -94,7 +116,7 @@ def _parts(tails: Sequence[list[int]]) -> list[list[list[int]]]:
     return found
 
 
-def _longer(prompt: Encoded, ids: Sequence[int]) -> Encoded:
+def longer(prompt: Encoded, ids: Sequence[int]) -> Encoded:
     """A prompt with the beginning of the reply behind it."""
     begin = int(prompt.position_ids.max()) + 1
     positions_AT = torch.arange(begin, begin + len(ids)).expand(len(prompt.position_ids), -1)
@@ -105,9 +127,12 @@ def _longer(prompt: Encoded, ids: Sequence[int]) -> Encoded:
     )
 
 
-def _logprobs(engine: TorchEngine, logits_TV: Tensor) -> Tensor:
-    """As when sampling: tokens that are never sampled have no share."""
+def _logprobs(engine: TorchEngine, logits_TV: Tensor, where: Callable[[int], str]) -> Tensor:
+    """As when sampling: tokens that are never sampled have no share. Raises `NonFiniteError` that says where."""
     logits_TV = logits_TV.float()
+    bad = (~finite(logits_TV)).nonzero()
+    if len(bad):
+        raise failures.non_finite(f"{where(int(bad[0]))} the largest logit is {float(logits_TV[int(bad[0])].max())}")
     logits_TV[:, engine.banned] = -torch.inf
     return torch.log_softmax(logits_TV, dim=-1).cpu()
 

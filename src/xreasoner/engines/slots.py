@@ -53,6 +53,10 @@ class Slots:
         self.cache = Cache(layers=self.layers)
         self.first: list[int] = []
         """Each row's first column."""
+        self.spoiled = False
+        """Some row's numbers were not finite: a NaN that a mask hides still spoils every sum that it is part of."""
+        self.sound = True
+        """False while rows are being changed: where that failed in the middle, nothing here can be trusted."""
 
     def seat(self, prompts: Cache, pads: Sequence[int], repeat: Sequence[int], places: Sequence[int]) -> None:
         """Row places[j] begins with prompt repeat[j]; places are rows that have ended, and new ones at the end.
@@ -60,6 +64,7 @@ class Slots:
         prompts: keys and values [P, K, W, D] of P prompts, padded on the left; pads: how many columns of each are
         padding.
         """
+        self.sound = False
         width = prompts.layers[0].keys.shape[2]
         rows = max(self.rows, max(places) + 1)
         self._make_room(rows, width, prompts)
@@ -67,6 +72,8 @@ class Slots:
         old = slice(self.end - width, self.end)
         for layer, prompt in zip(self.layers, prompts.layers, strict=True):
             picked, put = chosen.to(prompt.keys.device), new.to(layer.keys.device)
+            if self.spoiled:
+                layer.keys[put] = layer.values[put] = 0
             layer.keys[put, :, :, old] = prompt.keys.index_select(0, picked).transpose(2, 3)
             layer.values[put, :, old] = prompt.values.index_select(0, picked)
         self.first += [0] * (rows - self.rows)
@@ -78,6 +85,7 @@ class Slots:
         self.mask[new] = self.mask.new_zeros(len(places), len(column_C)).masked_fill_(column_C < first_B1, lowest)
         self.rows = rows
         self.begin = min(self.first)
+        self.sound = True
 
     def write(self, layer: int, key_BKD: Tensor, value_BKD: Tensor) -> tuple[Tensor, Tensor]:
         """Write one token a row at the column; returns the layer's keys [B, K, D, S] and values [B, K, S, D]."""

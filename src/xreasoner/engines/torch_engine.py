@@ -3,31 +3,47 @@
 Every request's prompt (text and pictures) is computed once for all its samples, which then take slots (slots.py);
 rows that end make room for requests that wait. A picture's placeholders are never sampled: their logits are banned, in
 the log-probabilities too. What a sample says follows from its own seed alone, whoever runs beside it.
+
+A failure belongs to its request. Prompts that fail together are tried apart. After a step that fails, the rows are
+computed again from their prompts and tokens (noise is bound to positions, so they go on as they would have), at first
+all of them, then in halves, those first that have not yet been through a step; a row that fails alone ends its request
+with the error. Memory that runs out is met with smaller batches before a request is given up. Only what is no
+`Exception` (Ctrl-C) stops the engine.
 """
 
 from __future__ import annotations
 
+import logging
 import os
 import threading
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 from transformers import AttentionInterface, Cache, DynamicCache
 
 from xreasoner.completion import Completion, Exit
-from xreasoner.engines import native, scoring
+from xreasoner.engines import failures, native, scoring
 from xreasoner.engines.base import GREEDY, Request, Sampling
 from xreasoner.engines.decoding import Decoder, fits
 from xreasoner.engines.reply_budget import ReplyBudget
 from xreasoner.engines.slots import Slots
-from xreasoner.errors import UserError
+from xreasoner.errors import NonFiniteError, OutOfMemoryError, UserError, reason
 from xreasoner.models.loading import Encoded, Loaded, encode, plain
 from xreasoner.trace import CLOSE
+
+log = logging.getLogger("xreasoner.engines")
+
+GOOD_STEPS = 8
+"""Steps without a failure after which more rows run together again."""
+ROOMY_STEPS = 256
+"""The same where memory had run out."""
+MOST_FAILURES = 50
+"""Steps that fail one after the other until everything is given up: some failure is nobody's."""
 
 
 def grouped_attention(
@@ -62,12 +78,16 @@ class _Row:
     ticket: Ticket
     sample: int
     sampling: Sampling
-    noise: np.random.Generator
+    noise: failures.Noise
     budget: ReplyBudget
     prefix: int = 0
     """Tokens before those that are decoded together next, and
     read: before those whose text has been written."""
     read: int = 0
+
+    @property
+    def tokens(self) -> list[int]:
+        return self.budget.ids
 
     @property
     def ended(self) -> Exit | None:
@@ -105,14 +125,32 @@ class Ticket:
 
     @property
     def completions(self) -> list[Completion]:
-        """The n completions in order. Raises what stopped the engine, if something did."""
+        """The n completions in order. Raises the request's error, if it has one."""
         if self.error is not None:
             raise self.error
         return [self.samples[k] for k in range(self.request.n)]
 
+    def finish(self) -> None:
+        """All samples are there: `on_done` hears of it before those who wait, who also learn whether that failed."""
+        if self.on_done is not None:
+            self.on_done(self.completions)
+        self.done.set()
+
     def cancel(self) -> None:
         """Its samples end as `aborted` with the engine's next step, and their slots are free."""
         self.cancelled = True
+
+
+@dataclass(slots=True, eq=False)
+class _Group:
+    """Rows that begin with the same prompt: all samples of a request, or one that is computed again."""
+
+    prompt: Encoded
+    rows: list[_Row]
+
+    @property
+    def ticket(self) -> Ticket:
+        return self.rows[0].ticket
 
 
 class TorchEngine:
@@ -144,7 +182,13 @@ class TorchEngine:
         self.banned, self.ends = _banned(loaded), _ends(loaded)
         self.hidden = frozenset({*self.banned, *self.ends, loaded.tokenizer.pad_token_id})
         self._pieces: dict[int, str] = {}
-        self._waiting: deque[Ticket] = deque()
+        self._waiting: deque[_Group] = deque()
+        self._joining: list[_Group] = []
+        self._limit: int | None = None
+        """Rows at most, for some time after a failure."""
+        self._good_steps, self._patience, self._failures = 0, GOOD_STEPS, 0
+        self._cleared: set[int] = set()
+        """Rows (by id) that have been through a whole step since the last one that failed."""
         self._driving = threading.Lock()
         self._native = native.Native(loaded) if native.fits(loaded.model) else None
         self._decoder = Decoder(loaded.model) if fits(loaded.model) else None
@@ -168,20 +212,24 @@ class TorchEngine:
         requests: Sequence[Request],
         on_done: Callable[[int, list[Completion]], None] | None = None,
     ) -> list[list[Completion]]:
-        """See `engines.base.Engine`. Raises `UserError` for an exit text that does not close the thought."""
-        tickets: list[Ticket] = []
+        """See `engines.base.Engine`."""
+        outcomes: list[Ticket | Exception] = []
         for i, request in enumerate(requests):
             told = None if on_done is None else lambda group, i=i: on_done(i, group)
-            tickets.append(self._ticket(request, told, None))
+            try:
+                outcomes.append(self._ticket(request, told, None))
+            except Exception as error:
+                outcomes.append(error)
+        tickets = [one for one in outcomes if isinstance(one, Ticket)]
         # neighbours in length are computed together, with little padding
-        self._waiting.extend(sorted(tickets, key=lambda ticket: len(ticket.prompt.input_ids)))
+        self._waiting.extend(map(self._group, sorted(tickets, key=lambda ticket: len(ticket.prompt.input_ids))))
         try:
             self.wait(tickets)
         except BaseException:
             for ticket in tickets:
                 ticket.cancel()
             raise
-        return [ticket.completions for ticket in tickets]
+        return failures.results(outcomes)
 
     def submit(
         self,
@@ -191,7 +239,7 @@ class TorchEngine:
     ) -> Ticket:
         """Put a request into the queue; somebody must `step` or `wait`. Raises `UserError` for a bad request."""
         ticket = self._ticket(request, on_done, on_text)
-        self._waiting.append(ticket)
+        self._waiting.append(self._group(ticket))
         return ticket
 
     def score(self, request: Request, given: str, continuations: Sequence[str]) -> list[float]:
@@ -201,7 +249,16 @@ class TorchEngine:
     def _encoded(self, request: Request) -> Encoded:
         if CLOSE not in request.sampling.exit_text:
             raise UserError(f"exit_text {request.sampling.exit_text!r} does not hold {CLOSE}; expected it to")
-        return encode(self.loaded, request.messages, request.images, request.min_pixels, request.max_pixels)
+        try:
+            return encode(self.loaded, request.messages, request.images, request.min_pixels, request.max_pixels)
+        except Exception as error:
+            if not failures.is_out_of_memory(error):
+                raise
+            failures.release_memory(error, self.loaded.device)
+            raise OutOfMemoryError(
+                f"out of memory while {len(request.images)} images and the text were encoded; lower max_pixels, or "
+                "send fewer images"
+            ) from error
 
     def _ticket(
         self,
@@ -249,79 +306,259 @@ class TorchEngine:
     @torch.inference_mode()
     def _step(self) -> bool:
         try:
-            self._cancel()
-            self._admit()
-            if not self._rows:
-                return False
-            token_B = self._choose()
-            for row in self._rows:
-                if row.ended is not None and row.sample not in row.ticket.samples:
-                    self._finish(row)
-            token_B = token_B[self._squeeze(0.2)]
-            if self._rows:
-                self._logits_BV = self._decode(token_B)
+            return self._advance()
+        except Exception as error:
+            try:
+                self._recover(error)
+            except Exception as worse:
+                self._fail(worse)
+            return True
         except BaseException as error:
             self._fail(error)
             raise
+
+    def _advance(self) -> bool:
+        """A step in which nothing fails that is not known to be one request's failure."""
+        self._cancel()
+        self._admit()
+        if not self._rows:
+            return bool(self._waiting)
+        self._refuse_non_finite()
+        token_B = self._choose()
+        self._finish_ended()
+        token_B = token_B[self._squeeze(0.2)]
+        if self._rows:
+            self._logits_BV = self._decode(token_B)
+        self._succeeded()
         return True
 
-    def _fail(self, error: BaseException) -> None:
-        """Whoever waits is told; the engine starts again with empty slots."""
-        tickets = {id(row.ticket): row.ticket for row in self._rows} | {id(t): t for t in self._waiting}
-        self._waiting.clear()
-        self._clear()
-        for ticket in tickets.values():
-            if not ticket.done.is_set():
-                ticket.error = error
-                ticket.done.set()
+    def _finish_ended(self) -> None:
+        for row in self._rows:
+            if row.ended is not None and row.sample not in row.ticket.samples and row.ticket.error is None:
+                with self._blaming(row.ticket):
+                    self._finish(row)
 
     def _cancel(self) -> None:
         for row in self._rows:
             if row.ticket.cancelled and row.ended is None:
                 row.ended = "aborted"
-                self._finish(row)
-        for ticket in [ticket for ticket in list(self._waiting) if ticket.cancelled]:
-            self._waiting.remove(ticket)
-            for sample in range(ticket.request.n):
-                row = self._row(ticket, sample)
+        self._finish_ended()
+        for group in [group for group in list(self._waiting) if group.ticket.cancelled]:
+            self._waiting.remove(group)
+            for row in group.rows:
                 row.ended = "aborted"
-                self._finish(row)
+                with self._blaming(row.ticket):
+                    self._finish(row)
+
+    # --- failures: whose they are, and how the others go on -----------------------------------------------------------
+
+    @contextmanager
+    def _blaming(self, ticket: Ticket) -> Iterator[None]:
+        """What fails here is this request's failure, and no other's."""
+        try:
+            yield
+        except Exception as error:
+            self._end(ticket, error)
+
+    def _end(self, ticket: Ticket, error: Exception) -> None:
+        """The request alone has failed: whoever waits for it is told, and its rows make room."""
+        failures.release_memory(error, self.loaded.device)
+        if failures.is_out_of_memory(error) and not isinstance(error, OutOfMemoryError):
+            images = len(ticket.request.images)
+            error = failures.out_of_memory(error, len(ticket.prompt.input_ids), images, ticket.length)
+        own = [row for row in self._rows if row.ticket is ticket]
+        waiting = [group for group in list(self._waiting) if group.ticket is ticket]
+        for row in (*own, *(row for group in (*waiting, *self._joining) for row in group.rows)):
+            if row.ticket is ticket and row.ended is None:
+                row.ended = "aborted"
+        for group in waiting:
+            self._waiting.remove(group)
+        ticket.error = error
+        ticket.done.set()
+
+    def _recover(self, error: Exception) -> None:
+        """A step has failed, and nobody knows for whom: all rows are computed again, in smaller and smaller numbers."""
+        self._failures += 1
+        short = failures.is_out_of_memory(error)
+        failures.release_memory(error, self.loaded.device)
+        self._finish_ended()
+        self._take_back_joining()
+        seated = [row for row in self._rows if row.ended is None]
+        log.warning("a step of %d rows failed and is repeated: %s", len(seated), reason(error))
+        if self._failures > MOST_FAILURES:
+            self._fail(error)
+        elif not seated and self._waiting and self._failures > 1:
+            self._end(self._waiting[0].ticket, error)
+        elif len(seated) == 1 and self._failures > 1:
+            self._end(seated[0].ticket, error)
+            self._limit, self._failures = None, 0
+            self._clear()
+        else:
+            if self._failures > 1 or short:
+                self._limit, self._good_steps = max(1, len(seated) // 2), 0
+                self._patience = ROOMY_STEPS if short else GOOD_STEPS
+            self._displace(sorted(seated, key=lambda row: id(row) in self._cleared))
+        self._cleared.clear()
+
+    def _displace(self, rows: Sequence[_Row]) -> None:
+        """Empty the cache; these rows come first among those that wait, each with its tokens behind its prompt."""
+        groups = []
+        for row in rows:
+            with self._blaming(row.ticket):
+                groups.append(_Group(scoring.longer(row.ticket.prompt, row.tokens), [row]))
+        self._waiting.extendleft(reversed(groups))
+        self._clear()
+
+    def _take_back_joining(self) -> None:
+        """Groups that were about to be seated wait again, but for the rows that are."""
+        placed = {id(row) for row in (*self._rows, *(row for group in self._waiting for row in group.rows))}
+        for group in reversed(self._joining):
+            rows = [row for row in group.rows if row.ended is None and id(row) not in placed]
+            if rows:
+                self._waiting.appendleft(_Group(group.prompt, rows))
+        self._joining = []
+
+    def _succeeded(self) -> None:
+        """A step has gone well; by and by as many rows run together as before."""
+        if self._failures == 0 and self._limit is None:
+            return
+        self._failures = 0
+        self._cleared.update(id(row) for row in self._rows)
+        self._good_steps += 1
+        if self._limit is not None and self._good_steps >= self._patience:
+            self._limit, self._good_steps = 2 * self._limit, 0
+            if self._limit >= self.max_rows:
+                self._limit = None
+                self._cleared.clear()
+
+    def _fail(self, error: BaseException) -> None:
+        """Whoever waits is told; the engine starts again with empty slots."""
+        waiting = [*self._waiting, *self._joining]
+        tickets = [*(row.ticket for row in self._rows), *(group.ticket for group in waiting)]
+        self._waiting.clear()
+        self._joining, self._limit, self._failures = [], None, 0
+        self._clear()
+        for ticket in tickets:
+            if not ticket.done.is_set():
+                ticket.error = error
+                ticket.done.set()
+
+    def _refuse_non_finite(self) -> None:
+        """End the requests whose logits are not finite (`failures.finite`)."""
+        good = failures.finite(self._logits_BV).tolist()
+        if all(good):
+            return
+        for k, row in enumerate(self._rows):
+            if not good[k] and row.ended is None:
+                self._slots.spoiled = True
+                self._end(row.ticket, self._non_finite(row, float(self._logits_BV[k].max())))
+
+    def _non_finite(self, row: _Row, value: float) -> NonFiniteError:
+        """Where a row's numbers went wrong."""
+        prompt, images = row.ticket.prompt, len(row.ticket.request.images)
+        said = f"every logit is {value}" if value - value == 0 else f"the largest logit is {value}"
+        if row.tokens:
+            where = f"after token {len(row.tokens)} of sample {row.sample} {said}"
+        else:
+            where = f"after the prompt of {len(prompt.input_ids)} tokens{f' and {images} images' * (images > 0)} {said}"
+            with suppress(Exception):
+                where += self._blind_spot(prompt)
+        return failures.non_finite(where)
+
+    def _blind_spot(self, prompt: Encoded) -> str:
+        """Whether it is the images' features that are not finite."""
+        if not prompt.pictures or not hasattr(self.loaded.model.model, "get_image_features"):
+            return ""
+        pictures = {name: tensor.to(self.loaded.device) for name, tensor in prompt.pictures.items()}
+        features = self.loaded.model.model.get_image_features(**pictures).pooler_output
+        bad = [k for k, one in enumerate(features, 1) if not one.isfinite().all()]
+        return f" (the vision tower's features of image {bad[0]} are not finite)" if bad else ""
+
+    # --- who runs ----------------------------------------------------------------------------------------------------
+
+    @staticmethod
+    def _alive(group: _Group) -> bool:
+        return any(row.ended is None for row in group.rows)
+
+    def _group(self, ticket: Ticket) -> _Group:
+        return _Group(ticket.prompt, [self._row(ticket, sample) for sample in range(ticket.request.n)])
+
+    def _most_rows(self) -> int:
+        return self.max_rows if self._limit is None else self._limit
 
     def _admit(self) -> None:
         """Seat requests that wait, if there is room: at once in a half-empty house, else a good few at a time."""
-        running = sum(row.ended is None for row in self._rows)
-        if running > self.max_rows // 2 and self.max_rows - running < self.max_rows // 8:
+        most, running = self._most_rows(), sum(row.ended is None for row in self._rows)
+        if running > most // 2 and most - running < most // 8:
             return
         while chosen := self._next_few():
-            self._seat(chosen)
+            self._join(chosen)
+            self._joining = []
 
-    def _next_few(self) -> list[Ticket]:
+    def _next_few(self) -> list[_Group]:
         """The first of those that wait, as many as fit the rows, the cache, and one computation of prompts.
 
         A request with more samples than there are rows runs alone.
         """
         alive = [row.ticket.length for row in self._rows if row.ended is None]
         rows, longest, widest = len(alive), max(alive, default=0), 0
-        chosen: list[Ticket] = []
         while self._waiting:
-            ticket = self._waiting[0]
-            rows, longest = rows + ticket.request.n, max(longest, ticket.length)
-            widest = max(widest, len(ticket.prompt.input_ids))
-            tight = rows > self.max_rows or rows * longest * self._token_bytes > self.cache_bytes
-            if (tight and (chosen or alive)) or (chosen and not self._together(chosen, ticket, widest)):
+            group = self._waiting[0]
+            rows, longest = rows + len(group.rows), max(longest, group.ticket.length)
+            widest = max(widest, len(group.prompt.input_ids))
+            tight = rows > self._most_rows() or rows * longest * self._token_bytes > self.cache_bytes
+            chosen = self._joining
+            if (tight and (chosen or alive)) or (chosen and not self._together(chosen, group, widest)):
                 break
-            chosen.append(self._waiting.popleft())
-        return chosen
+            self._joining = [*chosen, group]
+            self._waiting.popleft()
+        return self._joining
 
-    def _together(self, chosen: Sequence[Ticket], ticket: Ticket, widest: int) -> bool:
+    def _together(self, chosen: Sequence[_Group], group: _Group, widest: int) -> bool:
         """Whether a prompt can be computed with these; pictures of models outside `QWEN_VL` are computed alone."""
-        alone = any(t.prompt.pictures and self.loaded.processor is not None for t in (*chosen, ticket))
+        alone = any(g.prompt.pictures and self.loaded.processor is not None for g in (*chosen, group))
         return not alone and (len(chosen) + 1) * widest <= self.max_prompt_tokens
 
-    def _seat(self, tickets: Sequence[Ticket]) -> None:
-        """Compute the tickets' prompts and give each of their samples a slot, first those of rows that have ended."""
-        prompts = [ticket.prompt for ticket in tickets]
-        repeat = [k for k, ticket in enumerate(tickets) for _ in range(ticket.request.n)]
+    def _join(self, groups: Sequence[_Group]) -> None:
+        """Seat groups. Those that fail together are tried apart, until it is known whose failure it is."""
+        groups = [group for group in groups if self._alive(group)]
+        if not groups:
+            return
+        try:
+            self._seat(groups)
+            return
+        except Exception as error:
+            failure = error
+        short = failures.is_out_of_memory(failure)
+        failures.release_memory(failure, self.loaded.device)
+        alive = [row for row in self._rows if row.ended is None]
+        parts = _halves(groups, short)
+        if short and len(groups) > 1:
+            tokens = sum(len(group.prompt.input_ids) for group in groups)
+            log.warning("out of memory while %d prompt tokens were computed together; fewer are tried", tokens)
+            self.max_prompt_tokens = max(1, min(self.max_prompt_tokens, tokens) // 2)
+        elif short and alive and not parts:  # it may fit when others have ended
+            self._limit, self._good_steps, self._patience = len(alive), 0, ROOMY_STEPS
+            self._waiting.extendleft(groups)
+        elif not parts:
+            failures.describe(failure, "while the request's prompt was computed")
+            self._end(groups[0].ticket, failure)
+        if not self._sound():
+            self._displace(alive)
+        for part in parts:
+            self._join(part)
+
+    def _sound(self) -> bool:
+        """Whether rows and cache still belong together."""
+        if self._native is not None:
+            return len(self._native.slots) == len(self._rows)
+        return self._slots.sound and self._slots.rows == len(self._rows)
+
+    def _seat(self, groups: Sequence[_Group]) -> None:
+        """Compute the groups' prompts and give each of their rows a slot, first those of rows that have ended."""
+        prompts = [group.prompt for group in groups]
+        rows = [(k, row) for k, group in enumerate(groups) for row in group.rows if row.ended is None]
+        repeat = [k for k, _ in rows]
         if all(row.ended is not None for row in self._rows):
             self._squeeze(0.0)  # an empty house begins at the left again
         before = len(self._rows)
@@ -332,16 +569,16 @@ class TorchEngine:
         else:
             logits_PV, cache, pads, next_P = self._prefill(prompts)
             self._slots.seat(cache, pads, repeat, places)
-        rows = [self._row(ticket, sample) for ticket in tickets for sample in range(ticket.request.n)]
-        for place, row in zip(places, rows, strict=True):
-            self._rows[place : place + 1] = [row]
         logits_BV, next_B = logits_PV[repeat], next_P[repeat]
         if before:
             again = sum(place < before for place in places)
             self._logits_BV[places[:again]], self._next_B[places[:again]] = logits_BV[:again], next_B[:again]
             logits_BV = torch.cat([self._logits_BV, logits_BV[again:]])
             next_B = torch.cat([self._next_B, next_B[again:]])
+        # all at once: what failed before this line has left the rows as they were
         self._logits_BV, self._next_B = logits_BV, next_B
+        for place, (_, row) in zip(places, rows, strict=True):
+            self._rows[place : place + 1] = [row]
 
     def _squeeze(self, share: float) -> list[int]:
         """Take out the rows that have ended, if they are more than a share of all (it costs a copy of the cache).
@@ -366,7 +603,7 @@ class TorchEngine:
             ticket,
             sample,
             sampling,
-            np.random.default_rng([sampling.seed, sample]),
+            failures.Noise(sampling.seed, sample),
             ReplyBudget(sampling, ticket.prompt.opening),
         )
         self._force_if_due(row)
@@ -450,7 +687,8 @@ class TorchEngine:
             if row.sampling.temperature > GREEDY and row.ended is None and not row.budget.pending
         ]
         if sampled:
-            uniform = torch.tensor([rows[k].noise.random() for k in sampled], dtype=torch.float64)
+            numbers = [rows[k].noise.at(len(rows[k].tokens)) for k in sampled]
+            uniform = torch.tensor(numbers, dtype=torch.float64)
             token_B[sampled] = sample(
                 logits_BV[sampled], [rows[k].sampling for k in sampled], uniform.to(logits_BV.device)
             )
@@ -461,7 +699,9 @@ class TorchEngine:
         if any(row.sampling.logprobs for row in rows):
             logprob_B = torch.log_softmax(logits_BV, dim=-1).gather(1, token_B[:, None])[:, 0].tolist()
         for k, (row, token) in enumerate(zip(rows, token_B.tolist(), strict=True)):
-            if row.ended is None:
+            if row.ended is not None:
+                continue
+            with self._blaming(row.ticket):
                 written = self._append(row, token, logprob_B[k])
                 if written != token:
                     token_B[k] = written
@@ -517,9 +757,17 @@ class TorchEngine:
         text = budget.text if row.sampling.stop else budget.opening + self._text(budget.ids)
         ticket.samples[row.sample] = budget.completion(row.ended, len(ticket.prompt.input_ids), text)
         if len(ticket.samples) == ticket.request.n:
-            ticket.done.set()
-            if ticket.on_done is not None:
-                ticket.on_done(ticket.completions)
+            ticket.finish()
+
+
+def _halves(groups: Sequence[_Group], rows_too: bool) -> list[Sequence[_Group]]:
+    """The groups in two parts, or, where there is one, its rows in two; [] where nothing is left to part."""
+    middle = len(groups) // 2
+    if middle:
+        return [groups[:middle], groups[middle:]]
+    prompt, rows = groups[0].prompt, groups[0].rows
+    middle = len(rows) // 2
+    return [[_Group(prompt, rows[:middle])], [_Group(prompt, rows[middle:])]] if rows_too and middle else []
 
 
 def _banned(loaded: Loaded) -> list[int]:

@@ -14,8 +14,9 @@ from typing import Any
 
 from xreasoner.engines.base import Request
 from xreasoner.engines.continuing import ContinuingEngine, Draft, Finish, Piece, parts, plain, resized, seed_of
+from xreasoner.engines.failures import check_logprobs
 from xreasoner.engines.reply_budget import ReplyBudget
-from xreasoner.errors import EngineError, UserError
+from xreasoner.errors import EngineError, NonFiniteError, UserError
 from xreasoner.models.loading import encode_chat, find, render_chat
 
 ENDS = ("<|im_end|>", "<|endoftext|>")
@@ -113,7 +114,7 @@ class VllmEngine(ContinuingEngine):
             seed=seed_of(sampling, draft.sample, draft.budget.sampled),
             skip_special_tokens=False,  # the tags may be special tokens
             stop_token_ids=self._ends,
-            logprobs=0 if sampling.logprobs else None,
+            logprobs=0,  # also where nobody asks for it: NaN logits show nowhere else
             logit_bias=dict.fromkeys(self._banned, -100.0),
             output_kind=RequestOutputKind.DELTA,
         )
@@ -151,7 +152,9 @@ class VllmEngine(ContinuingEngine):
             async for output in self._llm.generate(prompt, params, uuid.uuid4().hex):
                 entries = output.prompt_logprobs or entries
         tokens = reply[len(reply) - last :]
-        return sum(float(entry[token].logprob) for entry, token in zip(entries[-last:], tokens, strict=True))
+        found = [float(entry[token].logprob) for entry, token in zip(entries[-last:], tokens, strict=True)]
+        check_logprobs(found, "of a continuation")
+        return sum(found)
 
 
 def _piece(said: Any, decode: Callable[[list[int]], str]) -> Piece:
@@ -175,7 +178,7 @@ def _complaints() -> Iterator[None]:
     """vLLM's errors as ours: a bad request or option is the user's, anything else the engine's."""
     try:
         yield
-    except (UserError, EngineError):
+    except (UserError, EngineError, NonFiniteError):
         raise
     except Exception as error:
         said = " ".join(str(error).split())[:300] or type(error).__name__

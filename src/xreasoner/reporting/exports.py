@@ -21,7 +21,8 @@ def markdown(run: Run) -> str:
     """The whole report's numbers as Markdown tables."""
     gains = run.summary.get("gains") or []
     compared = [gain for gain in gains if gain["kind"] != "ratio"]
-    parts = ["# Transfer report", findings.can_show(compared), findings.headline(gains)]
+    parts = ["# Transfer report", findings.can_show(compared), findings.headline(gains, run.baseline)]
+    parts += [findings.losses_sentence(findings.losses(gains, run.baseline)), findings.compared_with(run)]
     parts += [_matrix(run, group) for group in GROUPS if any((run.summary.get(group) or {}).values())]
     parts += [_gains(gains), _ratios(gains), _sight(run), _solvable(run), _exits(run)]
     parts += [_samples(run), _budgets(run), _parsers(run)]

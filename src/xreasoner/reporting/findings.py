@@ -72,25 +72,73 @@ def of_kind(gains: Sequence[Gain], kind: str) -> list[Gain]:
     return [gain for gain in gains if gain.get("kind") == kind]
 
 
-def final_stage(gains: Sequence[Gain]) -> str | None:
+def is_base(before: str, baseline: str | None) -> bool:
+    """Whether a comparison's `before` is what the report compares with, and not a stage on the way."""
+    return before == baseline if baseline is not None else before not in REASONERS
+
+
+def final_stage(gains: Sequence[Gain], baseline: str | None = None) -> str | None:
     """The last reasoner whose cells were compared with the base's."""
-    found = [gain["after"] for gain in of_kind(gains, "cell") if gain["before"] not in REASONERS]
+    found = [gain["after"] for gain in of_kind(gains, "cell") if is_base(gain["before"], baseline)]
     named = [name for name in found if name in REASONERS] or found
     return max(named, key=lambda name: REASONERS.index(name) if name in REASONERS else -1, default=None)
 
 
-def over_base(gains: Sequence[Gain], kind: str, after: str | None) -> dict[str, Gain]:
-    """By cell, the gains of one stage over the better base."""
-    found = [gain for gain in of_kind(gains, kind) if gain["after"] == after and gain["before"] not in REASONERS]
+def over_base(gains: Sequence[Gain], kind: str, after: str | None, baseline: str | None = None) -> dict[str, Gain]:
+    """By cell, the gains of one stage over the better base, or over the baseline."""
+    found = [gain for gain in of_kind(gains, kind) if gain["after"] == after and is_base(gain["before"], baseline)]
     return {gain["cell"]: gain for gain in found}
 
 
-def headline(gains: Sequence[Gain]) -> str:
+LOSSES = 4
+"""How many losses the first screen names."""
+
+
+def losses(gains: Sequence[Gain], baseline: str | None = None) -> list[dict[str, str]]:
+    """The largest distinguishable losses of the final stage (or the last that has any comparison), largest first."""
+    after = final_stage(gains, baseline)
+    if after is None:
+        others = [g["after"] for g in gains if g.get("kind") != "ratio" and is_base(g["before"], baseline)]
+        after = others[-1] if others else None
+    worse = [
+        gain
+        for gain in gains
+        if gain.get("kind") != "ratio"
+        and gain["after"] == after
+        and is_base(gain["before"], baseline)
+        and gain["difference"] < 0
+        and not doubt(gain)
+    ]
+    worse.sort(key=lambda gain: gain["difference"])
+    return [_tile(_place_name(gain), gain) for gain in worse[:LOSSES]]
+
+
+def _place_name(gain: Gain) -> str:
+    return f"reading {gain['cell']}" if gain["kind"] == "perception" else str(gain["cell"])
+
+
+def losses_sentence(found: Sequence[Mapping[str, str]]) -> str:
+    """What got worse, in one sentence as prominent as the headline; "" for nothing."""
+    if not found:
+        return ""
+    return "Got worse: " + "; ".join(f"{tile['label']} {tile['value']} points ({tile['note']})" for tile in found) + "."
+
+
+def compared_with(run: Run) -> str:
+    """Which stage the others are compared with, and why that one; "" without comparisons."""
+    befores = [gain["before"] for gain in run.summary.get("gains") or [] if is_base(gain["before"], run.baseline)]
+    if run.baseline is not None:
+        return f"Compared with {run.baseline} ({run.reason}; report --baseline STAGE chooses another)."
+    bases = list(dict.fromkeys(befores))
+    return f"Compared with the better of the bases: {', '.join(bases)}." if bases else ""
+
+
+def headline(gains: Sequence[Gain], baseline: str | None = None) -> str:
     """One sentence: what text-only post-training did to pictures, beside what it did to text; without a base, how the
     first of the other models stands to the one that it is compared with.
     """
-    after = final_stage(gains)
-    cells = over_base(gains, "cell", after)
+    after = final_stage(gains, baseline)
+    cells = over_base(gains, "cell", after, baseline)
     image = {cell.split("/")[1]: gain for cell, gain in cells.items() if cell.startswith("image/")}
     text = {cell.split("/")[1]: gain for cell, gain in cells.items() if cell.startswith("text/")}
     if not image and not text:
@@ -145,18 +193,18 @@ def _points(text: Mapping[str, Gain]) -> str:
     return " and ".join(parts) + " points"
 
 
-def tiles(gains: Sequence[Gain]) -> list[dict[str, str]]:
+def tiles(gains: Sequence[Gain], baseline: str | None = None) -> list[dict[str, str]]:
     """The four numbers to remember: label, value, and a note with the interval."""
-    after = final_stage(gains)
+    after = final_stage(gains, baseline)
     found = []
-    for domain, gain in over_base(gains, "cell", after).items():
+    for domain, gain in over_base(gains, "cell", after, baseline).items():
         if domain.startswith("image/"):
             found.append(_tile(f"Pictures, {domain.split('/')[1]}", gain))
     found.sort(key=lambda tile: not tile["label"].endswith("general"))
     for gain in of_kind(gains, "ratio"):
         if gain["after"] == after and gain["domain"] == "general":
             found.append({"label": "Image gain ÷ text gain, general", **ratio(gain)})
-    for cell, gain in over_base(gains, "perception", after).items():
+    for cell, gain in over_base(gains, "perception", after, baseline).items():
         if cell == "image/general":
             found.append(_tile("Reading of pictures, general", gain))
     return found

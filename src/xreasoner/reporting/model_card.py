@@ -63,7 +63,12 @@ def _results(run: Run, stage: str) -> list[EvalResult]:
 def _body(run: Run, stage: str, name: str, base: str) -> str:
     gains = run.summary.get("gains") or []
     trained = findings.learnt_from(findings.frozen(run))
-    lines = [f"# {name}", findings.headline(gains), findings.can_show(gains)]
+    lines = [
+        f"# {name}",
+        findings.headline(gains, run.baseline),
+        findings.losses_sentence(findings.losses(gains, run.baseline)),
+    ]
+    lines += [findings.compared_with(run), findings.can_show(gains)]
     if base:
         lines.append(f"Made from `{base}`" + (f", post-trained on {trained} text and no picture." if trained else "."))
     lines.append("## Evaluation")

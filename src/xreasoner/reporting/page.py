@@ -15,6 +15,7 @@ from markupsafe import Markup
 
 from xreasoner.benchmarks.store import Row
 from xreasoner.benchmarks.summary import GROUPS, REASONERS
+from xreasoner.checks import remedy
 from xreasoner.errors import UserError, XReasonerError
 from xreasoner.reporting import exports, findings, model_card, svg, traces
 from xreasoner.reporting.reading import CELLS, Run, read_runs
@@ -46,10 +47,11 @@ _UPKEEP: tuple[_Chart, ...] = (
 """Title, and the metrics in it: key, name, tone (None: the stage's own). _UPKEEP is folded on the page."""
 
 
-def write_report(runs: Path | Sequence[Path], out: Path | None = None) -> Path:
+def write_report(runs: Path | Sequence[Path], out: Path | None = None, baseline: str | None = None) -> Path:
     """Write the report of one or several runs' folders as one HTML page (default: report.html in the first) and
     return its path; the same numbers stand beside it as Markdown, CSV and a model card (report.md, .csv, .card.md).
 
+    baseline: the stage, or one of the folders, that the others are compared with; default: the base.
     Stages that are not there yet are left out. The page asks for nothing from outside and is the same for the
     same folders. Raises `UserError` without a summary or for a place that no page can have, `DataError` for a damaged
     file, `XReasonerError` where the disk refuses.
@@ -58,7 +60,7 @@ def write_report(runs: Path | Sequence[Path], out: Path | None = None) -> Path:
     path = out or paths[0] / "report.html"
     if path.is_dir() or path.suffix in (".md", ".csv"):
         raise UserError(f"--out {path}: expected the page's file, such as {path.with_suffix('')}.html")
-    run = read_runs(paths)
+    run = read_runs(paths, baseline)
     write_text(path, render(run))
     write_text(path.with_suffix(".md"), exports.markdown(run))
     write_text(path.with_suffix(".csv"), exports.as_csv(run))
@@ -74,7 +76,7 @@ def write_text(path: Path, text: str) -> None:
         aside.write_bytes(text.encode("utf-8", "replace"))
         aside.replace(path)
     except OSError as error:
-        raise XReasonerError(f"cannot write {path}: {error.strerror}; make room and run the command again") from error
+        raise XReasonerError(f"cannot write {path}: {error.strerror}; {remedy(error)}") from error
 
 
 def render(run: Run) -> str:
@@ -108,8 +110,10 @@ def _context(run: Run) -> dict[str, Any]:
         "stages": run.stages,
         "notes": {stage: STAGE_NOTES.get(stage, "") for stage in run.stages},
         "tones": tone,
-        "headline": findings.headline(gains),
-        "tiles": findings.tiles(gains),
+        "headline": findings.headline(gains, run.baseline),
+        "compared": findings.compared_with(run),
+        "losses": findings.losses(gains, run.baseline),
+        "tiles": findings.tiles(gains, run.baseline),
         "cells": table(run, "cells"),
         "matrix": panels(run, "cells", tone),
         "perception": table(run, "perception"),

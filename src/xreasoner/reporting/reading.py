@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import Any
 from xreasoner.benchmarks.store import Row, read_rows
 from xreasoner.benchmarks.summary import BASES, GROUPS, REASONERS, main_of, summary_of
 from xreasoner.errors import DataError, UserError
+from xreasoner.registry import nearest
 
 CELLS = ("text/general", "text/clinical", "image/general", "image/clinical")
 """The cells of the matrix in the order in which the page shows them."""
@@ -22,7 +24,8 @@ class Run:
 
     stages: names in the order of the run; a stage that a second folder has too, of another model, is STAGE@FOLDER.
     metrics, manifests: by trained stage, lines of metrics.jsonl and manifest.json. rows: by evaluated stage, the
-    judged completions of its main protocol (`summary.main_rows`), whatever their condition.
+    judged completions of its main protocol (`summary.main_rows`), whatever their condition. baseline: the stage that
+    all others are compared with, None where each is compared with the better base of its run; reason: why that one.
     """
 
     folders: tuple[Path, ...]
@@ -32,11 +35,13 @@ class Run:
     manifests: dict[str, dict[str, Any]]
     metrics: dict[str, list[Row]]
     rows: dict[str, list[Row]]
+    baseline: str | None = None
+    reason: str = ""
 
 
 @dataclass(frozen=True, slots=True)
 class _Folder:
-    """What lies in one folder. rows: of all protocols."""
+    """What lies in one folder. rows: of all protocols; models: by evaluated stage, what is known of the model."""
 
     path: Path
     summary: dict[str, Any]
@@ -44,6 +49,7 @@ class _Folder:
     manifests: dict[str, dict[str, Any]]
     metrics: dict[str, list[Row]]
     rows: dict[str, list[Row]]
+    models: dict[str, dict[str, Any]]
 
 
 def in_order(names: Iterable[str]) -> list[str]:
@@ -58,15 +64,18 @@ def in_order(names: Iterable[str]) -> list[str]:
     return sorted(found, key=rank)
 
 
-def read_runs(paths: Sequence[Path]) -> Run:
-    """Read runs' folders as one. Raises `UserError` for a folder without results, metrics or summary, `DataError` for
-    a file that is damaged.
+def read_runs(paths: Sequence[Path], baseline: str | None = None) -> Run:
+    """Read runs' folders as one. baseline: the stage, or one of the folders, that the others are compared with.
+
+    Raises `UserError` for a folder without results, metrics or summary and for an unknown baseline, `DataError` for a
+    file that is damaged.
     """
     folders = [_read_folder(path) for path in paths]
     merged = folders[0]
     for folder, label in zip(folders[1:], _labels(paths)[1:], strict=True):
         merged = _merge(merged, folder, label)
-    computed = summary_of(merged.rows) if merged.rows else {}
+    chosen, reason = _baseline(merged, paths, baseline)
+    computed = summary_of(merged.rows, chosen) if merged.rows else {}
     summary = {**merged.summary, **computed}
     for group in GROUPS:
         summary[group] = {**(merged.summary.get(group) or {}), **(computed.get(group) or {})}
@@ -81,7 +90,58 @@ def read_runs(paths: Sequence[Path]) -> Run:
         {name: merged.manifests[name] for name in stages if name in merged.manifests},
         {name: merged.metrics[name] for name in stages if merged.metrics.get(name)},
         {name: main[name] for name in stages if main.get(name)},
+        chosen,
+        reason,
     )
+
+
+_BASE_NAME = re.compile(r"(?<![a-z])(base|before|baseline|original)(?![a-z])")
+
+
+def _baseline(merged: _Folder, paths: Sequence[Path], asked: str | None) -> tuple[str | None, str]:
+    """(the stage that the others are compared with, why). None: the better base of each run, as `summary` chooses it.
+
+    Raises `UserError` for a baseline that is no stage and no folder of the runs.
+    """
+    stages = in_order(merged.rows)
+    if asked is not None:
+        return _asked_baseline(stages, paths, asked), "--baseline"
+    if len(stages) < 2 or any(stage.partition("@")[0] in BASES for stage in stages):
+        return None, ""
+    models = {stage: merged.models.get(stage, {}) for stage in stages}
+    origins = [model.get("trained_from") for model in models.values()]
+    for stage, model in models.items():
+        if {stage, model.get("path", stage)} & {origin for origin in origins if origin}:
+            return stage, "the others were trained from it"
+    for stage in stages:
+        if _BASE_NAME.search(stage.lower()):
+            return stage, "by its name"
+    untrained = [stage for stage, model in models.items() if not model.get("trained_from")]
+    if len(untrained) == 1:
+        return untrained[0], "the only one that was not trained here"
+    first = {stage: float(model["first"]) for stage, model in models.items() if "first" in model}
+    if len(first) == len(stages):
+        return min(stages, key=lambda stage: first[stage]), "it was measured first"
+    reasoners = [stage for stage in stages if stage.partition("@")[0] in REASONERS]
+    if reasoners:
+        return None, ""
+    return stages[0], "no other order is known"
+
+
+def _asked_baseline(stages: Sequence[str], paths: Sequence[Path], asked: str) -> str:
+    """The stage that a user named, or the base (or only stage) of the folder that was named."""
+    if asked in stages:
+        return asked
+    for path, label in zip(paths, _labels(paths), strict=True):
+        if asked == label or Path(asked).resolve() == path.resolve():
+            own = {file.parent.name for file in path.glob("eval/*/results.jsonl")}
+            here = [stage for stage in stages if stage.partition("@")[0] in own]
+            mine = [stage for stage in here if stage.endswith(f"@{label}")] or [s for s in here if "@" not in s]
+            bases = [stage for stage in mine if stage.partition("@")[0] == BASES[0]]
+            if bases or len(mine) == 1:
+                return (bases or mine)[0]
+            raise UserError(f"--baseline {asked}: the folder holds {', '.join(mine)}; name one of these stages")
+    raise UserError(f"--baseline {asked}: not a stage or folder of these runs; {nearest(asked, stages)}")
 
 
 def _labels(paths: Sequence[Path]) -> list[str]:
@@ -115,6 +175,7 @@ def _merge(first: _Folder, other: _Folder, label: str) -> _Folder:
         {**named(other.manifests), **first.manifests},
         {**named(other.metrics), **first.metrics},
         rows,
+        {**named(other.models), **first.models},
     )
 
 
@@ -135,7 +196,8 @@ def _read_folder(path: Path) -> _Folder:
     recorded = manifest.get("stages")
     if isinstance(recorded, dict):
         manifests = {**{name: entry for name, entry in recorded.items() if isinstance(entry, dict)}, **manifests}
-    return _Folder(path, _read_json(path / "summary.json"), manifest, manifests, metrics, rows)
+    models = {file.parent.name: _read_json(file) for file in sorted(path.glob("eval/*/model.json"))}
+    return _Folder(path, _read_json(path / "summary.json"), manifest, manifests, metrics, rows, models)
 
 
 def _read_json(path: Path) -> dict[str, Any]:
@@ -145,7 +207,7 @@ def _read_json(path: Path) -> dict[str, Any]:
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
-        raise DataError(f"{path}: not JSON ({error}); write it anew with the command that made it") from error
+        raise DataError(f"{path}: not JSON ({error}); write it again with the command that made it") from error
     if not isinstance(value, dict):
         raise DataError(f"{path}: expected a JSON object, found {type(value).__name__}")
     return value

@@ -18,7 +18,7 @@ from typing import Any
 from PIL import Image, UnidentifiedImageError
 
 from xreasoner.benchmarks.store import Row, condition_of
-from xreasoner.benchmarks.summary import BASES, GROUPS, group_of
+from xreasoner.benchmarks.summary import BASES, GROUPS, place_of
 from xreasoner.problem import LABELS
 from xreasoner.reporting.reading import CELLS, Run
 
@@ -86,7 +86,7 @@ def gather(run: Run) -> dict[tuple[str, str], list[Item]]:
     for stage in run.stages:
         for row in run.rows.get(stage, []):
             if condition_of(row) == "seen" and not row.get("sample", 0):
-                found.setdefault(group_of(row["bench"]), {}).setdefault(row["id"], {})[stage] = row
+                found.setdefault(place_of(row), {}).setdefault(row["id"], {})[stage] = row
     rank = {cell: index for index, cell in enumerate(CELLS)}
     places = sorted(found, key=lambda place: (GROUPS.index(place[0]), rank.get(place[1], len(CELLS)), place[1]))
     before = predecessors(run.stages)

@@ -7,8 +7,7 @@ import json
 import re
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterable
 from contextlib import asynccontextmanager, suppress
-from dataclasses import dataclass, replace
-from functools import partial
+from dataclasses import replace
 from typing import Any, TypeVar
 
 from fastapi import FastAPI, Request
@@ -18,54 +17,47 @@ from starlette.responses import HTMLResponse, JSONResponse, PlainTextResponse, R
 
 from xreasoner.completion import Completion
 from xreasoner.decisions import Decision
-from xreasoner.engines.base import Request as Asking
-from xreasoner.errors import EngineError, ServerError, UserError, XReasonerError
+from xreasoner.errors import EngineError, RequestError, ServerError, UserError, XReasonerError
 from xreasoner.media import Guard
-from xreasoner.problem import LABELS, Problem
-from xreasoner.prompts import PROMPTS, chat_messages, default_prompt
-from xreasoner.reasoner import Reasoner, context, exit_tokens
+from xreasoner.reasoner import Reasoner, context
+from xreasoner.serving.chat_request import (
+    ChatRequest,
+    RequestRules,
+    UnknownModelError,
+    parse_request,
+    probabilities_body,
+    reply_body,
+)
 from xreasoner.serving.desk import BusyError, Desk, log
 from xreasoner.serving.door import ROUTES, Door, error, page
-from xreasoner.trace import Splitter
-from xreasoner.wire import FIELDS, Fields, chat_body, finish_reason, head, read_chat, read_fields, usage
+from xreasoner.serving.markdown import render_markdown
+from xreasoner.serving.openai_schema import DECISION_FIELDS, readable
+from xreasoner.wire import ReplyRenderer, finish_reason, head, usage
 
 T = TypeVar("T")
 
-OPTIONS: Fields = {
-    "options": (
-        lambda value: (
-            isinstance(value, list) and all(isinstance(o, str) and o.strip() and len(o) <= 2000 for o in value)
-        ),
-        "a list of texts of at most 2,000 characters",
-    ),
-    "prompt": (lambda value: value in (*PROMPTS, "default"), f"default, or one of {', '.join(PROMPTS)}"),
-}
-"""Ours: the last message's text is the question of a prompt of the grammar, and the options are its options."""
-CHAT: Fields = {
-    **FIELDS,
-    **OPTIONS,
-    "stream": (lambda value: isinstance(value, bool), "true or false"),
-    "stream_options": (
-        lambda value: isinstance(value, dict) and set(value) <= {"include_usage"},
-        "include_usage alone",
-    ),
-    "logprobs": (lambda value: isinstance(value, bool), "true or false"),
-}
-DECISIONS: Fields = {name: rule for name, rule in {**FIELDS, **OPTIONS}.items() if name not in ("n", "stream")}
 
+def create_app(
+    desk: Desk,
+    guard: Guard,
+    hosts: Iterable[str] | None,
+    key: str | None,
+    *,
+    prompt: str = "default",
+    lenient: bool = False,
+) -> FastAPI:
+    """The service around a desk.
 
-@dataclass(frozen=True, slots=True)
-class Asked:
-    """A request as it was read."""
-
-    request: Asking
-    options: tuple[str, ...]
-    stream: bool
-    include_usage: bool
-
-
-def create_app(desk: Desk, guard: Guard, hosts: Iterable[str] | None, key: str | None) -> FastAPI:
-    """The service around a desk. guard: what pictures may be; hosts, key: see `door.Door`."""
+    Args:
+        desk: the model, and who waits for it.
+        guard: what images may be.
+        hosts: see `door.Door`.
+        key: see `door.Door`.
+        prompt: how the last user message is put where a request does not say it (`chat_request.RequestRules`).
+        lenient: fields that are not honored are ignored and listed in the reply.
+    """
+    limits = desk.limits
+    rules = RequestRules(prompt, lenient, limits.max_samples, limits.max_tokens, limits.max_pixels)
 
     @asynccontextmanager
     async def life(_: FastAPI) -> AsyncIterator[None]:
@@ -93,24 +85,45 @@ def create_app(desk: Desk, guard: Guard, hosts: Iterable[str] | None, key: str |
     async def models(request: Request) -> Response:
         return JSONResponse({"object": "list", "data": [_model(desk.reasoner)]})
 
+    @app.get("/v1/models/{name:path}")
+    @loaded(desk)
+    async def model(request: Request) -> Response:
+        name = request.path_params["name"]
+        if name != desk.reasoner.model:
+            raise HTTPException(404, f"model: found {readable(name)}, expected {desk.reasoner.model}")
+        return JSONResponse(_model(desk.reasoner))
+
     @app.post("/v1/chat/completions")
     @loaded(desk)
     async def chat(request: Request) -> Response:
-        asked = await _read(request, desk, guard, CHAT)
+        asked = await _read(request, desk, guard, rules)
         return await _streamed(request, desk, asked) if asked.stream else await _whole(request, desk, asked)
 
     @app.post("/v1/decisions")
     @loaded(desk)
     async def decisions(request: Request) -> Response:
-        asked = await _read(request, desk, guard, DECISIONS)
+        asked = await _read(request, desk, guard, replace(rules, fields=DECISION_FIELDS))
         if len(asked.options) < 2:
             raise UserError("options: is missing; expected a list of two or more texts")
         return await _whole(request, desk, asked, _decision_body)
+
+    @app.post("/render")
+    async def render(request: Request) -> Response:
+        """The page's answers: Markdown and LaTeX as safe HTML."""
+        try:
+            with desk.arrival() as count:
+                body = await _json(request, desk, count)
+            if not isinstance(body, dict) or not isinstance(body.get("text"), str):
+                raise UserError("text: is missing; expected a text")
+            return JSONResponse({"html": await asyncio.to_thread(render_markdown, body["text"])})
+        except Exception as found:
+            return refusal(found)
 
     for path, name, kind in (
         ("/", "index.html", "text/html"),
         ("/page.css", "page.css", "text/css"),
         ("/page.js", "page.js", "text/javascript"),
+        ("/sign-in.css", "sign-in.css", "text/css"),
     ):
         app.add_api_route(path, _file(page(name), kind), methods=["GET"])
     return app
@@ -132,7 +145,7 @@ def loaded(desk: Desk) -> Callable[[Route], Route]:
     def around(route: Route) -> Route:
         async def answer(request: Request) -> Response:
             if not desk.ready.is_set():
-                return error(503, "the model is still loading; try again in some seconds", retry=2)
+                return error(503, "the model is still loading; try again in a few seconds", retry=2)
             try:
                 return await route(request)
             except Exception as found:
@@ -148,7 +161,7 @@ def refusal(found: Exception) -> Response:
     if isinstance(found, HTTPException):
         return error(found.status_code, str(found.detail), param=_field(found.detail))
     if isinstance(found, BusyError):
-        return error(429, "too many requests are here already; try again in a second", "rate_limit_error", retry=1)
+        return error(429, "too many requests; try again in a second", "rate_limit_error", retry=1)
     if isinstance(found, ClientDisconnect):  # in the middle of its body
         return Response(status_code=499)
     if isinstance(found, ServerError) and found.status in (400, 413, 422):  # the request's fault, in the server's words
@@ -156,11 +169,15 @@ def refusal(found: Exception) -> Response:
     if isinstance(found, ServerError | EngineError):  # whose words are for those who run the service
         log.error("%s", found)
         status = 502 if isinstance(found, ServerError) else 503
-        return error(status, "what runs the model cannot answer now; the service's log says why", retry=5)
+        return error(status, "the model cannot answer at the moment; see the service's log", retry=5)
+    if isinstance(found, UnknownModelError):
+        return error(404, str(found), param=found.param)
+    if isinstance(found, RequestError):
+        return error(400, str(found), param=found.param)
     if isinstance(found, UserError):
         return error(400, str(found), param=_field(str(found)))
     log.error("a request failed", exc_info=found)
-    return error(500, str(found) if isinstance(found, XReasonerError) else "the service failed; its log says why")
+    return error(500, str(found) if isinstance(found, XReasonerError) else "internal error; see the service's log")
 
 
 def _field(said: str) -> str | None:
@@ -195,19 +212,32 @@ def _model(reasoner: Reasoner) -> dict[str, Any]:
 # --- reading ---------------------------------------------------------------------------------------------------------
 
 
-async def _read(request: Request, desk: Desk, guard: Guard, fields: Fields) -> Asked:
+async def _read(request: Request, desk: Desk, guard: Guard, rules: RequestRules) -> ChatRequest:
     """A request's body. Raises `HTTPException` and `UserError` for what is wrong with it."""
+    with desk.arrival() as count:
+        body = await _json(request, desk, count)
+        loop = asyncio.get_running_loop()
+        return await loop.run_in_executor(desk.readers, parse_request, body, desk.reasoner, guard, rules)
+
+
+async def _json(request: Request, desk: Desk, count: Callable[[int], None]) -> Any:
+    """A body's JSON, within the limits. count: what its bytes are reported to."""
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if kind != "application/json":
         raise HTTPException(415, f"content-type: found {kind[:60]!r}, expected application/json")
-    with desk.arrival() as count:
-        raw = await _body(request, desk.limits.max_body, desk.limits.body_seconds, count)
-        try:
-            body = json.loads(raw)
-        except (ValueError, RecursionError) as wrong:
-            raise UserError(f"body: not JSON ({getattr(wrong, 'msg', 'nested too deep, or not UTF-8')})") from None
-        loop = asyncio.get_running_loop()
-        return await loop.run_in_executor(desk.readers, understood, body, desk, guard, fields)
+    raw = await _body(request, desk.limits.max_body, desk.limits.body_seconds, count)
+    try:
+        return json.loads(raw)
+    except (ValueError, RecursionError) as wrong:
+        raise UserError(f"body: not JSON ({_why_not_json(wrong)})") from None
+
+
+def _why_not_json(wrong: Exception) -> str:
+    if isinstance(wrong, json.JSONDecodeError):
+        return f"{wrong.msg} at character {wrong.pos}"
+    if isinstance(wrong, UnicodeDecodeError):
+        return "not UTF-8"
+    return "nested too deep" if isinstance(wrong, RecursionError) else str(wrong).partition(";")[0]
 
 
 async def _body(request: Request, most: int, seconds: float, count: Callable[[int], None]) -> bytes:
@@ -228,76 +258,14 @@ async def _body(request: Request, most: int, seconds: float, count: Callable[[in
     return bytes(found)
 
 
-def understood(body: Any, desk: Desk, guard: Guard, fields: Fields) -> Asked:
-    """What a body asks for, within the limits. Raises `UserError` that names the field."""
-    given, reasoner, limits = read_fields(body, fields), desk.reasoner, desk.limits
-    if given.get("model", reasoner.model) != reasoner.model:
-        raise HTTPException(404, f"model: found {given['model'][:60]!r}, expected {reasoner.model}")
-    options = tuple(given.pop("options", ()))
-    if options and not 2 <= len(options) <= len(LABELS):
-        raise UserError(f"options: found {len(options)}, expected 2 to {len(LABELS)}, or none")
-    stream, told = bool(given.pop("stream", False)), given.pop("stream_options", {})
-    prompt, logprobs = given.pop("prompt", "default" if options else None), bool(given.pop("logprobs", False))
-    if logprobs and (stream or not hasattr(reasoner.engine, "loaded")):
-        raise UserError("logprobs: only without stream, and from a model in the service's own process")
-    sampling = replace(reasoner.sampling, logprobs=logprobs)
-    _check_text(given["messages"], context(reasoner.engine))
-    closing = partial(exit_tokens, reasoner.engine)
-    request = read_chat(given, sampling, guard, reasoner.min_pixels, reasoner.max_pixels, exit_tokens=closing)
-    if prompt:
-        request = _asked_by(request, reasoner, options, prompt)
-    for name, found, most in (
-        ("n", request.n, limits.max_samples),
-        ("thinking_budget", request.sampling.thinking_budget + request.sampling.answer_budget, limits.max_tokens),
-        ("min_pixels", request.min_pixels or 0, limits.max_pixels),
-        ("max_pixels", request.max_pixels or 0, limits.max_pixels),
-    ):
-        if found > most:
-            raise UserError(
-                f"{name}: found {found}{' with the answer' if 'budget' in name else ''}, at most {most} here"
-            )
-    return Asked(request, options, stream, bool(told.get("include_usage")))
-
-
-def _check_text(messages: Any, room: int | None) -> None:
-    """Raise `UserError` for text that no tokenizer fits into the context: 20 million characters take it half a minute.
-
-    What is longer than a token ever is on average (16 characters) is refused by its length.
-    """
-    most = 16 * room if room else 4_000_000
-    found = sum(map(_characters, messages))
-    if found > most:
-        raise UserError(f"messages: {found:,} characters of text; expected at most {most:,}")
-
-
-def _characters(message: Any) -> int:
-    content = message.get("content") if isinstance(message, dict) else None
-    texts = [part.get("text") for part in content if isinstance(part, dict)] if isinstance(content, list) else [content]
-    return sum(len(text) for text in texts if isinstance(text, str))
-
-
-def _asked_by(request: Asking, reasoner: Reasoner, options: tuple[str, ...], prompt: str) -> Asking:
-    """The same request, with the last message put as a prompt of the grammar puts a question."""
-    *before, last = request.messages
-    parts = [{"type": "text", "text": last["content"]}] if isinstance(last["content"], str) else last["content"]
-    question = "".join(part["text"] for part in parts if part["type"] == "text")
-    if not question.strip():
-        raise UserError("messages: the last one holds no question; expected some text")
-    count = sum(part["type"] == "image" for part in parts)
-    shown = request.images[len(request.images) - count :]
-    name = (reasoner.prompt or default_prompt(reasoner.model, options)) if prompt == "default" else prompt
-    problem = Problem("question", question, "", "text", options, tuple(shown))
-    return replace(request, messages=[*before, *chat_messages(problem, name)])
-
-
 # --- answering -------------------------------------------------------------------------------------------------------
 
 
 async def _whole(
     request: Request,
     desk: Desk,
-    asked: Asked,
-    shown: Callable[[Desk, Asked, list[Completion], Decision | None], dict[str, Any]] | None = None,
+    asked: ChatRequest,
+    shown: Callable[[Desk, ChatRequest, list[Completion], Decision | None], dict[str, Any]] | None = None,
 ) -> Response:
     """The reply in one piece; a client that goes away meanwhile ends the work."""
 
@@ -311,7 +279,21 @@ async def _whole(
         return (shown or _chat_body)(desk, asked, completions, decision)
 
     found = await _unless_gone(request, work())
-    return Response(status_code=499) if found is None else JSONResponse(found)  # 499: nobody reads it
+    if found is None:
+        return Response(status_code=499)  # nobody reads it
+    return JSONResponse(found | _ignored(asked), headers=_ignored_header(asked))
+
+
+IGNORED_HEADER = "x-xreasoner-ignored-fields"
+
+
+def _ignored(asked: ChatRequest) -> dict[str, Any]:
+    return {"ignored_fields": list(asked.ignored)} if asked.ignored else {}
+
+
+def _ignored_header(asked: ChatRequest) -> dict[str, str]:
+    """Names are ASCII already (`openai_schema.readable_name`)."""
+    return {IGNORED_HEADER: ", ".join(asked.ignored)[:4000]} if asked.ignored else {}
 
 
 async def _unless_gone(request: Request, work: Awaitable[T]) -> T | None:
@@ -332,7 +314,7 @@ async def _gone(request: Request) -> None:
         pass
 
 
-async def _decided(desk: Desk, asked: Asked, completions: list[Completion], required: bool) -> Decision | None:
+async def _decided(desk: Desk, asked: ChatRequest, completions: list[Completion], required: bool) -> Decision | None:
     """The options' probabilities after the first completion; None where the engine cannot say and need not."""
     if not asked.options:
         return None
@@ -344,43 +326,23 @@ async def _decided(desk: Desk, asked: Asked, completions: list[Completion], requ
         return None
 
 
-def _probabilities(asked: Asked, decision: Decision | None) -> dict[str, Any]:
-    if decision is None:
-        return {}
-    pairs = zip(LABELS, asked.options, decision.probabilities, strict=False)
-    found = [{"label": label, "text": text, "probability": value} for label, text, value in pairs]
-    return {"option_probabilities": found, "mass": decision.mass}
-
-
-def _chat_body(desk: Desk, asked: Asked, completions: list[Completion], decision: Decision | None) -> dict[str, Any]:
-    body = chat_body(completions, desk.reasoner.model)
-    if asked.request.sampling.logprobs:
-        tokenizer: Any = desk.reasoner.engine.loaded.tokenizer  # type: ignore[attr-defined]
-        for choice, completion in zip(body["choices"], completions, strict=True):
-            choice["logprobs"] = {"content": _logprobs(completion, tokenizer)}
-    return body | _probabilities(asked, decision)
-
-
-def _logprobs(completion: Completion, tokenizer: Any) -> list[dict[str, Any]]:
-    """Every token of the whole reply, thought and tags included."""
-    texts = [tokenizer.decode([token]) for token in completion.token_ids]
-    return [
-        {"token": text, "logprob": logprob, "bytes": list(text.encode()), "top_logprobs": []}
-        for text, logprob in zip(texts, completion.logprobs, strict=True)
-    ]
+def _chat_body(
+    desk: Desk, asked: ChatRequest, completions: list[Completion], decision: Decision | None
+) -> dict[str, Any]:
+    return reply_body(desk.reasoner, asked, completions, decision)
 
 
 def _decision_body(
-    desk: Desk, asked: Asked, completions: list[Completion], decision: Decision | None
+    desk: Desk, asked: ChatRequest, completions: list[Completion], decision: Decision | None
 ) -> dict[str, Any]:
     (completion,) = completions
     assert decision is not None
     said = {"answer": completion.answer, "reasoning": completion.thought, "exit": completion.exit}
-    body = {**head("decision", desk.reasoner.model), **_probabilities(asked, decision), **said}
+    body = {**head("decision", desk.reasoner.model), **probabilities_body(asked.options, decision), **said}
     return {**body, "usage": usage(completions)}
 
 
-async def _streamed(request: Request, desk: Desk, asked: Asked) -> Response:
+async def _streamed(request: Request, desk: Desk, asked: ChatRequest) -> Response:
     """Server-sent events. The first one is waited for, so that what is wrong at once has its own status."""
     events = _events(desk, asked)
     first = await _unless_gone(request, anext(events))
@@ -395,18 +357,21 @@ async def _streamed(request: Request, desk: Desk, asked: Asked) -> Response:
         finally:
             await events.aclose()
 
-    return StreamingResponse(all_of(), media_type="text/event-stream", headers={"cache-control": "no-cache"})
+    return StreamingResponse(
+        all_of(), media_type="text/event-stream", headers={"cache-control": "no-cache", **_ignored_header(asked)}
+    )
 
 
-async def _events(desk: Desk, asked: Asked) -> AsyncGenerator[str, None]:
+async def _events(desk: Desk, asked: ChatRequest) -> AsyncGenerator[str, None]:
     """A chunk for every piece of text, told apart into thought and answer, then how each sample ended."""
     begin = head("chat.completion.chunk", desk.reasoner.model)
 
     def chunk(sample: int, delta: dict[str, Any], finish: str | None = None, **more: Any) -> str:
         choice = {"index": sample, "delta": delta, "logprobs": None, "finish_reason": finish, **more}
-        return _event({**begin, "choices": [choice]})
+        first = _ignored(asked) if "role" in delta else {}
+        return _event({**begin, "choices": [choice], **first})
 
-    splitters = [Splitter() for _ in range(asked.request.n)]
+    renderers = [ReplyRenderer() for _ in range(asked.request.n)]
     completions: list[Completion] = []
     decision, opened = None, False
     try:
@@ -422,7 +387,7 @@ async def _events(desk: Desk, asked: Asked) -> AsyncGenerator[str, None]:
                         completions = event
                         continue
                     sample, text, tokens = event
-                    for delta in _deltas(splitters[sample].feed(text)):
+                    for delta in renderers[sample].feed(text):
                         yield chunk(sample, delta, tokens=tokens)
                         tokens = 0
             finally:
@@ -433,19 +398,15 @@ async def _events(desk: Desk, asked: Asked) -> AsyncGenerator[str, None]:
             raise
         yield _event(json.loads(bytes(refusal(found).body)))
         return
-    for sample, (splitter, completion) in enumerate(zip(splitters, completions, strict=True)):
-        for delta in _deltas(splitter.close()[0]):
+    for sample, (renderer, completion) in enumerate(zip(renderers, completions, strict=True)):
+        for delta in renderer.close():
             yield chunk(sample, delta)
         yield chunk(sample, {}, finish_reason(completion), exit=completion.exit)
     if asked.include_usage or decision is not None:
-        yield _event({**begin, "choices": [], "usage": usage(completions), **_probabilities(asked, decision)})
+        yield _event(
+            {**begin, "choices": [], "usage": usage(completions), **probabilities_body(asked.options, decision)}
+        )
     yield "data: [DONE]\n\n"
-
-
-def _deltas(pieces: Iterable[tuple[str, str]]) -> Iterable[dict[str, str]]:
-    """Text outside of all tags belongs to the answer."""
-    for label, text in pieces:
-        yield {"reasoning": text, "reasoning_content": text} if label == "thought" else {"content": text}
 
 
 def _event(value: dict[str, Any]) -> str:

@@ -22,29 +22,29 @@ log = logging.getLogger("xreasoner.serving")
 
 
 class BusyError(Exception):
-    """Too many requests are here already."""
+    """Too many requests are being read, waiting or running."""
 
 
 @dataclass(frozen=True)
 class Limits:
-    """What one client, and all together, may ask for."""
+    """What one request, and all requests together, may ask for."""
 
     max_body: int = 32 * 2**20
-    """Bytes of a request's body."""
+    """Maximum bytes of a request's body."""
     max_bodies: int = 256 * 2**20
-    """Bytes of all bodies that are being read together."""
+    """Maximum bytes of all bodies being read at a time."""
     body_seconds: float = 30.0
-    """In which a body must have arrived."""
+    """Seconds within which a body must arrive."""
     max_running: int = 256
-    """Requests with the engine."""
+    """Maximum running requests."""
     max_queue: int = 256
-    """Requests that wait for that."""
+    """Maximum queued requests."""
     max_samples: int = 16
-    """`n` of one request."""
+    """Maximum `n` of one request."""
     max_tokens: int = 32_768
-    """Thinking and answer of one sample."""
+    """Maximum tokens of thought and answer of one sample."""
     max_pixels: int = 1_048_576
-    """`min_pixels` and `max_pixels` of one request: what a picture may be enlarged to."""
+    """Maximum `min_pixels` and `max_pixels` of one request: what an image may be enlarged to."""
 
 
 PIECE_SECONDS = 0.04

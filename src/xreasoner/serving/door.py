@@ -17,7 +17,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from xreasoner.serving.metrics import Metrics
 
 LOOPBACK = ("localhost", "127.0.0.1", "[::1]")
-OPEN = ("/health",)
+OPEN = ("/health", "/sign-in.css")
 COOKIE = "xreasoner"
 SECURITY = {
     "x-content-type-options": "nosniff",
@@ -68,7 +68,8 @@ class Door:
             refusal = await self._refusal(scope, receive)
             await (refusal or self.app)(scope, receive, told)
         finally:
-            route = scope["path"] if scope["path"] in ROUTES else "other"
+            route = "/v1/models" if scope["path"].startswith("/v1/models/") else scope["path"]
+            route = route if route in ROUTES else "other"
             self.metrics.requests.labels(route, str(status["code"] or 499)).inc()
 
     async def _refusal(self, scope: Scope, receive: Receive) -> Response | None:
@@ -113,7 +114,7 @@ class Door:
                 break
         given = parse_qs(body.decode("utf-8", "replace")).get("key", [""])[0]
         if len(body) > 4096 or not hmac.compare_digest(given.encode(), self.key.encode()):
-            return _sign_in_page(401, "That is not the key.")
+            return _sign_in_page(401, "Wrong API key. Check it and try again.")
         inside = RedirectResponse("/", 303)
         inside.set_cookie(COOKIE, self.token, httponly=True, samesite="strict", max_age=30 * 86400)
         return inside

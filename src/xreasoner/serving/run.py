@@ -28,12 +28,15 @@ def serve(
     guard: Guard | None = None,
     limits: Limits | None = None,
     grace: float = 60.0,
+    prompt: str = "default",
+    lenient: bool = False,
     say: Callable[[str], None] = print,
 ) -> None:
     """Serve until SIGTERM or Ctrl-C, which let what runs end, for at most `grace` seconds.
 
     opened: opens the model; called in a thread while /health says 503. names: further names that the Host header may
-    have. Raises `UserError` for an address beyond this machine without a key, and what `opened` raises.
+    have. prompt, lenient: see `app.create_app`. Raises `UserError` for an address beyond this machine without a key,
+    and what `opened` raises.
     """
     local = is_loopback(host)
     if not local and not key:
@@ -42,7 +45,7 @@ def serve(
         )
     hosts = None if not local and not names else {*LOOPBACK, *names, host.lower()}
     desk = Desk(opened, limits or Limits(), Metrics())
-    app = create_app(desk, guard or Guard(), hosts, key)
+    app = create_app(desk, guard or Guard(), hosts, key, prompt=prompt, lenient=lenient)
     config = uvicorn.Config(
         app,
         host=host,

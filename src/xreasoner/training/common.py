@@ -141,16 +141,20 @@ class StepContext:
 
         Args:
             model: whose weights are looked through when a value is not finite.
-            values: by name, in the order in which they are computed; None where there is none.
+            values: by name, in the order in which they are computed; None where there is none. Of values [B, T] the
+                error names the rows concerned.
             rows: the micro-batch's rows, as positions in the step's batch.
             batch: what is saved.
         """
         for name, value in values.items():
-            if value is not None and not bool(torch.isfinite(value.detach()).all()):
-                raise self.non_finite(model, name, rows, batch)
+            if value is None or bool(torch.isfinite(value.detach()).all()):
+                continue
+            if value.dim() == 2 and len(value) == len(rows):
+                rows = [row for row, own in zip(rows, value.isfinite().all(dim=1).tolist(), strict=True) if not own]
+            raise self.non_finite(model, name, rows, batch)
 
     def non_finite(self, model: Any, name: str, rows: Sequence[int], batch: Any) -> NonFiniteError:
-        """The error for a value by this name."""
+        """The error for a value by this name, such as `loss`."""
         several = parallel.size() > 1
         path = self.out / (f"offending-batch-rank-{parallel.rank()}.pt" if several else "offending-batch.pt")
         torch.save(batch, path)
@@ -158,15 +162,15 @@ class StepContext:
         broken = None if several else first_non_finite(model)
         # sharded weights are looked through by all ranks together or not at all
         cause = "the weights are finite, so the batch or the step size is the cause: set precision: float32, or lower "
-        cause += "optimiser.lr"
+        cause += "optimizer.lr"
         if several:
-            cause = "set precision: float32, or lower optimiser.lr"
+            cause = "set precision: float32, or lower optimizer.lr"
         if broken is not None:
             cause = f"the weight {broken} is not finite: check the model that the stage starts from, set precision: "
-            cause += "float32, or lower optimiser.lr"
+            cause += "float32, or lower optimizer.lr"
         kept = f"the checkpoint of step {self.saved} is kept" if self.saved else "no checkpoint was saved yet"
         return NonFiniteError(
-            f"stage {self.stage}, step {self.step}: the {name} is not finite (micro-batch rows {shown}; saved in {path}"
+            f"stage {self.stage}, step {self.step}: non-finite {name} (micro-batch rows {shown}; saved in {path}"
             f"); {cause}; {kept}"
         )
 
@@ -295,7 +299,7 @@ class Journal:
             kept = f"the checkpoint of step {self.saved_step} is kept" if self.saved_step else "nothing was saved"
             raise NonFiniteError(
                 f"stage {self.stage.name}, step {self.step}: {broken or 'a weight of another rank'} is not finite "
-                f"after the update; set precision: float32, or lower optimiser.lr; {kept}"
+                f"after the update; set precision: float32, or lower optimizer.lr; {kept}"
             )
 
     def _tensors(self) -> dict[str, Tensor]:

@@ -150,7 +150,7 @@ def kl(logprob_BT: Tensor, reference_BT: Tensor, estimator: Literal["k1", "k2", 
 def overlong_penalty(length_B: Tensor, limit: int, buffer: int) -> Tensor:
     """Added to the rewards [B] of long replies: 0 up to limit − buffer tokens, then down to −1 (DAPO, eq. 13).
 
-    length: all tokens of a reply, those of a forced exit included, so that a thought that never ended pays too.
+    length: all tokens of a reply. A reply whose thought had to be closed counts as one of `limit` tokens.
     """
     if buffer == 0:
         return -(length_B > limit).float()

@@ -352,8 +352,11 @@ class Scored:
 
     def checked(self, batch: Sequence[Rollout]) -> dict[str, Tensor | None]:
         """What must be finite before a loss is made of it, by the names that an error gives it."""
-        engine = [value for rollout in batch for value in rollout.completion.logprobs]
-        return {"engine's log-probabilities": torch.tensor(engine), "trainer's log-probabilities": self.logprob}
+        return {
+            "log-probabilities from the engine": spread([r.completion.logprobs for r in batch], self.mask),
+            "old log-probabilities": spread([rollout.old for rollout in batch], self.mask),
+            "log-probabilities": self.logprob,
+        }
 
 
 @dataclass(frozen=True, slots=True)

@@ -138,8 +138,10 @@ def judged(stage: RLStage, loaded: Loaded, problem: Problem, request: Request, c
     well_formed = completion.exit == "natural" and bool(completion.thought) and bool(completion.answer)
     worth = accuracy + stage.format_reward * well_formed
     if stage.overlong == "penalize":
-        length, limit = torch.tensor(float(len(completion.token_ids))), stage.thinking_budget + stage.answer_budget
-        worth += losses.overlong_penalty(length, limit, stage.overlong_buffer).item()
+        limit = stage.thinking_budget + stage.answer_budget
+        # a thought that had to be closed would have reached the limit: its forced answer makes it no shorter
+        length = max(len(completion.token_ids), limit if any(completion.forced) else 0)
+        worth += losses.overlong_penalty(torch.tensor(float(length)), limit, stage.overlong_buffer).item()
     return Rollout(prompt, completion, verdict, worth, completion.logprobs, trained_tokens(stage, completion), accuracy)
 
 

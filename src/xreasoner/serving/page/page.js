@@ -1,8 +1,9 @@
-// The page: one conversation with the service it came from. No library, no request to anywhere else.
+// The page: one conversation with the service it came from. No request to anywhere else; the service renders Markdown.
 "use strict";
 
 const $ = (id) => document.getElementById(id);
 const KEPT = "xreasoner.conversation";
+const HISTORY = "xreasoner.history";
 const state = { turns: [], pictures: [], server: {}, running: null, reading: Promise.resolve() };
 
 // --- the service ---------------------------------------------------------------------------------------------------
@@ -31,14 +32,14 @@ function status(text, kind) {
 
 function inWords(code, said) {
   const words = {
-    401: "The service asks for its key again. Reload the page to sign in.",
-    413: "That is too much at once: the pictures are larger than the service takes.",
+    401: "Your session has ended. Reload the page to sign in again.",
+    413: "The request is too large for the service. Send fewer or smaller images.",
     429: "The service is busy. Try again in a moment.",
   };
   if (code === 0) return "The service cannot be reached. Is it still running?";
   if (words[code]) return words[code];
-  if (code >= 500) return said || "The service failed. Its log says why.";
-  return said ? said[0].toUpperCase() + said.slice(1) + "." : "The service did not understand the question.";
+  if (code >= 500) return said || "The service failed. See its log.";
+  return said ? said[0].toUpperCase() + said.slice(1) + "." : "The service refused the request.";
 }
 
 async function* events(reply) {
@@ -77,13 +78,21 @@ function body(turn) {
   return JSON.stringify(asked);
 }
 
+function post(path, content, signal) {
+  return fetch(path, { method: "POST", headers: { "content-type": "application/json" }, body: content, signal });
+}
+
 async function ask(turn, view) {
   const stopper = (state.running = new AbortController());
   busy(true);
   try {
-    const reply = await fetch("v1/chat/completions", {
-      method: "POST", headers: { "content-type": "application/json" }, body: body(turn), signal: stopper.signal,
-    });
+    let reply = await post("v1/chat/completions", body(turn), stopper.signal);
+    if (turn.history && state.turns.length > 1 && (reply.status === 400 || reply.status === 413)) {
+      turn.history = false; // the conversation no longer fits, or holds what the service refuses
+      const alone = await post("v1/chat/completions", body(turn), stopper.signal);
+      turn.forgot = alone.ok;
+      if (alone.ok) reply = alone;
+    }
     if (!reply.ok) {
       const said = await reply.json().catch(() => ({}));
       throw { code: reply.status, said: said.error?.message };
@@ -98,6 +107,7 @@ async function ask(turn, view) {
   busy(false);
   show(turn, view);
   keep();
+  render(turn, view);
 
   function heard(event) {
     if (event.error) throw { code: event.error.code, said: event.error.message };
@@ -114,6 +124,22 @@ async function ask(turn, view) {
   }
 }
 
+// The answer as the service renders it; until then, and where it cannot, as it is written.
+async function render(turn, view) {
+  const text = turn.answer.trim();
+  if (!text) return;
+  try {
+    const reply = await post("render", JSON.stringify({ text }));
+    if (!reply.ok) return;
+    const answer = view.querySelector(".answer");
+    answer.innerHTML = (await reply.json()).html; // sanitized there; no script but this one may run here
+    answer.classList.add("rendered");
+    answer.classList.toggle("long", text.length > 120 || /\n/.test(text));
+  } catch {
+    // the service is away: the plain text stays
+  }
+}
+
 // --- the conversation ----------------------------------------------------------------------------------------------
 
 function add(turn) {
@@ -121,12 +147,12 @@ function add(turn) {
   const view = $("turn").content.cloneNode(true).firstElementChild;
   for (const url of turn.pictures) {
     const item = document.createElement("li");
-    item.append(Object.assign(new Image(), { src: url, alt: "a picture that you sent" }));
+    item.append(Object.assign(new Image(), { src: url, alt: "an image that you sent" }));
     view.querySelector(".shown").append(item);
   }
   if (turn.lost) {
     const item = document.createElement("li");
-    item.textContent = turn.lost > 1 ? `${turn.lost} pictures, too large to keep` : "a picture, too large to keep";
+    item.textContent = turn.lost > 1 ? `${turn.lost} images, too large to keep` : "an image, too large to keep";
     view.querySelector(".shown").append(item);
   }
   const letters = turn.options.map((text, k) => `\n${String.fromCharCode(65 + k)}: ${text}`).join("");
@@ -134,6 +160,7 @@ function add(turn) {
   view.querySelector(".copy").addEventListener("click", (click) => copy(turn, click.target));
   $("log").append(view);
   show(turn, view);
+  if (turn.exit) render(turn, view);
   return view;
 }
 
@@ -147,14 +174,16 @@ function show(turn, view) {
   const thought = turn.budget ? Math.min(turn.tokens, turn.budget) : turn.tokens; // what closes it comes on top
   at(".count").textContent = turn.budget ? `${thought} of ${turn.budget} tokens` : `${thought} tokens`;
   at("progress").value = turn.budget ? Math.min(1, turn.tokens / turn.budget) : 0;
-  at(".answer").textContent = turn.answer.trim();
+  if (!at(".answer.rendered")) at(".answer").textContent = turn.answer.trim();
   const notes = {
-    forced: "The thought was closed early: at its budget, or where it broke off.",
-    truncated: "It ran out of tokens before it came to an answer.",
+    forced: "Thinking was ended early: the thinking budget was used up, or the thought broke off.",
+    truncated: "The token limit was reached before the answer was complete.",
     aborted: "The service ended this reply early.",
+    refused: "A content filter ended this reply.",
     stopped: "Stopped.",
   };
-  at(".note").textContent = turn.error || notes[turn.exit] || "";
+  const forgot = turn.forgot ? "The conversation is too long for the model, so this question was asked without it. " : "";
+  at(".note").textContent = turn.error || (forgot + (notes[turn.exit] || "")).trim();
   at(".note").classList.toggle("bad", Boolean(turn.error));
   if (turn.error) at(".note").setAttribute("role", "alert");
   at(".copy").hidden = !(over && turn.answer);
@@ -178,7 +207,7 @@ function bars(turn, table) {
   }
   if (turn.mass < 0.5) {
     const share = (100 * turn.mass).toFixed(1);
-    table.insertRow().insertCell().textContent = `(of the ${share} % that go to any option)`;
+    table.insertRow().insertCell().textContent = `(the options hold ${share} % of the probability)`;
     table.lastElementChild.firstElementChild.colSpan = 3;
   }
 }
@@ -199,7 +228,7 @@ function keep() {
     try {
       return localStorage.setItem(KEPT, JSON.stringify(turns));
     } catch {
-      // full: pictures go first, then turns, the oldest before the others
+      // full: images go first, then turns, the oldest before the others
       const pictured = turns.find((turn) => turn.pictures.length);
       if (pictured) Object.assign(pictured, { lost: pictured.pictures.length, pictures: [] });
       else if (!turns.shift()) return;
@@ -207,7 +236,7 @@ function keep() {
   }
 }
 
-addEventListener("pagehide", keep); // what has come of a reply stays
+addEventListener("pagehide", keep); // the part of a reply that has arrived stays
 
 function recall() {
   try {
@@ -236,7 +265,7 @@ function number(id) {
 }
 
 async function submit() {
-  await state.reading; // a picture that is still being read goes with this question, not with the next
+  await state.reading; // an image that is still being read belongs to this question, not to the next
   const question = $("question").value.trim();
   if (state.running || !question) return $("question").focus();
   const options = [...$("options").querySelectorAll("input")].map((input) => input.value.trim()).filter(Boolean);
@@ -255,9 +284,9 @@ async function submit() {
   ask(turn, view);
 }
 
-function option() {
+function option(text = "") {
   const item = document.createElement("li");
-  const input = Object.assign(document.createElement("input"), { ariaLabel: "Option", placeholder: "an option" });
+  const input = Object.assign(document.createElement("input"), { ariaLabel: "Option", placeholder: "an option", value: text });
   const remove = Object.assign(document.createElement("button"), { type: "button", textContent: "×", ariaLabel: "Remove the option" });
   remove.addEventListener("click", () => item.remove());
   input.addEventListener("keydown", (key) => {
@@ -270,6 +299,32 @@ function option() {
   item.append(input, remove);
   $("options").append(item);
   input.focus();
+}
+
+// An example is put into the form, to be read and changed before it is asked.
+async function tryExample(example) {
+  $("options").replaceChildren();
+  for (const text of JSON.parse(example.dataset.options ?? "[]")) option(text);
+  state.pictures = [];
+  if ("image" in example.dataset) await take([await drawing()]);
+  drawPictures();
+  $("question").value = example.textContent;
+  $("question").focus();
+}
+
+async function drawing() {
+  const canvas = Object.assign(document.createElement("canvas"), { width: 240, height: 160 });
+  const pen = canvas.getContext("2d");
+  pen.fillStyle = "white";
+  pen.fillRect(0, 0, 240, 160);
+  for (const [x, y, color] of [[60, 55, "#d33"], [125, 105, "#36c"], [185, 50, "#2a2"]]) {
+    pen.fillStyle = color;
+    pen.beginPath();
+    pen.arc(x, y, 28, 0, 7);
+    pen.fill();
+  }
+  const data = await new Promise((done) => canvas.toBlob(done));
+  return new File([data], "circles.png", { type: "image/png" });
 }
 
 function take(files) {
@@ -289,19 +344,19 @@ async function read(files) {
     await new Promise((done) => (reader.onloadend = done));
     if (reader.result) state.pictures.push(reader.result);
   }
-  $("refused").textContent = others.length ? `Pictures can be PNG, JPEG, WebP, GIF or BMP; not so: ${others.join(", ")}` : "";
+  $("refused").textContent = others.length ? `Not a supported image (PNG, JPEG, WebP, GIF, BMP): ${others.join(", ")}` : "";
   drawPictures();
 }
 
 function drawPictures() {
   const items = state.pictures.map((url, k) => {
     const item = document.createElement("li");
-    const remove = Object.assign(document.createElement("button"), { type: "button", textContent: "×", ariaLabel: `Remove picture ${k + 1}` });
+    const remove = Object.assign(document.createElement("button"), { type: "button", textContent: "×", ariaLabel: `Remove image ${k + 1}` });
     remove.addEventListener("click", () => {
       state.pictures.splice(k, 1);
       drawPictures();
     });
-    item.append(Object.assign(new Image(), { src: url, alt: `picture ${k + 1}` }), remove);
+    item.append(Object.assign(new Image(), { src: url, alt: `image ${k + 1}` }), remove);
     return item;
   });
   $("pictures").replaceChildren(...items);
@@ -318,7 +373,9 @@ $("question").addEventListener("keydown", (key) => {
   }
 });
 $("stop").addEventListener("click", () => state.running?.abort());
-$("option").addEventListener("click", option);
+$("option").addEventListener("click", () => option());
+for (const example of document.querySelectorAll(".example")) example.addEventListener("click", () => tryExample(example));
+$("history").addEventListener("change", () => localStorage.setItem(HISTORY, $("history").checked ? "on" : "off"));
 $("new").addEventListener("click", () => {
   state.running?.abort();
   state.turns = [];
@@ -354,5 +411,6 @@ addEventListener("keydown", (key) => {
 addEventListener("click", (event) => {
   if ($("settings").open && !$("settings").contains(event.target)) $("settings").open = false;
 });
+$("history").checked = localStorage.getItem(HISTORY) !== "off";
 recall();
 connect();
