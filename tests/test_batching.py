@@ -12,12 +12,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from engines.served import Served
 from PIL import Image
 
 from xreasoner.batching import read_lines, run_batch
 from xreasoner.engines.base import Sampling
-from xreasoner.errors import DataError, EngineError, UserError
+from xreasoner.errors import DataError, EngineError, NonFiniteError, UserError
 from xreasoner.media import Guard
 from xreasoner.models.loading import load
 from xreasoner.reasoner import Reasoner
@@ -259,3 +260,45 @@ def test_a_write_is_whole_for_any_text(tiny: Reasoner, tmp_path: Path) -> None:
     out = tmp_path / "out.jsonl"
     run_batch(tiny, source, out, Guard())
     assert run_batch(tiny, source, out, Guard()).before == 2
+
+
+def test_a_request_that_fails_is_written_last_and_asked_again_by_the_next_run(
+    tiny: Reasoner, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = _write(tmp_path / "in.jsonl", [_line(k) for k in range(6)])
+    out = tmp_path / "out.jsonl"
+    right = tmp_path / "right.jsonl"
+    run_batch(tiny, source, right, Guard())
+    real = tiny.engine.submit
+
+    def submit(request: Any, on_done: Any = None, on_text: Any = None) -> Any:
+        if any("Ana has 2" in str(message["content"]) for message in request.messages):
+            raise RuntimeError("index out of range\nin self")
+        return real(request, on_done, on_text)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(tiny.engine, "submit", submit)
+        outcome = run_batch(tiny, source, out, Guard())
+    assert ([line.number for line, _ in outcome.failed], outcome.answered, outcome.refused) == ([3], 5, [])
+    last = _rows(out)[-1]
+    assert (last["custom_id"], last["response"]) == ("q2", None)
+    message = "line 3: RuntimeError: index out of range in self"
+    assert last["error"] == {"code": "server_error", "message": message, "line": 3}
+    again = run_batch(tiny, source, out, Guard())
+    assert (again.before, again.answered, again.failed) == (5, 1, [])
+
+    def answers(path: Path) -> dict[str, str]:
+        return {row["custom_id"]: row["response"]["body"]["choices"][0]["message"]["content"] for row in _rows(path)}
+
+    assert len(_rows(out)) == 6
+    assert answers(out) == answers(right)
+
+
+def test_numbers_that_are_not_finite_end_a_batch_with_one_line(tmp_path: Path) -> None:
+    reasoner = Reasoner("tiny", **SMALL)
+    with torch.no_grad():
+        reasoner.engine.loaded.model.lm_head.weight[5] = torch.nan  # type: ignore[attr-defined]
+    source = _write(tmp_path / "in.jsonl", [_line(k) for k in range(40)])
+    with pytest.raises(NonFiniteError, match=r"numbers are not finite: after the prompt of \d+ tokens .*dtype"):
+        run_batch(reasoner, source, tmp_path / "out.jsonl", Guard())
+    assert _rows(tmp_path / "out.jsonl") == []

@@ -108,21 +108,17 @@ def test_a_conversation_on_a_terminal(served: Served, tiny: Reasoner, tmp_path: 
     chat.until("> ")
 
     chat.say("/budget 8")
-    chat.until("(it may think for 8 tokens)")
+    chat.until("(Thinking budget: 8 tokens)")
     chat.say(QUESTION)
-    chat.until("(the thought was closed early: at its budget, or where it broke off)")
+    chat.until("(thinking was ended early: at its budget, or where the model stopped inside it)")
     chat.say("/show-thoughts off")
     chat.until("(thoughts are hidden)")
     chat.say(QUESTION)
-    assert (
-        "Ana 14"
-        not in chat.until("(the thought was closed early: at its budget, or where it broke off)").partition("lowest?")[
-            2
-        ]
-    )
+    shown = chat.until("(thinking was ended early: at its budget, or where the model stopped inside it)")
+    assert "Ana 14" not in shown.partition("lowest?")[2]
 
     chat.say("what is in 'red table.png' ?")
-    chat.until("(the thought was closed early")
+    chat.until("(thinking was ended early")
     content = served.bodies[-1]["messages"][-2]["content"]
     assert [part["type"] for part in content] == ["text", "image_url", "text"]
     assert [message["role"] for message in served.bodies[-1]["messages"]][:4] == ["user", "assistant"] * 2
@@ -191,8 +187,38 @@ def test_paths_in_a_message(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     assert marked("what is a.png ?") == ("what is <image> ?", ["a.png"])
     assert marked("'a b.JPG' or \"a.png\"") == ("<image> or <image>", ["a b.JPG", "a.png"])
     assert marked(r"a\ b.JPG here") == ("<image> here", ["a b.JPG"])
-    assert marked("it's b.png, in notes.txt") == ("it's b.png, in notes.txt", [])
-    assert marked("x" * 5000 + ".png") == ("x" * 5000 + ".png", [])
+    assert marked("it's in notes.txt, or (a.png)?") == ("it's in notes.txt, or (<image>)?", ["a.png"])
+    assert marked("is it in a.png?") == ("is it in <image>?", ["a.png"])
+    assert marked("see https://example.org/b.png, or .png") == ("see https://example.org/b.png, or .png", [])
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("aa.png what is this", "aa.png: no such file (did you mean 'a.png'?)"),
+        ("it's b.JPEG, is it?", "b.JPEG: no such file"),
+        ("'my photo.webp' what is this", "my photo.webp: no such file"),
+        ("/no/folder/x.gif", "/no/folder/x.gif: no such file"),
+        ("x" * 5000 + ".png", "x…"),
+    ],
+)
+def test_what_looks_like_an_image_and_is_not_there_is_an_error(
+    tiny: Reasoner,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    text: str,
+    said: str,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "a.png").touch()
+    chat = Chat(tiny)
+    assert chat.line(text)
+    err = capsys.readouterr().err
+    assert err.startswith("error: ")
+    assert said in err
+    assert len(err) < 400
+    assert not chat.history
 
 
 def test_a_dropped_path_is_no_command(
@@ -206,7 +232,7 @@ def test_a_dropped_path_is_no_command(
     assert chat.line(f"{dropped} What is it?")
     assert chat.line(f"/image {dropped}")
     assert (asked, chat.waiting) == ([f"{dropped} What is it?"], [f"{tmp_path}/a b.png"])
-    for wrong, said in (("/image", "expected a picture's path"), ("/" + "x" * 5000, "unknown command /xxx")):
+    for wrong, said in (("/image", "expected an image's path"), ("/" + "x" * 5000, "unknown command /xxx")):
         assert chat.line(wrong)
         assert said in capsys.readouterr().err
 
@@ -234,7 +260,7 @@ def test_space_around_thought_and_answer_is_left_out(capsys: pytest.CaptureFixtu
 
 def test_the_line_below_an_answer(tiny: Reasoner) -> None:
     answer = tiny.ask(QUESTION, thinking_budget=5)
-    assert epilogue(answer) == "(the thought was closed early: at its budget, or where it broke off)"
+    assert epilogue(answer) == "(thinking was ended early: at its budget, or where the model stopped inside it)"
     assert epilogue(tiny.ask(QUESTION)) == ""
     sure = Answer("", answer.completion, {"yes": 0.9, "no": 0.1}, 0.5)
     assert "yes 90 %, no 10 % (options hold 50 % of the probability)" in epilogue(sure)

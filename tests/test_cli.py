@@ -265,7 +265,7 @@ def test_the_prompt_is_the_one_a_model_was_trained_with(random_folder: Path, tmp
     assert default_prompt(str(random_folder), ["1", "2"]) == "card-mc-vllm"
     assert default_prompt(str(random_folder), []) == "paper-train"
     (tmp_path / "manifest.json").write_text('{"prompt": "brief"}')
-    assert default_prompt(str(tmp_path / "export"), []) == "brief"
+    assert default_prompt(str(tmp_path / "export"), []) == "brief"  # as exports of earlier versions have it
     (tmp_path / "manifest.json").write_text('{"prompt": ')
     with pytest.raises(CheckpointError, match="--prompt"):
         default_prompt(str(tmp_path / "export"), [])
@@ -293,7 +293,7 @@ def test_conditions_budgets_and_logs_of_one_folder_make_a_report(run: Run, rando
     assert len(list((tmp_path / "inspect").iterdir())) == 3  # seen, blind, swapped
     assert run("report", str(tmp_path), "--out", str(tmp_path / "all.html")).code == 0
     text = (tmp_path / "all.md").read_text()
-    for title in ("What the pictures were good for", "Without the text-solvable items", "Accuracy by thinking budget"):
+    for title in ("Did the images matter?", "Without the text-solvable items", "Accuracy by thinking budget"):
         assert f"## {title}" in text
     (line,) = [line for line in text.splitlines() if line.startswith(f"| image/general | {random_folder.name} | 8 |")]
     assert "n 4" in line

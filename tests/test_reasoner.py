@@ -175,7 +175,8 @@ def test_many_are_not_read_before_they_are_needed(tiny: Reasoner, monkeypatch: p
     [
         ({"question": "x", "picture": "a.png"}, ["'bad'", "'picture'", "question"]),
         ({"question": 7}, ["'bad'", "question 7"]),
-        ({"question": "x", "images": "a.png"}, ["images is a text"]),
+        ({"question": "x", "images": "nowhere.png"}, ["'bad'", "nowhere.png", "No such file"]),
+        ({"question": "x", "options": "a or b"}, ["options is a text"]),
         ({"question": "x", "images": ["nowhere.png"]}, ["'bad'", "nowhere.png", "No such file"]),
         ({"question": " "}, ["'bad'", "empty"]),
     ],
@@ -328,3 +329,33 @@ def test_bytes_that_are_no_picture_are_named(tiny: Reasoner) -> None:
     _picture().save(buffer, "PNG")
     with pytest.raises(MediaError, match="damaged"):
         tiny.ask("x", [buffer.getvalue()[:-100]])
+
+
+def test_one_image_needs_no_list(tiny: Reasoner, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    image = Image.new("RGB", (56, 56), "red")
+    image.save(tmp_path / "shapes.png")
+    data = (tmp_path / "shapes.png").read_bytes()
+    expected = tiny.request("What is it?", ["shapes.png"])
+    single: list[Any] = ["shapes.png", tmp_path / "shapes.png", data, bytearray(data), image]
+    for reference in single:
+        request = tiny.request("What is it?", reference)
+        assert [each.tobytes() for each in request.images] == [expected.images[0].tobytes()]
+    with pytest.raises(MediaError, match=r"1 of 1 .*shpes\.png"):
+        tiny.ask("What is it?", images="shpes.png")
+    (answer,) = tiny.ask_many([{"question": "What is it?", "images": "shapes.png"}], progress=False)
+    assert answer.usage.prompt_tokens > tiny.ask("What is it?").usage.prompt_tokens
+
+
+def test_an_answer_prints_in_one_short_line(tiny: Reasoner) -> None:
+    answer = tiny.ask("Ana has 14, Ben has 9, Cara has 20. Who has the score closest to 12?", options=["Ana", "Ben"])
+    shown = repr(answer)
+    assert shown.startswith("Answer(answer=")
+    assert "usage=Usage(prompt_tokens=" in shown
+    assert "False" not in shown
+    assert len(shown) < 400
+
+
+def test_a_budget_that_is_cut_is_told() -> None:
+    with pytest.warns(UserWarning, match=r"thinking budget 100,000 reduced to [\d,]+ tokens, half of"):
+        assert Reasoner("tiny", thinking_budget=100_000).sampling.thinking_budget < 100_000

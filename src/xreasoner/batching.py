@@ -11,7 +11,7 @@ import json
 import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
 
@@ -20,7 +20,7 @@ from xreasoner.data.readers import BadRow, read_records
 from xreasoner.decisions import decide
 from xreasoner.engines.base import Request
 from xreasoner.engines.driving import finished
-from xreasoner.errors import DataError, UserError
+from xreasoner.errors import DataError, EngineError, UserError, reason
 from xreasoner.media import Guard
 from xreasoner.reasoner import Reasoner
 from xreasoner.serving.chat_request import ChatRequest, RequestRules, parse_request, reply_body
@@ -74,14 +74,26 @@ def _line(number: int, row: Mapping[str, Any], seen: dict[str, int]) -> Line:
     return Line(number, known, row.get("body"), problem)
 
 
+FAILED = "server_error"
+"""The code of a request that failed in the engine."""
+GIVE_UP = 32
+"""Requests that fail one after the other before the rest is given up."""
+
+
 @dataclass(slots=True)
 class Outcome:
-    """What a run did. total: lines of the input; before: answered by earlier runs; refused: numbers of bad lines."""
+    """What a run did. total: lines of the input; before: answered by earlier runs; refused: numbers of bad lines.
+
+    reasons: why each of them was refused, with its number ("line 3: …").
+    failed: lines whose request failed in the engine, with their errors; the next run asks them again.
+    """
 
     total: int
     before: int
     answered: int
     refused: list[int]
+    reasons: dict[int, str] = field(default_factory=dict)
+    failed: list[tuple[Line, Exception]] = field(default_factory=list)
 
 
 def run_batch(
@@ -97,23 +109,36 @@ def run_batch(
 
     prompt: how the last user message is put where a line does not say it (`chat_request.RequestRules`).
 
+    A request that fails ends no other. It has an error with the code `server_error` at the end of `out`, where the
+    next run drops it and asks again.
+
     Raises `DataError` where `out` belongs to another input, `UserError` where another run writes it, `EngineError`
-    where the model cannot continue; what is answered stays in `out`.
+    where the model cannot continue, or a request's own error where `GIVE_UP` fail one after the other; what is answered
+    stays in `out`.
     """
     lines = {line.number: line.custom_id for line in read_lines(source)}
     if not lines:
         raise DataError(f"{source}: is empty; expected one OpenAI batch object a line")
     with _locked(out) as file:
-        answered, refused = _answered(file, out, lines)
-        outcome = Outcome(len(lines), len(answered), 0, refused)
+        answered, reasons = _answered(file, out, lines)
+        outcome = Outcome(len(lines), len(answered), 0, list(reasons), reasons)
         waiting = (line for line in read_lines(source) if line.number not in answered)
-        rules = RequestRules(prompt, fields=BATCH_FIELDS, any_model=True)
+        rules, in_a_row = RequestRules(prompt, fields=BATCH_FIELDS, any_model=True), 0
         requests = _asked(reasoner, guard, rules, waiting, file, outcome, show)
         for (line, asked), result in finished(reasoner.engine, requests):
-            if isinstance(result, Exception) and not isinstance(result, UserError):
-                raise result
-            _write(file, line, result if isinstance(result, UserError) else _body(reasoner, asked, result), outcome)
+            answer = result if isinstance(result, Exception) else _body(reasoner, asked, result)
+            if not isinstance(answer, Exception) or isinstance(answer, UserError):
+                in_a_row = 0
+                _write(file, line, answer, outcome)
+            else:
+                in_a_row += 1
+                if isinstance(answer, EngineError) or in_a_row >= GIVE_UP:
+                    raise answer
+                outcome.failed.append((line, answer))
             show(outcome.before + outcome.answered, outcome.total)
+        outcome.failed.sort(key=lambda pair: pair[0].number)
+        for line, error in outcome.failed:  # last, so that the next run can cut them off
+            _write(file, line, error, outcome)
     outcome.refused.sort()
     return outcome
 
@@ -139,21 +164,27 @@ def _asked(
             show(outcome.before + outcome.answered, outcome.total)
 
 
-def _body(reasoner: Reasoner, asked: ChatRequest, completions: list[Completion]) -> dict[str, Any]:
-    """The service's reply to the same request."""
+def _body(reasoner: Reasoner, asked: ChatRequest, completions: list[Completion]) -> dict[str, Any] | Exception:
+    """The service's reply to the same request, or why its options have no probabilities."""
     decision = None
     if asked.options:
-        with suppress(UserError):  # a server that does not score
-            decision = decide(reasoner.engine, asked.request, completions[0], asked.options)
+        try:
+            with suppress(UserError):  # a server that does not score
+                decision = decide(reasoner.engine, asked.request, completions[0], asked.options)
+        except Exception as error:
+            return error
     return reply_body(reasoner, asked, completions, decision)
 
 
-def _write(file: IO[bytes], line: Line, result: dict[str, Any] | UserError, outcome: Outcome) -> None:
+def _write(file: IO[bytes], line: Line, result: dict[str, Any] | Exception, outcome: Outcome) -> None:
     """Append an answer, whole or not at all."""
     response = error = None
     if isinstance(result, UserError):
         error = {"code": "invalid_request_error", "message": f"line {line.number}: {result}", "line": line.number}
         outcome.refused.append(line.number)
+        outcome.reasons[line.number] = str(error["message"])
+    elif isinstance(result, Exception):
+        error = {"code": FAILED, "message": f"line {line.number}: {reason(result)}", "line": line.number}
     else:
         response = {"status_code": 200, "request_id": line.id, "body": result}
     row = {"id": line.id, "custom_id": line.custom_id, "response": response, "error": error}
@@ -164,7 +195,7 @@ def _write(file: IO[bytes], line: Line, result: dict[str, Any] | UserError, outc
     file.write(data + b"\n")
     file.flush()
     os.fsync(file.fileno())
-    outcome.answered += 1
+    outcome.answered += error is None or error["code"] != FAILED
 
 
 def _locked(out: Path) -> IO[bytes]:
@@ -181,17 +212,19 @@ def _locked(out: Path) -> IO[bytes]:
     return file
 
 
-def _answered(file: IO[bytes], out: Path, lines: dict[int, str | None]) -> tuple[set[int], list[int]]:
-    """Numbers of the lines that have an answer, and of those the refused ones; a torn last line is cut off."""
+def _answered(file: IO[bytes], out: Path, lines: dict[int, str | None]) -> tuple[set[int], dict[int, str]]:
+    """Numbers of the lines that have an answer, and why some were refused.
+
+    A torn last line is cut off, and so are the requests at the end that failed.
+    """
     file.seek(0)
     answered: set[int] = set()
-    refused: list[int] = []
+    reasons: dict[int, str] = {}
     whole = 0
     for number, data in enumerate(file, 1):
         if not data.endswith(b"\n"):
             file.truncate(whole)
             break
-        whole += len(data)
         try:
             row = json.loads(data)
             line = int(row["id"].removeprefix("batch_req_"))
@@ -199,7 +232,12 @@ def _answered(file: IO[bytes], out: Path, lines: dict[int, str | None]) -> tuple
                 raise ValueError
         except (ValueError, KeyError, TypeError, AttributeError):
             raise DataError(f"{out}:{number}: is no answer to a line of this input; choose another -o") from None
+        if isinstance(row["error"], dict) and row["error"].get("code") == FAILED:
+            file.truncate(whole)
+            break
+        whole += len(data)
         answered.add(line)
         if row["error"] is not None:
-            refused.append(line)
-    return answered, refused
+            error = row["error"]
+            reasons[line] = str(error.get("message", error) if isinstance(error, dict) else error)
+    return answered, reasons

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import os
+import difflib
 import re
 import signal
 import sys
@@ -17,17 +17,17 @@ import typer
 from PIL.Image import Image
 
 from xreasoner.engines.base import Message
-from xreasoner.errors import UserError, XReasonerError
-from xreasoner.media import pictures
+from xreasoner.errors import MediaError, UserError, XReasonerError
+from xreasoner.media import name_of, pictures
 from xreasoner.reasoner import Answer, Reasoner, Stream, located
 from xreasoner.talking import Paper, epilogue, show
 
 HELP = """\
-/image PATH           show a picture with the next message; or write its path in the message
-/budget [TOKENS]      how long it may think
+/image PATH           show an image with the next message; or write its path in the message
+/budget [TOKENS]      show or set the thinking budget
 /show-thoughts [on|off]
-/new                  forget the conversation
-/quit                 leave (or Ctrl-D); Ctrl-C stops an answer"""
+/new                  start a new conversation
+/quit                 leave (or Ctrl-D); Ctrl-C stops a reply"""
 
 _PATH = re.compile(r"""'([^']+)'|"([^"]+)"|((?:\\ |\S)+)""")
 _SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp")
@@ -35,7 +35,7 @@ _SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp")
 
 @dataclass
 class Chat:
-    """A conversation: what was said, with its pictures, and how the next answer is to be."""
+    """A conversation: its messages and images, and the settings of the next reply."""
 
     reasoner: Reasoner
     thoughts: bool = True
@@ -45,9 +45,9 @@ class Chat:
     waiting: list[str] = field(default_factory=list)
 
     def line(self, text: str) -> bool:
-        """One line of the user's; False to leave. Mistakes are said, and the conversation goes on."""
+        """Handle one line; False to leave. Mistakes are reported, and the conversation continues."""
         try:
-            if text.startswith("/") and not os.path.isfile(_first(text)):  # Path raises for what is too long
+            if text.startswith("/") and not _is_file(_first(text)) and not _image_path(text.split()[0])[1]:
                 return self._command(*text[1:].partition(" ")[::2])
             if text.strip():
                 self._say(text)
@@ -72,11 +72,11 @@ class Chat:
 
     def _image(self, path: str) -> None:
         if not path:
-            raise UserError("/image: expected a picture's path, as in: /image photo.png")
+            raise UserError("/image: expected an image's path, as in: /image photo.png")
         path = _first(path) if _PATH.fullmatch(path) else path
         pictures([located(path)], self.reasoner.guard)  # is it one?
         self.waiting.append(path)
-        typer.secho(f"(picture {len(self.waiting)} of the next message)", dim=True)
+        typer.secho(f"(image {len(self.waiting)} of the next message)", dim=True)
 
     def _budget(self, text: str) -> None:
         if text:
@@ -84,7 +84,7 @@ class Chat:
                 raise UserError(f"/budget {text}: expected a whole number of tokens")
             self.budget = int(text)
         tokens = self.reasoner.sampling.thinking_budget if self.budget is None else self.budget
-        typer.secho(f"(it may think for {tokens} tokens)", dim=True)
+        typer.secho(f"(Thinking budget: {tokens} tokens)", dim=True)
 
     def _thoughts(self, text: str) -> None:
         if text not in ("", "on", "off"):
@@ -94,7 +94,7 @@ class Chat:
 
     def _new(self, _: str) -> None:
         self.history, self.images, self.waiting = [], [], []
-        typer.secho("(a new conversation)", dim=True)
+        typer.secho("(new conversation)", dim=True)
 
     def _say(self, text: str) -> None:
         question, named = marked(text)
@@ -137,18 +137,51 @@ def _first(text: str) -> str:
 
 
 def marked(text: str) -> tuple[str, list[str]]:
-    """A message with `<image>` in the places of the picture files that it names, and their paths."""
+    """A message with `<image>` in the places of the image files that it names, and their paths.
+
+    Raises:
+        MediaError: for what looks like an image's path where there is no file. Addresses stay text.
+    """
     found: list[str] = []
 
     def mark(match: re.Match[str]) -> str:
-        path = _first(match[0])
-        with suppress(OSError, ValueError):
-            if path.lower().endswith(_SUFFIXES) and Path(path).is_file():
-                found.append(path)
-                return "<image>"
-        return match[0]
+        before, path, after = _image_path(match[0])
+        if not path:
+            return match[0]
+        if not _is_file(path):
+            raise MediaError(
+                f"{name_of(path)}: no such file{_near(path)}; check the path, or omit its ending to mean the word"
+            )
+        found.append(path)
+        return f"{before}<image>{after}"
 
     return _PATH.sub(mark, text), found
+
+
+def _image_path(word: str) -> tuple[str, str, str]:
+    """(punctuation before, the image path that a word is, punctuation after); "" for another word, or an address."""
+    path = _first(word)
+    quoted = path != word
+    bare = path if quoted or _is_file(path) else path.lstrip("([").rstrip("?!.,;:)]")
+    if "://" in path or not bare.lower().endswith(_SUFFIXES) or bare.lower() in _SUFFIXES:
+        return "", "", ""
+    before, _, after = ("", "", "") if quoted else path.partition(bare)
+    return before, bare, after
+
+
+def _is_file(path: str) -> bool:
+    with suppress(OSError, ValueError):
+        return Path(path).is_file()
+    return False
+
+
+def _near(path: str) -> str:
+    """The file beside it that was meant, perhaps."""
+    with suppress(OSError, ValueError):
+        names = [each.name for each in Path(path).absolute().parent.iterdir() if each.is_file()]
+        close = difflib.get_close_matches(Path(path).name, names, n=1)
+        return f" (did you mean {close[0]!r}?)" if close else ""
+    return ""
 
 
 @contextmanager

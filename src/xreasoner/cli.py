@@ -15,7 +15,7 @@ from typing import Annotated, Any
 
 import typer
 
-from xreasoner.errors import UserError, XReasonerError
+from xreasoner.errors import RequestsError, UserError, XReasonerError
 
 app = typer.Typer(
     help="Make vision-language models reason with text alone, and show what that did.",
@@ -54,7 +54,7 @@ def _quiet(model: str) -> None:
 @app.command()
 def demo(
     out: Out = Path("runs/demo"),
-    seed: Annotated[int, typer.Option(min=0, help="Of data order, sampling and evaluation items.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of data order, sampling and evaluation items.")] = 0,
     set_: Annotated[list[str] | None, typer.Option("--set", help="Change a field of the recipe: key=value.")] = None,
 ) -> None:
     """Run the full pipeline on the built-in model: measure, SFT, RL, measure again, report."""
@@ -85,6 +85,7 @@ def train(
     from xreasoner.planning import check_layers
     from xreasoner.progress import Screen, matrix
     from xreasoner.training import parallel
+    from xreasoner.training.preflight import check_benchmarks, check_output
     from xreasoner.training.run import known_sources, run_recipe
 
     _quiet(wanted.model)
@@ -93,6 +94,7 @@ def train(
 
         _print(showing.dry_run(wanted))
         return
+    check_output(out)
     check_layers(wanted)
     known_sources(wanted, out)
     measured = wanted.evaluation.measures
@@ -101,6 +103,8 @@ def train(
             if parallel.rank() == 0:
                 claim(wanted, out)
             first, several = parallel.rank() == 0, parallel.size() > 1
+            if several and first:  # which measure after all stages; a single process measures the base first
+                check_benchmarks(wanted.evaluation)
             if several or not measured:
                 run_recipe(wanted, out, screen.training)
         summary = run_demo(wanted, out, screen.show) if first and measured else None
@@ -136,13 +140,13 @@ def _check_benches(names: Iterable[str]) -> None:
 @app.command()
 def plan(
     recipe: Annotated[str, typer.Argument(help="A shipped recipe's name, or a YAML file.")],
-    gpus: Annotated[int, typer.Option(min=1, help="How many cards.")],
-    memory: Annotated[str, typer.Option(help="Memory of each: 24GB, 40GB, 80GB, …")],
-    price: Annotated[float | None, typer.Option(min=0, help="Of one card's hour, in any currency.")] = None,
-    length: Annotated[int | None, typer.Option(min=1, help="Mean tokens of an example or a reply.")] = None,
+    gpus: Annotated[int, typer.Option(min=1, help="Number of GPUs.")],
+    memory: Annotated[str, typer.Option(help="Memory per GPU: 24GB, 40GB, 80GB, …")],
+    price: Annotated[float | None, typer.Option(min=0, help="Price per GPU hour, in any currency.")] = None,
+    length: Annotated[int | None, typer.Option(min=1, help="Mean length of an example or reply in tokens.")] = None,
     set_: Annotated[list[str] | None, typer.Option("--set", help="Change a field: key=value.")] = None,
 ) -> None:
-    """Memory by part, tokens, FLOPs, hours and cost of a recipe, and what makes it fit. Trains nothing."""
+    """Estimate memory by part, tokens, FLOPs, hours and cost of a recipe, and what makes it fit. Trains nothing."""
     from xreasoner import planning
     from xreasoner.recipe import load_recipe
 
@@ -151,18 +155,18 @@ def plan(
     typer.echo(planning.told(planning.plan(wanted, machine, length), wanted, machine, length))
 
 
-data = typer.Typer(help="Look at training data, clean them, and make chains of thought.", no_args_is_help=True)
+data = typer.Typer(help="Inspect training data, decontaminate it, and distill chains of thought.", no_args_is_help=True)
 app.add_typer(data, name="data")
 
 
 @data.command("show")
 def data_show(
     recipe: Annotated[str, typer.Argument(help="A shipped recipe's name, or a YAML file.")],
-    examples: Annotated[int, typer.Option(min=0, help="Examples of each stage.")] = 2,
-    limit: Annotated[int, typer.Option(min=1, help="Rows taken of each source.")] = 2000,
+    examples: Annotated[int, typer.Option(min=0, help="Examples shown per stage.")] = 2,
+    limit: Annotated[int, typer.Option(min=1, help="Rows read from each source.")] = 2000,
     set_: Annotated[list[str] | None, typer.Option("--set", help="Change a field: key=value.")] = None,
 ) -> None:
-    """A recipe's data as the model sees them: text, ids, what is learnt in colour, lengths and what the limit drops."""
+    """Show a recipe's data as the model sees it: text, ids, trained tokens in color, lengths, and what is dropped."""
     from xreasoner import showing
     from xreasoner.recipe import load_recipe
 
@@ -176,14 +180,14 @@ def data_decontaminate(
     rows: Annotated[str, typer.Argument(help="Training data: a file, a folder or a hub id.")],
     bench: Annotated[str, typer.Option(help="Benchmarks, separated by commas.")],
     out: Annotated[Path, typer.Option(help="Folder for clean.jsonl, hits.jsonl and report.json.")],
-    n: Annotated[int, typer.Option(min=1, help="Words in a row that count as overlap.")] = 13,
-    field: Annotated[list[str] | None, typer.Option(help="Compare these fields of a row alone.")] = None,
-    limit: Annotated[int | None, typer.Option(min=1, help="Items of each benchmark; all when left out.")] = None,
-    data: Annotated[Path | None, typer.Option(help="A folder with the benchmarks, in place of the hub.")] = None,
-    config: Annotated[str | None, typer.Option(help="The data set's configuration.")] = None,
-    split: Annotated[str, typer.Option(help="The data set's split.")] = "train",
+    n: Annotated[int, typer.Option(min=1, help="Length of a shared word n-gram that counts as overlap.")] = 13,
+    field: Annotated[list[str] | None, typer.Option(help="Compare only this field of a row; repeatable.")] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="Items per benchmark; default: all.")] = None,
+    data: Annotated[Path | None, typer.Option(help="Folder with the benchmarks' data sets; default: the hub.")] = None,
+    config: Annotated[str | None, typer.Option(help="Configuration of the data set.")] = None,
+    split: Annotated[str, typer.Option(help="Split of the data set.")] = "train",
 ) -> None:
-    """Training rows that share a run of words with a benchmark's items: report them, and write the others."""
+    """Find training rows that share an n-gram with a benchmark's items; report them, and write the others."""
     from xreasoner.benchmarks.opening import check_name, open_benchmark
     from xreasoner.data.dataset_files import Table
     from xreasoner.data.decontamination import decontaminate
@@ -206,18 +210,18 @@ def data_decontaminate(
 @data.command("distill")
 def data_distill(
     recipe: Annotated[str, typer.Argument(help="The recipe whose stage holds the problems.")],
-    teacher: Annotated[str, typer.Option(help="A model, or servers' addresses separated by commas.")],
-    out: Annotated[Path, typer.Option(help="The JSONL file; the same one goes on from where it stopped.")],
-    stage: Annotated[str | None, typer.Option(help="The stage; the first RL stage when left out.")] = None,
-    samples: Annotated[int, typer.Option(min=1, help="Chains of each problem.")] = 4,
-    temperature: Annotated[float, typer.Option(min=0, help="Of the sampling.")] = 0.6,
+    teacher: Annotated[str, typer.Option(help="A model, or comma-separated server URLs.")],
+    out: Annotated[Path, typer.Option(help="Output JSONL file; the same command with the same file resumes.")],
+    stage: Annotated[str | None, typer.Option(help="Name of the stage; default: the first RL stage.")] = None,
+    samples: Annotated[int, typer.Option(min=1, help="Chains sampled per problem.")] = 4,
+    temperature: Annotated[float, typer.Option(min=0, help="Sampling temperature.")] = 0.6,
     budget: Annotated[int, typer.Option(min=1, help="Thinking budget in tokens.")] = 8192,
     answer_budget: Annotated[int, typer.Option(min=1, help="Answer budget in tokens.")] = 1024,
-    seed: Annotated[int, typer.Option(min=0, help="Of the sampling.")] = 0,
-    prompt: Annotated[str | None, typer.Option(help="The prompt's name; the stage's when left out.")] = None,
+    seed: Annotated[int, typer.Option(min=0, help="Sampling seed.")] = 0,
+    prompt: Annotated[str | None, typer.Option(help="Name of the prompt; default: the stage's.")] = None,
     set_: Annotated[list[str] | None, typer.Option("--set", help="Change a field: key=value.")] = None,
 ) -> None:
-    """Chains of thought from a teacher, kept where the grader says correct, as data for SFT."""
+    """Sample chains of thought from a teacher, and keep those that the grader finds correct as SFT data."""
     from xreasoner.data.distillation import distill_stage
     from xreasoner.engines.base import Sampling
     from xreasoner.progress import Screen
@@ -233,7 +237,7 @@ def data_distill(
 
 
 def _print(parts: Iterable[Any]) -> None:
-    """Rich text: colour on a terminal, unwrapped everywhere."""
+    """Rich text: color on a terminal, unwrapped everywhere."""
     from rich.console import Console
 
     console = Console()
@@ -241,43 +245,45 @@ def _print(parts: Iterable[Any]) -> None:
         console.print(part, soft_wrap=True)
 
 
-Model = Annotated[str, typer.Argument(help="A folder, a hub id, tiny or tiny-base, or URLs of servers with commas.")]
-Prompt = Annotated[str | None, typer.Option(help="The prompt's name; what the model was trained with when left out.")]
+Model = Annotated[str, typer.Argument(help="A folder, a hub id, tiny or tiny-base, or comma-separated server URLs.")]
+Prompt = Annotated[
+    str | None, typer.Option(help="Name of the prompt; default: the one that the model was trained with.")
+]
 ChatPrompt = Annotated[
     str | None,
-    typer.Option(
-        help="The prompt of the last user message; default: the model's own. none sends messages as they are."
-    ),
+    typer.Option(help="Prompt of the last user message; default: the model's own. none sends messages unchanged."),
 ]
-Budget = Annotated[int | None, typer.Option(min=0, help="Thinking budget in tokens; 3744 when left out.")]
-AnswerBudget = Annotated[int, typer.Option(min=1, help="Answer budget in tokens.")]
-ExitText = Annotated[
-    str | None, typer.Option(help="What closes a thought at its budget; a sentence may stand before its </think>.")
+Budget = Annotated[
+    int | None, typer.Option(min=0, help="Thinking budget in tokens; default: the model's own, or 3744.")
 ]
-ExitOnRepeats = Annotated[bool, typer.Option("--exit-on-repeats", help="Also close a thought that repeats itself.")]
+AnswerBudget = Annotated[
+    int | None, typer.Option(min=1, help="Answer budget in tokens; default: the model's own, or 256.")
+]
+ExitText = Annotated[str | None, typer.Option(help="Text that ends thinking at the budget; must contain </think>.")]
+ExitOnRepeats = Annotated[bool, typer.Option("--exit-on-repeats", help="Also end thinking when it repeats itself.")]
 Temperature = Annotated[
-    float | None, typer.Option(min=0, help="0 is greedy; 0.6 when left out, 0 for the embedded models.")
+    float | None, typer.Option(min=0, help="0 is greedy; default: 0.6, or 0 for the built-in models.")
 ]
-Seed = Annotated[int, typer.Option(min=0, help="Of the sampling.")]
-System = Annotated[str | None, typer.Option(help="A system prompt in place of the model's own.")]
-EngineName = Annotated[
-    str | None, typer.Option("--engine", help="torch, vllm or openai; what suits MODEL if left out.")
+Seed = Annotated[int, typer.Option(min=0, help="Sampling seed.")]
+System = Annotated[str | None, typer.Option(help="System prompt; default: the model's own.")]
+EngineName = Annotated[str | None, typer.Option("--engine", help="torch, vllm or openai; default: what suits MODEL.")]
+Served = Annotated[str | None, typer.Option(help="Name of the model at the servers; default: their first.")]
+ApiKey = Annotated[str | None, typer.Option(envvar="OPENAI_API_KEY", show_envvar=True, help="API key of the servers.")]
+Device = Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, …; default: all GPUs, or the CPU.")]
+Dtype = Annotated[
+    str | None, typer.Option(help="bfloat16, float16 or float32; default: bfloat16 on a GPU, float32 on a CPU.")
 ]
-Served = Annotated[str | None, typer.Option(help="The model's name at the servers; their first when left out.")]
-ApiKey = Annotated[str | None, typer.Option(envvar="OPENAI_API_KEY", show_envvar=True, help="The servers' key.")]
-Device = Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, …; all GPUs when left out.")]
-Dtype = Annotated[str | None, typer.Option(help="bfloat16, float16 or float32; bfloat16 on a GPU when left out.")]
-Attention = Annotated[str | None, typer.Option(help="Attention's implementation: sdpa, flash_attention_2, …")]
-MinPixels = Annotated[int | None, typer.Option(min=1, help="Least width times height of a picture.")]
-MaxPixels = Annotated[int | None, typer.Option(min=1, help="Most width times height of a picture.")]
+Attention = Annotated[str | None, typer.Option(help="Attention implementation: sdpa, flash_attention_2, …")]
+MinPixels = Annotated[int | None, typer.Option(min=1, help="Minimum image area in pixels.")]
+MaxPixels = Annotated[int | None, typer.Option(min=1, help="Maximum image area in pixels.")]
 
 
 @app.command()
 def grade(
-    file: Annotated[Path, typer.Argument(help="JSONL: response, gold, answer_type, choices; other fields are kept.")],
-    out: Annotated[Path | None, typer.Option(help="Where the graded lines go; the screen when left out.")] = None,
+    file: Annotated[Path, typer.Argument(help="Replies: response, gold, answer_type, choices; other fields are kept.")],
+    out: Annotated[Path | None, typer.Option(help="Output file; default: standard output.")] = None,
 ) -> None:
-    """Re-score saved replies, no model needed: adds outcome, extracted and correct to each line."""
+    """Grade saved replies again without a model: adds outcome, extracted and correct to each line."""
     from xreasoner.checks import check_output
 
     if out is not None:
@@ -286,7 +292,7 @@ def grade(
 
     tally = grade_file(file, out, lambda text: typer.echo(text, err=True))
     share = f" ({100 * tally.correct / tally.total:.1f} %)" if tally.total else ""
-    typer.echo(f"{tally.correct} of {tally.total} correct{share}; {tally.bad} lines could not be judged", err=True)
+    typer.echo(f"{tally.correct} of {tally.total} correct{share}; {tally.bad} lines could not be graded", err=True)
     if tally.bad:
         raise typer.Exit(2 if tally.invalid else 1)
 
@@ -296,22 +302,22 @@ def evaluate(
     model: Model,
     bench: Annotated[str | None, typer.Option(help="Benchmarks, separated by commas; gym:FAMILY too.")] = None,
     limit: Annotated[
-        int | None, typer.Option(min=1, help="Items of each benchmark; all when left out, 500 of what has no end.")
+        int | None, typer.Option(min=1, help="Items per benchmark; default: all, or 500 of a generated one.")
     ] = None,
-    samples: Annotated[int, typer.Option(min=1, help="Samples of each item.")] = 1,
+    samples: Annotated[int, typer.Option(min=1, help="Samples per item.")] = 1,
     temperature: Annotated[
-        float | None, typer.Option(min=0, help="0 is greedy; when left out 0 for one sample, 0.3 for several.")
+        float | None, typer.Option(min=0, help="0 is greedy; default: 0 for one sample, 0.3 for several.")
     ] = None,
-    blind: Annotated[bool, typer.Option("--blind", help="Withhold the pictures.")] = False,
-    swapped: Annotated[bool, typer.Option("--swapped", help="Show each item another item's pictures.")] = False,
-    prompt: Annotated[str | None, typer.Option(help="The prompt's name; the benchmark's own when left out.")] = None,
-    seed: Annotated[int, typer.Option(min=0, help="Which items, and of the sampling.")] = 0,
+    blind: Annotated[bool, typer.Option("--blind", help="Ask without the images.")] = False,
+    swapped: Annotated[bool, typer.Option("--swapped", help="Ask each item with another item's images.")] = False,
+    prompt: Annotated[str | None, typer.Option(help="Name of the prompt; default: the benchmark's own.")] = None,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of the choice of items and of sampling.")] = 0,
     budget: Annotated[
-        int | None, typer.Option(min=1, help="Thinking budget in tokens; 4096 when left out, 160 for tiny.")
+        int | None, typer.Option(min=1, help="Thinking budget in tokens; default: the model's own, or 4096.")
     ] = None,
     exit_text: ExitText = None,
     exit_on_repeats: ExitOnRepeats = False,
-    data: Annotated[Path | None, typer.Option(help="A folder with the data sets, in place of the hub.")] = None,
+    data: Annotated[Path | None, typer.Option(help="Folder with the data sets; default: the hub.")] = None,
     inspect_log: Annotated[
         bool, typer.Option("--inspect-log", help="Also write Inspect AI's logs to OUT/inspect.")
     ] = False,
@@ -327,9 +333,9 @@ def evaluate(
     attn_implementation: Attention = None,
     min_pixels: MinPixels = None,
     max_pixels: MaxPixels = None,
-    list_: Annotated[bool, typer.Option("--list", help="Print the benchmarks that are known, and stop.")] = False,
+    list_: Annotated[bool, typer.Option("--list", help="List the benchmarks and exit.")] = False,
 ) -> None:
-    """Measure a model on benchmarks; prints a table and keeps every reply."""
+    """Evaluate a model on benchmarks; prints a table and stores every reply."""
     given = dict(locals())
     if list_:
         benches()
@@ -413,7 +419,7 @@ def _check_name(name: str | None) -> None:
 
 @app.command()
 def benches() -> None:
-    """List the benchmarks that are known: items, cell, answers, licence, gate."""
+    """List the benchmarks: items, cell, answers, license, gate."""
     from xreasoner.benchmarks.listing import shown
 
     typer.echo(shown())
@@ -455,7 +461,7 @@ def ask(
     option: Annotated[list[str] | None, typer.Option(help="An answer option; repeatable.")] = None,
     prompt: Prompt = None,
     budget: Budget = None,
-    answer_budget: AnswerBudget = 256,
+    answer_budget: AnswerBudget = None,
     exit_text: ExitText = None,
     exit_on_repeats: ExitOnRepeats = False,
     temperature: Temperature = None,
@@ -538,7 +544,7 @@ def chat(
     model: Model,
     prompt: Prompt = None,
     budget: Budget = None,
-    answer_budget: AnswerBudget = 256,
+    answer_budget: AnswerBudget = None,
     exit_text: ExitText = None,
     exit_on_repeats: ExitOnRepeats = False,
     temperature: Temperature = None,
@@ -552,9 +558,9 @@ def chat(
     attn_implementation: Attention = None,
     min_pixels: MinPixels = None,
     max_pixels: MaxPixels = None,
-    show_thoughts: Annotated[bool, typer.Option(help="Show what it thinks.")] = True,
+    show_thoughts: Annotated[bool, typer.Option(help="Show the thoughts.")] = True,
 ) -> None:
-    """Talk with a model; pictures by their path in the message. /help lists the commands, Ctrl-C stops an answer."""
+    """Chat with a model. Write an image's path in a message to show it; /help lists commands, Ctrl-C stops a reply."""
     given = dict(locals())
     from xreasoner.chatting import Chat, converse
     from xreasoner.checks import check_all
@@ -567,10 +573,10 @@ def chat(
 @app.command()
 def batch(
     model: Model,
-    source: Annotated[Path, typer.Option("--in", "-i", help="OpenAI batch lines.")],
-    out: Annotated[Path, typer.Option("--out", "-o", help="The answers; the same file goes on from where it stopped.")],
+    source: Annotated[Path, typer.Option("--in", "-i", help="Input file of OpenAI batch lines.")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="Output file; the same command with the same file resumes.")],
     budget: Budget = None,
-    answer_budget: AnswerBudget = 256,
+    answer_budget: AnswerBudget = None,
     exit_text: ExitText = None,
     exit_on_repeats: ExitOnRepeats = False,
     temperature: Temperature = None,
@@ -585,13 +591,13 @@ def batch(
     min_pixels: MinPixels = None,
     max_pixels: MaxPixels = None,
     media_root: Annotated[
-        Path | None, typer.Option(help="The folder that pictures' files are read below; that of the input if left out.")
+        Path | None, typer.Option(help="Folder from which image files may be read; default: the input's.")
     ] = None,
     allow_host: Annotated[
-        list[str] | None, typer.Option(help="A host that pictures are fetched from; may be given several times.")
+        list[str] | None, typer.Option(help="Host from which images may be fetched; repeatable.")
     ] = None,
 ) -> None:
-    """Answer a file of OpenAI batch lines. Killed and started again, it ends with each line answered once."""
+    """Answer a file of OpenAI batch lines. Stopped and started again, it answers each line once."""
     given = dict(locals())
     from xreasoner.batching import run_batch
     from xreasoner.checks import check_all, check_output
@@ -607,11 +613,14 @@ def batch(
             prompt="none" if prompt == "none" else "default",
         )
     typer.echo(f"{done.answered} answered now, {done.before} before, of {done.total}: {out}")
+    if done.failed:
+        raise RequestsError({line.number: error for line, error in done.failed}, done.total, f"{source}: line")
     if done.refused:
         shown = ", ".join(map(str, done.refused[:10])) + (", …" if len(done.refused) > 10 else "")
         raise UserError(
-            f"{source}: {len(done.refused)} lines are no good requests (lines {shown}); {out} says why, "
-            "and mended ones are asked with another -o"
+            "\n".join(f"{source}: {done.reasons[number]}" for number in done.refused[:20])
+            + f"\n{source}: {len(done.refused)} lines are invalid requests (lines {shown}); {out} says why; "
+            "fix them and run again with another -o"
         )
 
 
@@ -623,20 +632,17 @@ def _check_batch_input(source: Path) -> None:
 @app.command()
 def serve(
     models: Annotated[
-        list[str], typer.Argument(metavar="MODEL-or-URL...", help="A folder, a hub id, tiny; or servers' addresses.")
+        list[str],
+        typer.Argument(metavar="MODEL-or-URL...", help="A folder, a hub id, tiny or tiny-base; or server URLs."),
     ],
     host: Annotated[
-        str, typer.Option(help="The address to listen at; beyond this machine only with a key.")
+        str, typer.Option(help="Address to listen on; other than this machine only with --key.")
     ] = "127.0.0.1",
-    port: Annotated[int, typer.Option(min=0, max=65535, help="0: any that is free.")] = 8000,
-    key: Annotated[
-        str | None, typer.Option(envvar="XREASONER_API_KEY", help="The API key that clients must give.")
-    ] = None,
-    name: Annotated[
-        list[str] | None, typer.Option(help="A further name that the service is reached under (the Host header).")
-    ] = None,
+    port: Annotated[int, typer.Option(min=0, max=65535, help="Port; 0 chooses a free one.")] = 8000,
+    key: Annotated[str | None, typer.Option(envvar="XREASONER_API_KEY", help="API key that clients must send.")] = None,
+    name: Annotated[list[str] | None, typer.Option(help="Additional accepted Host header; repeatable.")] = None,
     budget: Budget = None,
-    answer_budget: AnswerBudget = 256,
+    answer_budget: AnswerBudget = None,
     exit_text: ExitText = None,
     exit_on_repeats: ExitOnRepeats = False,
     temperature: Temperature = None,
@@ -658,19 +664,19 @@ def serve(
     min_pixels: MinPixels = None,
     max_pixels: MaxPixels = None,
     media_root: Annotated[
-        Path | None, typer.Option(help="The folder that pictures' files are read below; no files if left out.")
+        Path | None, typer.Option(help="Folder from which image files may be read; default: none.")
     ] = None,
     allow_host: Annotated[
-        list[str] | None, typer.Option(help="A host that pictures are fetched from; may be given several times.")
+        list[str] | None, typer.Option(help="Host from which images may be fetched; repeatable.")
     ] = None,
-    max_images: Annotated[int, typer.Option(min=1, help="Pictures of one request.")] = 16,
-    max_body: Annotated[int, typer.Option(min=1, help="Megabytes of one request's body.")] = 32,
-    max_tokens: Annotated[int, typer.Option(min=1, help="Thinking and answer of one sample.")] = 32_768,
-    max_running: Annotated[int, typer.Option(min=1, help="Requests with the engine at a time.")] = 256,
-    max_queue: Annotated[int, typer.Option(min=0, help="Requests that wait for that; more are refused (429).")] = 256,
-    grace: Annotated[float, typer.Option(min=0, help="Seconds that SIGTERM leaves to what runs.")] = 60.0,
+    max_images: Annotated[int, typer.Option(min=1, help="Maximum images per request.")] = 16,
+    max_body: Annotated[int, typer.Option(min=1, help="Maximum request body in megabytes.")] = 32,
+    max_tokens: Annotated[int, typer.Option(min=1, help="Maximum tokens per sample, thought and answer.")] = 32_768,
+    max_running: Annotated[int, typer.Option(min=1, help="Maximum concurrent requests.")] = 256,
+    max_queue: Annotated[int, typer.Option(min=0, help="Maximum queued requests; more are refused (429).")] = 256,
+    grace: Annotated[float, typer.Option(min=0, help="Shutdown grace period in seconds.")] = 60.0,
 ) -> None:
-    """Serve a model, or any number of servers, in OpenAI's interface, with a page at /."""
+    """Serve a model, or a pool of servers, through OpenAI's API, with a web page at /."""
     given = {**locals(), "model": ",".join(models)}
     from xreasoner.engines.opening import addresses
     from xreasoner.media import Guard
@@ -759,7 +765,7 @@ def run(args: list[str]) -> int:
 def complaint(error: Exception) -> tuple[str, int] | None:
     """What to tell a person about an error, and the exit code; None for a defect of ours."""
     if isinstance(error, XReasonerError):
-        return "error: " + str(error).replace("\n", "\nerror: "), error.exit_code
+        return "error: " + re.sub(r"\n(?! )", "\nerror: ", str(error)), error.exit_code
     if isinstance(error, FileExistsError | NotADirectoryError):
         return f"error: {error.filename} already exists and is not a folder; choose another --out", 2
     refused = error if isinstance(error, OSError) else full_disk(error)

@@ -25,6 +25,7 @@ from xreasoner.prompts import PROMPTS
 from xreasoner.recipe import Evaluation, Recipe
 from xreasoner.reporting import write_report
 from xreasoner.run_folder import check_run_folder
+from xreasoner.training.preflight import check_output
 from xreasoner.training.run import read_json, run_stage, versions, write_json
 
 
@@ -45,6 +46,10 @@ def run_demo(recipe: Recipe, out: Path, show: Show = silent) -> dict[str, Any]:
     """
     claim(recipe, out)
     evaluate_stage(recipe.model, "base", recipe.evaluation.base_prompt, recipe.evaluation, out, show)
+    # what the end of the run does, tried on the base alone before hours of training
+    gather(recipe, out)
+    summarise_run(recipe, out)
+    write_report(out)
     for stage in recipe.stages:
         with clock(out, f"train {stage.name}"):
             exported = run_stage(recipe, stage, out, training_note(show))
@@ -65,6 +70,7 @@ def claim(recipe: Recipe, out: Path) -> None:
     """Write the run's manifest. Raises `UserError` for a folder of another recipe, and for unknown benchmarks."""
     known_benches(recipe.evaluation)
     check_run_folder(recipe, out)
+    check_output(out)
     wanted = recipe.model_dump(mode="json", by_alias=True)
     manifest = read_json(out / "manifest.json")
     if manifest.get("recipe") != wanted:

@@ -3,7 +3,8 @@
     XReasonerError            exit code 1: the work failed (a full disk, a NaN)
     ├── CheckpointError       exit code 2: a checkpoint is missing, cut short, incomplete or another model's
     ├── EngineError           what runs the model has failed, or no server answers: the same request may do later
-    ├── NonFiniteError        the model's numbers are NaN or infinite (weights, logits, a loss, a gradient)
+    ├── NonFiniteError        the model's numbers are NaN or infinite (logits, a loss, a gradient)
+    │   └── NonFiniteWeightsError  a checkpoint's weights are; a CheckpointError too
     ├── OutOfMemoryError      a request does not fit the memory, even alone
     ├── RequestsError         some of many requests failed; the others were finished
     ├── TrainingError         training cannot go on (packed text that leaks, a frozen tensor that moved)
@@ -43,6 +44,10 @@ class EngineError(XReasonerError):
 
 class NonFiniteError(XReasonerError):
     """The model's numbers are NaN or infinite; the message says where they were met and what to try."""
+
+
+class NonFiniteWeightsError(CheckpointError, NonFiniteError):
+    """A checkpoint's weights are not finite."""
 
 
 class OutOfMemoryError(XReasonerError):

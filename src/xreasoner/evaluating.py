@@ -24,15 +24,14 @@ from xreasoner.errors import UserError
 from xreasoner.models.freezing import fingerprint
 from xreasoner.models.loading import find
 from xreasoner.problem import Problem
-from xreasoner.prompts import PROMPTS, default_prompt, trained_prompt
-from xreasoner.reasoner import EXIT_TEXT, PIXELS, checked, context, fitted_budget, most_pixels, served_name
-from xreasoner.registry import MODELS, nearest
+from xreasoner.prompts import PROMPTS, trained_prompt
+from xreasoner.reasoner import EXIT_TEXT, checked, context, default_pixels, fitted_budget, served_name
+from xreasoner.reasoner_settings import ReasonerSettings, read_reasoner_settings, warn_of_fallback
+from xreasoner.registry import nearest
 from xreasoner.training.run import read_json, write_json
 
 PAPER_BUDGET = 4096
 """Thinking tokens until the forced exit."""
-SMALL_BUDGET = 160
-"""The same for the embedded models."""
 PAPER_TEMPERATURE = 0.3
 """Of several samples an item."""
 ANSWER_BUDGET = 256
@@ -87,20 +86,22 @@ def evaluate_model(
     temperature = _temperature(settings)
     opened = {bench: open_benchmark(bench, settings.n, settings.seed, settings.data) for bench in benches}
     running = open_engine(model, engine=engine, **options)
+    carried = _own_settings(model, settings)
+    own = carried or ReasonerSettings()
     sampling = checked(
         Sampling(
             temperature=temperature,
-            thinking_budget=_budget(model, running, settings.budget),
-            answer_budget=64 if model in MODELS else ANSWER_BUDGET,
-            exit_text=settings.exit_text or EXIT_TEXT,
+            thinking_budget=_budget(running, settings.budget, own),
+            answer_budget=own.answer_budget or ANSWER_BUDGET,
+            exit_text=settings.exit_text or own.exit_text or EXIT_TEXT,
             exit_on_repeats=settings.exit_on_repeats,
             seed=settings.seed,
         )
     )
-    pixels = _pixels(model, running, settings)
+    pixels = sized(settings.min_pixels, settings.max_pixels, default_pixels(carried, running))
     stage, known = name or stage_name(model), identity(model, running)
     claim_name(out, stage, model, known)
-    prompt = settings.prompt or own_prompt(model)
+    prompt = settings.prompt or own_prompt(model, carried)
     found: dict[str, dict[str, Any]] = {}
     for bench in benches:
         _note(out / "eval" / stage / "protocol.json", bench, opened[bench], settings, sampling, prompt, known, running)
@@ -152,8 +153,19 @@ def _temperature(settings: Settings) -> float:
     return settings.temperature
 
 
-def _budget(model: str, engine: Engine, asked: int | None) -> int:
-    budget = asked or (SMALL_BUDGET if model in MODELS else PAPER_BUDGET)
+def _own_settings(model: str, settings: Settings) -> ReasonerSettings | None:
+    """What the checkpoint carries; of a server's model nothing is known."""
+    if addresses(model):
+        return None
+    own = read_reasoner_settings(model)
+    if own is None and settings.prompt is None and trained_prompt(model, own) is None:
+        budgets = f"thinking budget {PAPER_BUDGET:,}, answer budget {ANSWER_BUDGET}"
+        warn_of_fallback(model, f"each benchmark's own prompt is used, {budgets}")
+    return own
+
+
+def _budget(engine: Engine, asked: int | None, own: ReasonerSettings) -> int:
+    budget = asked or own.thinking_budget or PAPER_BUDGET
     return fitted_budget(budget, context(engine), asked is not None)
 
 
@@ -185,24 +197,19 @@ def _same(before: str, now: str) -> bool:
 
 def _provenance(model: str) -> dict[str, str]:
     """What a checkpoint says of the model that it was trained from, if anything."""
-    for path in (Path(model) / "xreasoner.json", Path(model).parent / "manifest.json"):
-        found = read_json(path) if path.is_file() else {}
-        recipe = found.get("recipe")
-        base = found.get("base_model") or found.get("base") or (recipe.get("model") if isinstance(recipe, dict) else "")
-        if isinstance(base, str) and base:
-            return {"trained_from": base}
-    return {}
+    settings = read_reasoner_settings(model, hub=False)
+    base = {} if settings is None else settings.provenance.get("base")
+    if isinstance(base, dict) and base.get("model"):
+        return {"trained_from": str(base["model"])}
+    path = Path(model).parent / "manifest.json"
+    recipe = read_json(path).get("recipe") if path.is_file() else None
+    named = recipe.get("model") if isinstance(recipe, dict) else None
+    return {"trained_from": named} if isinstance(named, str) and named else {}
 
 
-def _pixels(model: str, engine: Engine, settings: Settings) -> tuple[int | None, int | None]:
-    """The card's size of pictures, where the model can have it and nothing else was asked for."""
-    own = None if model in MODELS or most_pixels(engine) < PIXELS else PIXELS
-    return sized(settings.min_pixels, settings.max_pixels, (own, own))
-
-
-def own_prompt(model: str) -> str | None:
+def own_prompt(model: str, own: ReasonerSettings | None) -> str | None:
     """The brief prompt of a model that was trained on nothing else; None where the benchmarks' own suit it."""
-    name = default_prompt(model, ("A", "B")) if model in MODELS else trained_prompt(Path(model))
+    name = trained_prompt(model, own)
     return name if name and name.startswith("brief") else None
 
 

@@ -160,14 +160,20 @@ def picture(reference: Reference, guard: Guard, name: str | None = None) -> Imag
 
 
 def pictures(references: Sequence[Reference], guard: Guard) -> tuple[Image.Image, ...]:
-    """The pictures of one question, in order. Raises `MediaError` that names the picture by its place from 1."""
+    """The pictures of one question, in order. Raises `MediaError` that names each bad one by its place from 1."""
     if len(references) > guard.max_images:
         raise MediaError(f"{len(references)} pictures; expected at most {guard.max_images}")
-    end, left, found = time.monotonic() + guard.seconds, guard.max_total_pixels, []
+    end, left, found = time.monotonic() + guard.seconds, guard.max_total_pixels, list[Image.Image]()
+    problems: list[str] = []
     for place, reference in enumerate(references, 1):
         name = f"{place} of {len(references)} ({name_of(reference)})"
-        found.append(_picture(reference, guard, name, end, min(guard.max_pixels, left)))
-        left -= found[-1].width * found[-1].height
+        try:
+            found.append(_picture(reference, guard, name, end, min(guard.max_pixels, left)))
+            left -= found[-1].width * found[-1].height
+        except MediaError as error:
+            problems.append(str(error))
+    if problems:
+        raise MediaError("; ".join(problems))
     return tuple(found)
 
 

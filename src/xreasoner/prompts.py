@@ -6,16 +6,14 @@ this project's own: a model of a few million parameters reads a prompt of a doze
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 from xreasoner.engines.base import Message
 from xreasoner.errors import CheckpointError
 from xreasoner.problem import LABELS, Problem
-from xreasoner.registry import MODELS
+from xreasoner.reasoner_settings import ReasonerSettings, manifest_prompt, read_reasoner_settings
 
 _CARD_MC = (
     "You should provide your thoughts within <think> </think> tags, then answer with just one of the options "
@@ -105,20 +103,24 @@ def chat_messages(problem: Problem, prompt: str) -> list[Message]:
 
 
 def default_prompt(model: str, options: Sequence[str]) -> str:
-    """What the model was trained with where that is known, else the card's (the paper's where there are no options)."""
-    if model in MODELS:
-        return "brief-direct" if model.endswith("-base") else "brief"
-    return trained_prompt(Path(model)) or ("card-mc-vllm" if options else "paper-train")
+    """The prompt that a registered model or a folder was trained with, else the model card's.
+
+    Args:
+        model: A registered name or a folder; of anything else no settings are read.
+        options: The question's; the card's prompt for questions without options is the paper's.
+    """
+    settings = read_reasoner_settings(model, hub=False)
+    return trained_prompt(model, settings) or ("card-mc-vllm" if options else "paper-train")
 
 
-def trained_prompt(folder: Path) -> str | None:
-    """The prompt that a checkpoint's training recorded: in its own folder, or in the stage's manifest beside it."""
-    for path in (folder / "xreasoner.json", folder.parent / "manifest.json"):
-        if path.is_file():
-            try:
-                found = json.loads(path.read_text(encoding="utf-8"))
-            except ValueError as error:
-                raise CheckpointError(f"{path}: not JSON ({error}); give --prompt, or export the model again") from None
-            if isinstance(found, dict) and found.get("prompt") in PROMPTS:
-                return str(found["prompt"])
-    return None
+def trained_prompt(model: str, settings: ReasonerSettings | None) -> str | None:
+    """The prompt that a model's settings name, if they name one.
+
+    Raises:
+        CheckpointError: It is not a prompt of this version.
+    """
+    name = manifest_prompt(model) if settings is None else settings.prompt
+    if name is not None and name not in PROMPTS:
+        known = ", ".join(sorted(PROMPTS))
+        raise CheckpointError(f"model {model!r}: its prompt {name!r} is unknown; give --prompt, one of {known}")
+    return name

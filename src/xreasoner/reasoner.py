@@ -14,7 +14,7 @@ from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence, Si
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, TypeVar
 
 from PIL.Image import Image
 
@@ -23,11 +23,12 @@ from xreasoner.decisions import Decision, decide
 from xreasoner.engines.base import Engine, Message, Request, Sampling, sized
 from xreasoner.engines.driving import finished
 from xreasoner.engines.opening import addresses, open_engine
-from xreasoner.errors import UserError
+from xreasoner.errors import RequestsError, UserError
 from xreasoner.media import Guard, Reference, pictures
 from xreasoner.problem import LABELS, Problem
-from xreasoner.prompts import PROMPTS, chat_messages, default_prompt
-from xreasoner.registry import MODELS, nearest
+from xreasoner.prompts import PROMPTS, chat_messages, default_prompt, trained_prompt
+from xreasoner.reasoner_settings import ReasonerSettings, read_reasoner_settings, warn_of_fallback
+from xreasoner.registry import nearest
 from xreasoner.trace import CLOSE, Splitter
 
 NEW_TOKENS = 4000
@@ -170,7 +171,7 @@ class Reasoner:
         engine: str | Engine | None = None,
         temperature: float | None = None,
         thinking_budget: int | None = None,
-        answer_budget: int = ANSWER_TOKENS,
+        answer_budget: int | None = None,
         min_pixels: int | None = None,
         max_pixels: int | None = None,
         top_p: float = 1.0,
@@ -189,24 +190,31 @@ class Reasoner:
         opened = open_engine(model, engine=engine, **options) if engine is None or isinstance(engine, str) else engine
         self.engine: Engine = opened
         self.model = served_name(self.engine) if not isinstance(model, str) or addresses(model) else model
-        registered = self.model in MODELS
-        thinking = NEW_TOKENS - answer_budget if thinking_budget is None else thinking_budget
+        served = bool(not isinstance(model, str) or addresses(model))
+        carried = read_reasoner_settings(self.model, hub=not served)
+        self.prompt = prompt or trained_prompt(self.model, carried)
+        own = carried or ReasonerSettings()
+        answering = first_given(answer_budget, own.answer_budget, ANSWER_TOKENS)
+        thinking = first_given(thinking_budget, own.thinking_budget, NEW_TOKENS - answering)
         thinking = fitted_budget(thinking, context(self.engine), thinking_budget is not None)
         self.sampling = checked(
             Sampling(
-                temperature=(0.0 if registered else TEMPERATURE) if temperature is None else temperature,
+                temperature=first_given(temperature, own.temperature, TEMPERATURE),
                 top_p=top_p,
                 top_k=top_k,
                 seed=seed,
                 thinking_budget=thinking,
-                answer_budget=answer_budget,
+                answer_budget=answering,
                 exit_on_repeats=exit_on_repeats,
                 exit_on_end=True,
-                exit_text=EXIT_TEXT if exit_text is None else exit_text,
+                exit_text=first_given(exit_text, own.exit_text, EXIT_TEXT),
             )
         )
-        pixels = None if registered or most_pixels(self.engine) < PIXELS else PIXELS
-        self.min_pixels, self.max_pixels = sized(min_pixels, max_pixels, (pixels, pixels))
+        if self.prompt is None and not served:
+            card = "the model card's prompts are used (card-mc-vllm with options, paper-train without)"
+            budgets = f"thinking budget {self.sampling.thinking_budget:,}, answer budget {answering:,}"
+            warn_of_fallback(self.model, f"{card}, {budgets}")
+        self.min_pixels, self.max_pixels = sized(min_pixels, max_pixels, default_pixels(carried, self.engine))
 
     def request(
         self,
@@ -303,18 +311,32 @@ class Reasoner:
         on; None: on a terminal.
 
         problems: `Problem`s, texts, or mappings with `question` and, if wanted, `id`, `images`, `options`; without an
-        id it is the problem's number, from 0. Raises `UserError` that names the problem where one is no problem.
+        id it is the problem's number, from 0. Raises `UserError` that names the problem where one is no problem; and,
+        after the other answers, `RequestsError` that names those that failed.
         """
         from xreasoner.progress import Screen
+
+        failed: dict[str, Exception] = {}
+        done = 0
 
         total = len(problems) if isinstance(problems, Sized) else 0
         with Screen() if (sys.stdout.isatty() if progress is None else progress) else _Silent() as screen:
             outcomes = finished(self.engine, self._asked(problems, sampling))
             for done, ((id, request, options), outcome) in enumerate(outcomes, 1):
-                if isinstance(outcome, Exception):
-                    raise outcome
                 screen.show("answers", done, total)
-                yield self.answered(id, request, outcome[0], options, probabilities)
+                if isinstance(outcome, Exception):
+                    failed[id] = outcome
+                    continue
+                try:
+                    answer = self.answered(id, request, outcome[0], options, probabilities)
+                except Exception as error:  # of its options' probabilities
+                    failed[id] = error
+                    continue
+                yield answer
+        if failed and len(failed) == done == 1:
+            raise next(iter(failed.values()))
+        if failed:
+            raise RequestsError(failed, done, "problem")
 
     def _asked(
         self, problems: Iterable[Problem | Mapping[str, Any] | str], sampling: dict[str, Any]
@@ -432,6 +454,25 @@ def entry(k: int, problem: Problem | Mapping[str, Any] | str) -> tuple[str, dict
     if isinstance(found.get("options", ()), str | bytes):
         raise UserError(f"problem {found.get('id', k)!r}: options is a text; expected a list")
     return str(found.pop("id", k)), found
+
+
+_T = TypeVar("_T")
+
+
+def first_given(*values: _T | None) -> _T:
+    """The first value that is not None; the last one is a default."""
+    return next(value for value in values if value is not None)
+
+
+def default_pixels(own: ReasonerSettings | None, engine: Engine) -> tuple[int | None, int | None]:
+    """(min_pixels, max_pixels) where none are asked for; None is the image processor's own limit.
+
+    The checkpoint's settings, or the card's area for one that carries none and whose image processor allows it.
+    """
+    if own is not None:
+        return own.min_pixels, own.max_pixels
+    card = None if most_pixels(engine) < PIXELS else PIXELS
+    return card, card
 
 
 def fitted_budget(budget: int, room: int | None, asked: bool) -> int:

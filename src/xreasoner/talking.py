@@ -120,8 +120,8 @@ def epilogue(answer: Answer) -> str:
     if not answer.answer:
         notes.append(f"no answer: {answer.exit}")
     elif answer.exit != "natural":
-        early = "the thought was closed early: at its budget, or where it broke off"
-        notes.append(early if answer.exit == "forced" else "the answer budget ended it")
+        early = "thinking was ended early: at its budget, or where the model stopped inside it"
+        notes.append(early if answer.exit == "forced" else "cut off at the answer budget")
     if answer.option_probabilities:
         shares = ", ".join(f"{option} {100 * share:.0f} %" for option, share in answer.option_probabilities.items())
         notes.append(f"{shares} (options hold {100 * (answer.mass or 0):.0f} % of the probability)")

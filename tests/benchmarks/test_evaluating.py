@@ -14,6 +14,7 @@ from xreasoner.errors import UserError
 from xreasoner.evaluating import Settings, evaluate_model, own_prompt, stage_name
 from xreasoner.models.loading import load
 from xreasoner.progress import ensembles, time_left
+from xreasoner.reasoner_settings import read_reasoner_settings
 
 BENCHES = ["easy-vqa", "gym:gcd", "tiny-text-general"]
 
@@ -84,8 +85,8 @@ def test_what_cannot_be_is_said_before_anything_runs(tmp_path: Path) -> None:
 def test_names_prompts_and_time() -> None:
     assert stage_name("http://localhost:8000/v1") == "localhost-8000-v1"
     assert stage_name("microsoft/X-Reasoner-7B") == "microsoft--X-Reasoner-7B"
-    assert own_prompt("tiny") == "brief"
-    assert own_prompt("microsoft/X-Reasoner-7B") is None  # the benchmark's own
+    assert own_prompt("tiny", read_reasoner_settings("tiny")) == "brief"
+    assert own_prompt("microsoft/X-Reasoner-7B", None) is None  # the benchmark's own
     assert time_left(10, 5, 10) == "left 0:00:20"
     assert time_left(10, 0, 10) == ""
 

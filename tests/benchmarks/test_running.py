@@ -334,6 +334,25 @@ def test_items_that_fail_are_named_and_lose_nothing(tmp_path: Path) -> None:
     assert len(engine.seen) == 2
 
 
+def test_a_sample_that_fails_in_any_way_is_written_down_as_an_error_and_ends_no_other(tmp_path: Path) -> None:
+    class Failing(Adder):
+        def submit(self, request: Request, *told: Any) -> Slip:
+            if "What is 7 + 1?" in request.messages[0]["content"][-1]["text"]:
+                raise IndexError("index out of range")
+            return super().submit(request, *told)
+
+    with pytest.raises(XReasonerError, match=r"IndexError: index out of range \(and 1 more\); the 38"):
+        run(Failing(20), tmp_path)
+    path = tmp_path / "eval" / "sft" / "errors.jsonl"
+    errors = read_rows(path)
+    assert [(row["outcome"], row["note"]) for row in errors] == [("error", "IndexError: index out of range")] * 2
+    results = read_rows(path.with_name("results.jsonl"))
+    assert len(results) == 38
+    assert not {row["key"] for row in errors} & {row["key"] for row in results}
+    assert len(run(Adder(20), tmp_path)) == 40
+    assert not path.exists()
+
+
 def test_two_stores_on_one_file_see_each_others_rows(tmp_path: Path) -> None:
     first, second = (ResultStore(tmp_path / "results.jsonl") for _ in range(2))
     first.append([{"key": "a"}, {"key": "b"}])

@@ -9,8 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from xreasoner.data.rows import messages, questions
+from xreasoner.data.rows import _MESSAGES, _QUESTION, messages, questions
 from xreasoner.errors import DataError
 
 QUESTION = {"question": "1 + 1?", "gold": "2", "response": "<think>two</think> 2"}
@@ -77,6 +79,8 @@ def test_a_field_that_changes_the_meaning_is_refused_by_name(tmp_path: Path, fie
         ("meta", {"a": 1}),
         ("extra_info", {"split": "train"}),
         ("data_source", "x"),
+        ("extra_info", {"index": 3, "need_tools_kwargs": False}),
+        ("images", [None]),
         ("Unnamed: 0", 3),
         ("solution", "One more than one."),
     ],
@@ -85,6 +89,11 @@ def test_a_field_that_changes_nothing_passes_without_a_word(tmp_path: Path, fiel
     for source, row in ((questions, QUESTION), (messages, CHAT)):
         (problem,) = source(saved(tmp_path, {**row, field: value})).problems(1, 0)
         assert (problem.question, problem.gold, problem.modality) == ("1 + 1?", "2", "text")
+
+
+def test_rows_that_need_tools_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"field 'extra_info\.need_tools_kwargs': found True, expected a row that"):
+        messages(saved(tmp_path, {**CHAT, "extra_info": {"need_tools_kwargs": True}})).problems(1, 0)
 
 
 def test_unknown_fields_are_reported_once_for_a_file(tmp_path: Path) -> None:
@@ -124,6 +133,17 @@ def test_alpacas_fields_are_one_question(tmp_path: Path) -> None:
     assert (example.problem.question, example.response) == ("Add.\n\n1 and 1", "<think>two</think> 2")
     (example,) = questions(saved(tmp_path, {**row, "input": ""})).examples(1, 0, "chain")
     assert example.problem.question == "Add."
+
+
+@pytest.mark.parametrize("write", [json.dumps, str])
+def test_messages_in_a_csv_column(tmp_path: Path, write: Any) -> None:
+    path = tmp_path / "rows.csv"
+    with path.open("w", newline="") as file:
+        writer = csv.DictWriter(file, ["messages", "gold"])
+        writer.writeheader()
+        writer.writerow({"messages": write(TURNS), "gold": "2"})
+    (problem,) = messages({"path": str(path)}).problems(1, 0)
+    assert (problem.question, problem.gold) == ("1 + 1?", "2")
 
 
 def test_two_values_for_one_thing_are_refused(tmp_path: Path) -> None:
@@ -215,7 +235,7 @@ def test_all_rows_problems_are_reported_at_once(tmp_path: Path) -> None:
     with pytest.raises(DataError) as caught:
         questions(options).problems(9, 0)
     places = [line.removeprefix(f"{path}:").split(":")[0] for line in str(caught.value).splitlines()]
-    assert sorted(places) == ["1", "3", "4"]
+    assert places == ["1", "3", "4"]
 
 
 @pytest.mark.parametrize(
@@ -230,3 +250,39 @@ def test_the_users_text_is_not_edited(tmp_path: Path, text: str) -> None:
         turns = [{"role": "user", "content": [{"type": "text", "text": text}]}, {"role": "assistant", "content": text}]
         (example,) = messages(saved(tmp_path, {"messages": turns})).examples(1, 0, "chain")
     assert (example.problem.question, example.response) == (text, text)
+
+
+VALUES = st.recursive(
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.floats(allow_nan=False, allow_infinity=False)
+    | st.text(max_size=3)
+    | st.sampled_from(["A", "2", "choice", "user", "system", "assistant", "text", "[1", "{'A': 1}", "['x', 'y']", " "]),
+    lambda inner: (
+        st.lists(inner, max_size=3)
+        | st.dictionaries(
+            st.sampled_from(["role", "content", "from", "value", "type", "text", "A", "B", "label"]), inner
+        )
+    ),
+    max_leaves=6,
+)
+FIELDS = sorted({*_QUESTION, *_MESSAGES, "A", "B", "tools", "history", "extra_info", "label", "other"})
+
+
+@pytest.mark.filterwarnings("ignore:.*fields that are not used")
+@settings(max_examples=300, deadline=None)
+@given(st.dictionaries(st.sampled_from(FIELDS), VALUES, max_size=5), st.sampled_from(["problems", "chain", "direct"]))
+def test_any_row_is_used_or_refused_with_its_place(
+    tmp_path_factory: pytest.TempPathFactory, values: dict[str, Any], use: Any
+) -> None:
+    folder = tmp_path_factory.getbasetemp()
+    rows = [values, {**QUESTION, **values}, {**CHAT, **values}]
+    options = saved(folder, *rows)
+    for source in (questions(options), messages(options)):
+        message = ""
+        try:
+            source.problems(9, 0) if use == "problems" else source.examples(9, 0, use)
+        except DataError as error:
+            message = str(error)
+        assert all(line.startswith(f"{options['path']}:") for line in message.splitlines())

@@ -15,7 +15,7 @@ import pytest
 
 from xreasoner.engines.base import Request, Sampling
 from xreasoner.engines.openai_engine import OpenAIEngine, retry_seconds
-from xreasoner.errors import ServerError
+from xreasoner.errors import ServerError, UserError
 
 JSON = {"Content-Type": "application/json"}
 EVENTS = {"Content-Type": "text/event-stream"}
@@ -29,8 +29,12 @@ class Recorded(ThreadingHTTPServer):
 
     def __init__(self, replies: list[Reply]) -> None:
         self.replies, self.asked = replies, 0
+        self.models: Any = MODELS
         super().__init__(("127.0.0.1", 0), _Handler)
         self.url = f"http://127.0.0.1:{self.server_address[1]}/v1"
+
+
+MODELS = {"data": [{"id": "somebody's"}]}
 
 
 class _Handler(BaseHTTPRequestHandler):
@@ -40,7 +44,7 @@ class _Handler(BaseHTTPRequestHandler):
         pass
 
     def do_GET(self) -> None:
-        self._send((200, JSON, json.dumps({"data": [{"id": "somebody's"}]})))
+        self._send((200, JSON, json.dumps(self.server.models)))
 
     def do_POST(self) -> None:
         self.rfile.read(int(self.headers["Content-Length"]))
@@ -58,15 +62,18 @@ class _Handler(BaseHTTPRequestHandler):
 
 
 @contextlib.contextmanager
-def served(*replies: Reply) -> Iterator[tuple[Recorded, OpenAIEngine]]:
+def served(*replies: Reply, models: Any = MODELS, model: str | None = None) -> Iterator[tuple[Recorded, OpenAIEngine]]:
     with Recorded(list(replies)) as server:
+        server.models = models
         thread = threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True)
         thread.start()
-        engine = OpenAIEngine(server.url, patience=3)
         try:
-            yield server, engine
+            engine = OpenAIEngine(server.url, model, patience=3)
+            try:
+                yield server, engine
+            finally:
+                engine.close()
         finally:
-            engine.close()
             server.shutdown()
             thread.join(5)
 
@@ -243,3 +250,27 @@ def test_retry_after_is_kept() -> None:
     assert retry_seconds({"retry-after": "nan"}) == 1.0
     assert retry_seconds({"retry-after": "1e9"}) == 120.0
     assert retry_seconds({}) == 1.0
+
+
+@pytest.mark.parametrize(
+    ("models", "context"),
+    [
+        ({"data": [{"id": "m", "max_model_len": 4096}]}, 4096),
+        ({"object": "list", "data": [{"id": "m", "context_length": 4096}], "has_more": False}, 4096),
+        ([{"id": "m", "object": "model"}], None),
+        ({"models": [], "data": [{"id": "m", "meta": {"n_ctx_train": 4096}}]}, None),
+        ({"data": [{"id": 7}, {"id": "m", "max_model_len": None}]}, None),
+    ],
+)
+def test_lists_of_models_are_read(models: Any, context: int | None) -> None:
+    with served(GOOD, models=models) as (_, engine):
+        assert [(server.model, server.context) for server in engine.servers] == [("m", context)]
+
+
+def test_a_model_that_a_server_does_not_have_is_named_with_the_nearest() -> None:
+    many = {"data": [{"id": f"lab/model-{k}"} for k in range(300)]}
+    with pytest.raises(UserError, match=r"has no model 'lab/modle-7'; it has lab/model-7, .* \(of 300\)$"):
+        served(GOOD, models=many, model="lab/modle-7").__enter__()
+    for empty in ({"data": []}, {"object": "list", "data": None}):
+        with pytest.raises(UserError, match="it has none"):
+            served(GOOD, models=empty).__enter__()

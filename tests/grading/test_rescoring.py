@@ -127,3 +127,14 @@ def test_golds_of_lists_and_numbers() -> None:
     assert grade_line(json.dumps(row).encode())[0]["correct"]
     row = {"response": "5", "gold": 5, "answer_type": "integer", "choices": None}
     assert grade_line(json.dumps(row).encode())[0]["correct"]
+
+
+def test_options_in_columns_of_a_csv_file(tmp_path: Path) -> None:
+    path = tmp_path / "in.csv"
+    path.write_text(
+        'response,gold,answer_type,A,B,C\n"It is dog.",B,mcq,cat,dog,\n"(A)",dog,mcq,cat,dog,bat\nA,A,mcq,cat,,bat\n'
+    )
+    out = tmp_path / "out.jsonl"
+    assert cli.run(["grade", str(path), "--out", str(out)]) == 2
+    assert [row["outcome"] for row in graded(out)] == ["correct", "wrong", "error"]
+    assert graded(out)[2]["note"] == "field 'B': found '', expected an option before the row's last one"

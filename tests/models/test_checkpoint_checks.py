@@ -7,12 +7,12 @@ import os
 import pickle
 import re
 import shutil
-import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
 import pytest
+import safetensors
 import torch
 from safetensors.torch import load_file, save_file
 from test_families import FAMILIES, _folder, _llava
@@ -199,8 +199,13 @@ def longer_vocabulary(folder: Path) -> None:
     change_json(folder / "tokenizer.json", change)
 
 
-def no_eos(folder: Path) -> None:
+def no_eos_token(folder: Path) -> None:
     change_json(folder / "tokenizer_config.json", lambda settings: settings.pop("eos_token"))
+
+
+def no_end(folder: Path) -> None:
+    no_eos_token(folder)
+    change_json(folder / "generation_config.json", lambda settings: settings.pop("eos_token_id"))
 
 
 def remove(name: str) -> Damage:
@@ -297,7 +302,7 @@ DAMAGED: dict[str, tuple[Damage, Iterable[str]]] = {
         lambda folder: change_json(folder / "config.json", lambda config: config.update(image_token_id=9999)),
         ["image_token_id 9999, which the tokenizer does not have"],
     ),
-    "no eos token": (no_eos, ["the tokenizer has no eos_token", '"eos_token": "<|im_end|>"']),
+    "no token that ends a reply": (no_end, ["the tokenizer has no eos_token", '"eos_token": "<|im_end|>"']),
     "no chat template": (remove("chat_template.jinja"), [r"no chat template; expected one in .*chat_template\.json"]),
     "a template that is no Jinja": (write("chat_template.jinja", "{% for %}"), ["chat template is no Jinja template"]),
     "limits of pixels crossed": (
@@ -355,7 +360,7 @@ COMMAND = {
         ("train", "adapter beside weights"),
         ("dry run", "a shard missing"),
         ("ask", "adapter alone"),
-        ("train", "no eos token"),
+        ("train", "no token that ends a reply"),
     ],
 )
 def test_every_command_says_so_on_one_line(
@@ -612,13 +617,28 @@ def test_the_pass_over_the_weights_copies_none(loaded: Loaded) -> None:
 def test_the_tokenizer_and_config_are_checked_before_any_weight_is_read(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    no_eos(folder)
-    started = time.monotonic()
+    no_end(folder)
     read: list[str] = []
-    monkeypatch.setattr("torch.Tensor.to", lambda self, *a, **k: read.append("moved") or self)
+    original = safetensors.safe_open
+    monkeypatch.setattr(
+        "transformers.modeling_utils.safe_open", lambda *a, **more: read.append(more["device"]) or original(*a, **more)
+    )
+    monkeypatch.setattr("xreasoner.models.loading._add_tensor_problems", lambda *a: None)
     with pytest.raises(CheckpointError, match="eos_token"):
         load(str(folder))
-    assert time.monotonic() - started < 20
+    assert not read
+
+
+def test_a_tokenizer_without_eos_token_answers_by_the_generation_config_and_is_not_trained(
+    folder: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    no_eos_token(folder)
+    assert cli.run(["ask", str(folder), "What is 3 + 4?", "--budget", "40"]) == 0
+    capfd.readouterr()
+    assert cli.run(["train", "demo", "--set", f"model={folder}", "--out", str(tmp_path / "out")]) == 2
+    (line,) = capfd.readouterr().err.splitlines()
+    assert "tokenizer has no eos_token" in line
+    assert not list((tmp_path / "out").rglob("metrics.jsonl"))
 
 
 # ---------------------------------------------------------------------------------------------------------------

@@ -166,7 +166,7 @@ def test_stages_that_are_missing_are_left_out(tmp_path: Path, stages: tuple[str,
     assert "sft+rl" not in Page(html).text
     assert [name for name in Page(html).ids() if name in SECTIONS] == SECTIONS
     if "sft" not in stages:
-        assert "nothing can be said of post-training" in html
+        assert "post-training cannot be judged" in html
 
 
 def test_a_summary_alone_makes_a_page(small: Path) -> None:
@@ -284,7 +284,7 @@ def test_long_traces_and_big_pictures_stay_under_the_cap(small: Path, monkeypatc
     places = [item[6] for item in packed(html, "index")["items"]]
     assert places.count(-1) == len(places) - 4 * html.count('id="chunk-')
     assert re.search(rf"{len(places)} items can be filtered, \d+ opened", html)
-    assert re.search(r"\d+ of \d+ pictures are here", html)
+    assert re.search(r"\d+ of \d+ images are here", html)
 
 
 def test_a_picture_outside_of_the_run_is_not_read(small: Path) -> None:
@@ -315,26 +315,27 @@ def gain(cell: str, before: float, after: float, half: float, **more: float) -> 
 
 def test_the_headline_says_no_more_than_the_numbers() -> None:
     up, flat, down = (gain("image/general", 0.2, after, 0.02) for after in (0.5, 0.21, 0.1))
-    assert "raised accuracy on pictures: general from 20.0 to 50.0\u00a0% (+30.0 points" in findings.headline([up])
-    assert "made no distinguishable difference to accuracy on pictures" in findings.headline([flat])
+    assert "raised accuracy on images: general from 20.0 to 50.0\u00a0% (+30.0 points" in findings.headline([up])
+    assert "made no distinguishable difference to accuracy on images" in findings.headline([flat])
     assert "lowered accuracy" in findings.headline([down])
     assert "−10.0 points" in findings.headline([down])
     other = gain("image/clinical", 0.2, 0.21, 0.05)
-    assert "did not move alike" not in findings.headline([up])
+    assert "changed in different directions" not in findings.headline([up])
     mixed = findings.headline([other, up])
     assert mixed.index("general") < mixed.index("clinical")
     assert "not distinguishable" in mixed
     assert "raised" not in mixed
     blind = findings.headline([gain("image/general", 0.2, 0.5, 0.02, above_blind=-0.01)])
-    assert "no better than without the picture" in blind
+    assert "no better than without the image" in blind
     assert "+30.0 (general) points" in findings.headline([up, gain("text/general", 0.2, 0.5, 0.02)])
 
 
 def test_other_models_side_by_side_are_not_called_post_training() -> None:
     models = {"after": "phi", "before": "llava"}
     told = findings.headline([{**gain("image/general", 0.5, 0.2, 0.02), **models}])
-    assert told.startswith("phi in place of llava lowered accuracy on pictures: general from 50.0 to 20.0")
-    assert findings.headline([{**gain("text/general", 0.5, 0.2, 0.02), **models}]).startswith("phi in place of llava")
+    assert told.startswith("Compared with llava, phi lowered accuracy on images: general from 50.0 to 20.0")
+    text = findings.headline([{**gain("text/general", 0.5, 0.2, 0.02), **models}])
+    assert text.startswith("Compared with llava, phi")
     trained = {**gain("image/general", 0.2, 0.5, 0.02), "after": "mine", "before": "base-direct"}
     assert findings.headline([trained]).startswith("Post-training on text alone (mine) raised")
 
@@ -425,7 +426,7 @@ def test_markdown_and_csv_hold_the_summarys_numbers(run: Path, html: str) -> Non
     assert [float(line["p_holm"]) for line in differences] == pytest.approx([gain["p_holm"] for gain in compared])
     for table in ("sight", "exits", "parsers"):
         assert any(line["table"] == table for line in lines)
-    for title in ("Gains", "What the pictures were good for", "How replies ended", "How much is the parser’s"):
+    for title in ("Gains", "Did the images matter?", "How replies ended", "How much is the parser’s"):
         assert f"## {title}" in text
     widths = {line.count(" | ") for line in re.findall(r"(?s)## Gains\n\n.*?\n\n(.*?)\n\n", text)[0].splitlines()[2:]}
     assert len(widths) == 1

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import io
 import json
+import re
 import shutil
 import subprocess
 import time
@@ -196,6 +197,13 @@ def test_the_official_client_gets_the_model_by_its_name(reasoner: Reasoner) -> N
                 there.models.retrieve("gpt-4o")
 
 
+def test_the_official_clients_stream_helper_ends_with_the_whole_reply(service: Background, reasoner: Reasoner) -> None:
+    with client(service) as there, there.chat.completions.stream(model="tiny", messages=user()) as stream:
+        final: Any = stream.get_final_completion()
+    assert final.choices[0].message.content == reasoner.ask(QUESTION).answer
+    assert final.choices[0].finish_reason == "stop"
+
+
 def test_every_neutral_value_at_once_by_the_official_client(service: Background) -> None:
     with client(service) as there:
         reply = there.chat.completions.create(
@@ -279,6 +287,13 @@ def test_every_detail_is_accepted(service: Background, detail: Any) -> None:
         )
     assert reply.usage
     assert reply.usage.prompt_tokens > 0
+
+
+def test_every_bad_image_of_a_request_is_named_at_once(service: Background) -> None:
+    bad = [{"type": "image_url", "image_url": {"url": url}} for url in ("data:image/png;base64,AAAA", "/etc/passwd")]
+    with client(service) as there, pytest.raises(openai.BadRequestError) as refused:
+        there.chat.completions.create(model="tiny", messages=user([bad[0], image(), bad[1], text("What?")]))
+    assert re.search(r"1 of 3 .*; .* 3 of 3 ", str(refused.value))
 
 
 # --- streams ---------------------------------------------------------------------------------------------------------

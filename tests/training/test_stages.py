@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
@@ -19,14 +20,18 @@ from typing import Any
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import load_file, save_file
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from xreasoner.data.packing import hidden_states
 from xreasoner.demo import claim, evaluate_stage
 from xreasoner.engines.torch_engine import TorchEngine
 from xreasoner.errors import NonFiniteError, RecipeError, UserError
+from xreasoner.models.freezing import fingerprint
 from xreasoner.models.loading import Loaded, load
 from xreasoner.problem import Problem
+from xreasoner.reasoner import Reasoner
+from xreasoner.reasoner_settings import read_reasoner_settings
 from xreasoner.recipe import AdamW, DataEntry, Evaluation, LoRA, Recipe, RLStage, SFTStage, _Part, load_recipe
 from xreasoner.showing import shown
 from xreasoner.training import checkpoints, rl
@@ -160,6 +165,43 @@ def test_both_stages_learn_and_the_tower_stays(unbroken: tuple[Path, Any], rando
         assert len(manifest["data_sha256"]) == len(manifest["template_sha256"]) == 64
     with pytest.raises(UserError, match="another recipe"):
         run_recipe(coin(random_folder, out, sft={"batch_examples": 2}), out)
+
+
+def test_every_export_says_how_it_is_asked_and_what_it_comes_from(
+    unbroken: tuple[Path, Any], random_folder: Path, tmp_path: Path
+) -> None:
+    out = unbroken[0]
+    sft, rl_ = (read_reasoner_settings(out / stage / "export") for stage in ("sft", "rl"))
+    assert sft is not None
+    assert rl_ is not None
+    for settings, stage in ((sft, "sft"), (rl_, "rl")):
+        assert (settings.prompt, settings.thinking_budget, settings.answer_budget) == ("brief", 8, 8)
+        weights = fingerprint(sorted(load(str(out / stage / "export")).model.state_dict().items()))
+        assert (settings.provenance["stage"], settings.provenance["weights_sha256"]) == (stage, weights)
+        assert settings.provenance["recipe"]["name"] == "coin"
+        base = fingerprint(sorted(load(str(random_folder)).model.state_dict().items()))
+        assert settings.provenance["base"] == {"model": str(random_folder), "revision": None, "weights_sha256": base}
+    assert sft.provenance["recipe"] == rl_.provenance["recipe"]
+    assert rl_.provenance["parent"] == {"stage": "sft", "weights_sha256": sft.provenance["weights_sha256"]}
+    lora = read_reasoner_settings(out / "other" / "sft" / "export")
+    assert lora is not None
+    assert lora.provenance["recipe"] != sft.provenance["recipe"]
+    moved = shutil.copytree(out / "rl" / "export", tmp_path / "elsewhere")
+    ours, theirs = Reasoner(str(moved)), Reasoner(str(out / "rl" / "export"))
+    assert (ours.prompt, ours.sampling, ours.max_pixels) == (theirs.prompt, theirs.sampling, theirs.max_pixels)
+
+
+def test_a_base_that_changed_under_a_run_is_not_trained_further(random_folder: Path, tmp_path: Path) -> None:
+    base = Path(shutil.copytree(random_folder, tmp_path / "base"))
+    recipe = coin(base, tmp_path, sft={"epochs": 1})
+    with after_update(2, _kill), pytest.raises(Killed):
+        run_stage(recipe, recipe.stages[0], tmp_path / "run")
+    weights = base / "model.safetensors"
+    state = load_file(weights)
+    name = next(name for name in state if name.endswith("layers.1.mlp.up_proj.weight"))
+    save_file({**state, name: state[name] + 1e-3}, weights, metadata={"format": "pt"})
+    with pytest.raises(UserError, match=r"was begun from other weights than .*base holds now"):
+        run_stage(recipe, recipe.stages[0], tmp_path / "run")
 
 
 @contextmanager

@@ -18,6 +18,7 @@ from xreasoner.benchmarks.store import (
     Row,
     picture_hash,
     prompt_hash,
+    read_rows,
     result_key,
     sample_seed,
     sampling_key,
@@ -27,7 +28,7 @@ from xreasoner.benchmarks.summary import group_of
 from xreasoner.completion import Completion
 from xreasoner.engines.base import Engine, Request, Sampling
 from xreasoner.engines.driving import finished
-from xreasoner.errors import DataError, XReasonerError
+from xreasoner.errors import DataError, XReasonerError, reason
 from xreasoner.grading import judge
 from xreasoner.problem import Problem
 from xreasoner.prompts import chat_messages
@@ -62,6 +63,8 @@ class _Work:
     keys: list[str] = field(default_factory=list)
     done: int = 0
     failures: list[str] = field(default_factory=list)
+    errors: list[Row] = field(default_factory=list)
+    """Rows of `errors.jsonl`: samples that have no reply to be judged."""
 
 
 def evaluate(
@@ -119,6 +122,7 @@ def evaluate(
                 break
             if progress:
                 progress(work.done, total)
+    _note_errors(store.path.with_name("errors.jsonl"), benches, work.errors)
     if work.failures and failures is None:
         raise _failed(work)
     if work.failures and failures is not None:
@@ -224,12 +228,12 @@ def _save(problem: Problem, hashes: Sequence[str], out: Path) -> list[str]:
 
 
 def _keep(work: _Work, sample: _Sample, found: list[Completion] | Exception) -> bool:
-    """Store a sample that was finished; False where it failed. Raises what is no `XReasonerError`: a defect of ours."""
+    """Store a sample that was finished; False where it failed, which is written down and ends no other."""
     name = f"{sample.fields['bench']}/{sample.problem.id}"
     if isinstance(found, Exception):
-        if not isinstance(found, XReasonerError):
-            raise found
-        work.failures.append(f"item {name}: {found}")
+        work.failures.append(f"item {name}: {reason(found)}")
+        known = {name: sample.fields[name] for name in ("key", "stage", "bench", "condition", "sample")}
+        work.errors.append({**known, "id": sample.problem.id, "outcome": "error", "note": reason(found)})
         return False
     if found[0].exit == "aborted":
         work.failures.append(f"item {name}: its sample {sample.fields['sample']} was stopped before its end")
@@ -237,6 +241,18 @@ def _keep(work: _Work, sample: _Sample, found: list[Completion] | Exception) -> 
     work.store.append([_row(sample, found[0], sample.images.result())])
     work.done += 1
     return True
+
+
+def _note_errors(path: Path, benches: Sequence[str], errors: Sequence[Row]) -> None:
+    """Write down which samples of these benchmarks failed, in the place of what was written of them before."""
+    others = [row for row in read_rows(path) if row["bench"] not in benches]
+    if others or errors:
+        aside = path.with_suffix(".part")
+        aside.parent.mkdir(parents=True, exist_ok=True)
+        aside.write_text("".join(json.dumps(row) + "\n" for row in [*others, *errors]), encoding="utf-8")
+        aside.replace(path)
+    else:
+        path.unlink(missing_ok=True)
 
 
 def _failed(work: _Work) -> XReasonerError:

@@ -160,7 +160,7 @@ class Table:
         chosen, rows, seen, errors = set(order[:n]), list[Row](), 0, ErrorLog()
         for record in self.records():
             if isinstance(record, BadRow):
-                errors.add(record.error)
+                errors.add(record.error, record)
             elif seen in chosen:
                 rows.append(record)
             seen += 1
@@ -364,7 +364,7 @@ class Folder:
             if isinstance(record, Row):
                 rows.append(record)
             else:
-                log.add(f"{record.where}: cannot be read ({record.reason}); fetch it again")
+                log.add(f"{record.where}: cannot be read ({record.reason}); fetch it again", record)
         if not rows and not log.count:
             log.add(f"{where}: is empty; expected rows")
         return rows

@@ -143,7 +143,7 @@ def _sift(
     log = ErrorLog()
     for row in log.good(table.records()):
         total += 1
-        with log.collect():
+        with log.collect(row):
             _check_fields(row, fields)
         if log.count:  # the rest is read for its problems alone
             continue

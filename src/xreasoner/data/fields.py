@@ -107,6 +107,9 @@ def check_fields(row: Row, used: Iterable[str], reader: str, texts: Sequence[str
         texts: The question and the response; a text that occurs in them is used already (a copy of the question).
     """
     read = frozenset(used)
+    extra = row.values.get("extra_info")
+    if isinstance(extra, Mapping) and not says_nothing("tools", extra.get("need_tools_kwargs") or None):
+        raise row.wrong("extra_info.need_tools_kwargs", extra["need_tools_kwargs"], "a row that needs no tools")
     refused = [
         name
         for name, value in row.values.items()

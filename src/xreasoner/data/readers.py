@@ -171,30 +171,36 @@ def _finite(value: Any) -> Any:
 
 
 class ErrorLog:
-    """The problems of one input: the first `MAX_REPORTED` in words, the rest as a count."""
+    """The problems of one input in the order of its rows: the first `MAX_REPORTED` in words, the rest as a count."""
 
     def __init__(self) -> None:
-        self.messages: list[str] = []
         self.count = 0
+        self._messages: list[tuple[int, int, str]] = []
+        self._files: dict[str, int] = {}
 
-    def add(self, error: Exception | str) -> None:
-        """Record one problem."""
+    def add(self, error: Exception | str, place: _Place | None = None) -> None:
+        """Record one problem, of a row if it has one."""
         self.count += 1
-        if len(self.messages) < MAX_REPORTED:
-            self.messages.append(str(error))
+        file = self._files.setdefault(place.path if place else "", len(self._files))
+        if len(self._messages) < 2 * MAX_REPORTED:  # what is found in a second pass may come before
+            self._messages.append((file, place.number if place else self.count, str(error)))
 
     def extend(self, other: ErrorLog) -> None:
-        """Record what another log has."""
-        self.messages += other.messages[: MAX_REPORTED - len(self.messages)]
-        self.count += other.count
+        """Record what another log has, which comes first in an empty one."""
+        if self.count == 0:
+            self.count, self._messages, self._files = other.count, other._messages, other._files
 
     @contextmanager
-    def collect(self) -> Iterator[None]:
-        """Record a `DataError` that is raised inside, and continue after the block."""
+    def collect(self, place: _Place | None = None) -> Iterator[None]:
+        """Record what is wrong with a row, raised inside as `ValueError`, and continue after the block."""
         try:
             yield
         except DataError as error:
-            self.add(error)
+            self.add(error, place)
+        except ValueError as error:  # what a type refuses, such as a problem without a question
+            if place is None:
+                raise
+            self.add(f"{place.where}: {error}", place)
 
     def good(self, records: Iterable[Row | BadRow]) -> Iterator[Row]:
         """The rows that could be read; the others are recorded."""
@@ -202,13 +208,14 @@ class ErrorLog:
             if isinstance(record, Row):
                 yield record
             else:
-                self.add(record.error)
+                self.add(record.error, record)
 
     def raise_any(self) -> None:
         """Raise one `DataError` with a line for each problem, if there was any."""
         if self.count:
-            more = self.count - len(self.messages)
-            raise DataError("\n".join([*self.messages, *([f"and {more:,} more problems"] if more else [])]))
+            lines = [message for _, _, message in sorted(self._messages, key=lambda each: each[:2])[:MAX_REPORTED]]
+            more = self.count - len(lines)
+            raise DataError("\n".join([*lines, *([f"and {more:,} more problems"] if more else [])]))
 
 
 def read_rows(path: Path) -> Iterator[Row]:
@@ -353,6 +360,13 @@ class _SyntaxError(ValueError):
         self.line = line
 
 
+@dataclass(slots=True)
+class _Refused:
+    """What takes the place of a number that is refused, until its field is known."""
+
+    reason: str
+
+
 class _Json:
     """A JSON decoder that refuses what JSON does not have, and what a text cannot hold.
 
@@ -379,20 +393,23 @@ class _Json:
             self.issues.append(f"field {twice!r:.80} occurs twice; expected each name once")
         return values
 
-    def _constant(self, name: str) -> float:
-        self.issues.append(f"found {name}, which JSON does not have; expected a finite number, or null")
-        return 0.0
+    def _refused(self, reason: str) -> _Refused:
+        self.issues.append(reason)
+        return _Refused(reason)
 
-    def _float(self, text: str) -> float:
+    def _constant(self, name: str) -> _Refused:
+        return self._refused(f"found {name}, which JSON does not have; expected a finite number, or null")
+
+    def _float(self, text: str) -> float | _Refused:
         value = float(text)
         if math.isinf(value):
-            self.issues.append(f"the number {text:.40} is too large; expected a finite number, or text")
+            return self._refused(f"found {text:.40}, which is too large; expected a finite number, or text")
         return value
 
-    def _int(self, text: str) -> int:
+    def _int(self, text: str) -> int | _Refused:
         if len(text) > 4000:
-            self.issues.append(f"an integer of {len(text.lstrip('-')):,} digits; expected at most 4,000, or text")
-            return 0
+            digits = len(text.lstrip("-"))
+            return self._refused(f"found an integer of {digits:,} digits; expected at most 4,000, or text")
         return int(text)
 
     def value(self, text: str, at: int = 0) -> tuple[Any, int, str]:
@@ -407,8 +424,8 @@ class _Json:
         except ValueError:  # Python's limit on an integer's digits
             self.issues.clear()
             value, end = self._scan_slowly(text, at)
-        if not self.issues and ("\\ud" in text or "\\uD" in text):
-            self.issues.extend(_surrogates(value))
+        if self.issues or "\\ud" in text or "\\uD" in text:
+            self.issues[:0] = _refused_values(value)
         return value, end, self.issues[0] if self.issues else ""
 
     def line(self, data: bytes) -> tuple[Any, str]:
@@ -435,20 +452,22 @@ def _syntax(error: json.JSONDecodeError) -> str:
     return f"not JSON: {error.msg} at column {error.colno}{hint}"
 
 
-def _surrogates(value: Any, name: str = "") -> list[str]:
-    """The field that holds half of a surrogate pair, which is no text and cannot be written or tokenized."""
+def _refused_values(value: Any, name: str = "") -> list[str]:
+    """The first field that holds a refused number, or half of a surrogate pair, which is no text."""
+    where = f"field {name!r:.80}: " if name else ""
+    if isinstance(value, _Refused):
+        return [where + value.reason]
     if isinstance(value, str):
         try:
             value.encode()
         except UnicodeEncodeError as error:
             code = f"\\u{ord(value[error.start]):04x}"
-            where = f"field {name!r:.80}: " if name else ""
             return [f"{where}found {code}, half of a surrogate pair; expected whole characters"]
         return []
     parts = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
     for key, part in parts:
         dotted = f"{name}.{key}" if name else str(key)
-        issues = (isinstance(key, str) and _surrogates(key, "a name")) or _surrogates(part, dotted)
+        issues = (isinstance(key, str) and _refused_values(key, "a name")) or _refused_values(part, dotted)
         if issues:
             return issues
     return []
@@ -778,6 +797,8 @@ def _columnar(batches: Callable[[], Iterator[Any]], name: str, what: str) -> Ite
                 if twice is not None:
                     yield BadRow(name, 1, "row", reason=f"column {twice!r:.80} occurs twice; expected each name once")
                     return
+            if what == "Arrow":  # offsets that lead outside its buffers would crash the process
+                batch.validate(full=True)
             for part in _pieces(batch, 256):
                 for values, reason in _objects(part):
                     number += 1

@@ -16,15 +16,16 @@ Fields that are not read are ignored, reported or refused by the rule in `fields
 
 from __future__ import annotations
 
+import ast
 import contextlib
 import json
 from collections.abc import Mapping, Sequence
 from typing import Any, get_args
 
-from xreasoner.data.fields import check_fields, check_message
+from xreasoner.data.fields import check_fields, check_message, says_nothing
 from xreasoner.data.readers import Row, format_of
 from xreasoner.data.sources import Rows, chain, table_of
-from xreasoner.grading.rescoring import option_texts
+from xreasoner.grading.rescoring import OPTION_COLUMNS, option_columns, option_texts
 from xreasoner.problem import LABELS, AnswerType, Problem
 from xreasoner.trace import CLOSE
 
@@ -44,18 +45,16 @@ _QUESTION = frozenset(
     [*_COMMON, *_ANSWERS, "question", "prompt", "instruction", "input", "response", "completion", "output"]
 )
 _MESSAGES = frozenset([*_COMMON, *_ANSWERS, "messages", "conversations", "prompt", "completion", "reward_model"])
-_OPTION_COLUMNS = ("{}", "option_{}", "option{}", "choice_{}", "choice{}", "op{}", "opt_{}", "opt{}")
-"""How data sets call the columns of a question's options; {} is a letter from A or a number from 1."""
 
 
 def questions(options: dict[str, Any]) -> Rows:
     """The source `rows`. options: path, config, split, revision (see `table_of`)."""
-    return Rows(table_of(options), _question, _QUESTION | _COLUMNS)
+    return Rows(table_of(options), _question, _QUESTION | OPTION_COLUMNS)
 
 
 def messages(options: dict[str, Any]) -> Rows:
     """The source `messages`. options: path, config, split, revision."""
-    return Rows(table_of(options), _chat, _MESSAGES | _COLUMNS)
+    return Rows(table_of(options), _chat, _MESSAGES | OPTION_COLUMNS)
 
 
 def _question(row: Row) -> tuple[Problem, str]:
@@ -112,7 +111,7 @@ def _problem(row: Row, question: str, gold: str) -> Problem:
         answer_type=kind,
         options=options,
         domain=row.optional("domain") or "general",
-        modality="image" if row.has("image") or row.has("images") else "text",
+        modality="text" if all(says_nothing(name, row.values.get(name)) for name in ("image", "images")) else "image",
         source=row.optional("source") or row.file,
         family=row.optional("family"),
         meta=_meta(row),
@@ -123,7 +122,10 @@ def _options(row: Row) -> tuple[str, ...]:
     """The options of a field, or of columns for each."""
     name = _one_of(row, ("options", "choices"))
     if not name:
-        return _option_columns(row)
+        columns, missing = option_columns(row.values)
+        if missing:
+            raise row.wrong(missing, row.values.get(missing), "an option before the last one that the row has")
+        return tuple(row.text(column) for column in columns)
     try:
         options = option_texts(row.values[name])
     except ValueError as error:
@@ -131,35 +133,6 @@ def _options(row: Row) -> tuple[str, ...]:
     if len(options) > len(LABELS):
         raise row.wrong(name, row.values[name], f"a list of at most {len(LABELS)} texts")
     return options
-
-
-def _column_names(form: str) -> tuple[list[str], list[str]]:
-    letters = [form.format(label) if form == "{}" else form.format(label.lower()) for label in LABELS]
-    return letters, [] if form == "{}" else [form.format(k + 1) for k in range(len(LABELS))]
-
-
-_COLUMN_GROUPS = [names for form in _OPTION_COLUMNS for names in _column_names(form) if names]
-_COLUMNS = frozenset(name for names in _COLUMN_GROUPS for name in names)
-
-
-def _option_columns(row: Row) -> tuple[str, ...]:
-    """The options in columns A, B, C, … (or option_a, …; option1, …); () where the row has no two of them.
-
-    Columns that are blank at the end are those of questions with more options.
-    """
-    plain = {name if len(name) == 1 else name.lower().replace(" ", "_"): name for name in map(str, row.values)}
-    for names in _COLUMN_GROUPS:
-        if not (names[0] in plain and names[1] in plain):
-            continue
-        present = [plain[name] for name in names if name in plain]
-        filled = [name for name in present if row.values[name] not in (None, "")]
-        if not filled:
-            return ()
-        if filled != present[: len(filled)] or len(filled) < 2:
-            missing = next((name for name in present if name not in filled), present[-1])
-            raise row.wrong(missing, row.values[missing], "an option before the last one that the row has")
-        return tuple(row.text(name) for name in filled)
-    return ()
 
 
 def _label(row: Row, gold: str, options: tuple[str, ...]) -> str:
@@ -174,7 +147,7 @@ def _label(row: Row, gold: str, options: tuple[str, ...]) -> str:
 def _meta(row: Row) -> Mapping[str, Any]:
     found = row.values.get("meta") or {}
     if isinstance(found, str):  # Parquet has no free mappings
-        with contextlib.suppress(json.JSONDecodeError):
+        with contextlib.suppress(ValueError, RecursionError):
             found = json.loads(found)
     if not isinstance(found, Mapping):
         raise row.wrong("meta", found, "a mapping")
@@ -210,8 +183,10 @@ def _turns(row: Row) -> tuple[str, Any]:
     field = next((name for name in ("messages", "conversations", "prompt") if row.has(name)), "messages")
     turns, reply = row.values.get(field), row.values.get("completion")
     if isinstance(turns, str) and turns.lstrip().startswith("[") and format_of(row.path) in ("csv", "tsv"):
-        with contextlib.suppress(ValueError):  # a CSV file has no lists
-            turns = json.loads(turns)
+        for parse in (json.loads, ast.literal_eval):  # a CSV file has no lists
+            with contextlib.suppress(ValueError, SyntaxError, RecursionError, MemoryError):
+                turns = parse(turns)
+                break
     if field == "prompt" and isinstance(turns, list) and isinstance(reply, list):
         return field, [*turns, *reply]
     if field == "prompt" and row.has("completion"):

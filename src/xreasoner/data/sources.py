@@ -69,7 +69,7 @@ class Rows:
         rows = self.table.sample(n, seed, log)
         made: list[T] = []
         for row in rows:
-            with log.collect():
+            with log.collect(row):
                 made.append(make(row))
         log.raise_any()
         if self.fields is not None:

@@ -23,7 +23,7 @@ from PIL.Image import Image, Resampling
 
 from xreasoner.completion import Completion, Exit
 from xreasoner.engines.base import Message, Request, Sampling
-from xreasoner.engines.failures import check_logprobs, results
+from xreasoner.engines.failures import check_logprobs, results, stopped
 from xreasoner.engines.reply_budget import ReplyBudget
 from xreasoner.errors import EngineError, UserError
 from xreasoner.trace import CLOSE
@@ -125,7 +125,7 @@ class RunningTicket:
     def fail(self, error: BaseException) -> None:
         """End with an error, where it has not ended."""
         if not self.done.is_set():
-            self.error = error
+            self.error = stopped(error)
             self.end()
 
     def cancel(self) -> None:
@@ -157,14 +157,14 @@ class ContinuingEngine:
 
     def _run(self) -> None:
         """The loop, until it is stopped, or by what is no `Exception`; whoever still waits then learns of it."""
-        stopped: BaseException = RuntimeError("the engine was closed")
+        reason: BaseException = RuntimeError("the engine was closed")
         try:
             self._loop.run_forever()
         except BaseException as error:
-            stopped = error
+            reason = error
         finally:
             for ticket in list(self._unfinished):
-                ticket.fail(stopped)
+                ticket.fail(reason)
 
     def _start(self, ticket: RunningTicket) -> None:
         """Have the loop answer a request. Raises `EngineError` where it has ended."""

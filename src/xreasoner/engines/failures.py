@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from xreasoner.completion import Completion
-from xreasoner.errors import NonFiniteError, OutOfMemoryError, RequestsError, XReasonerError
+from xreasoner.errors import EngineError, NonFiniteError, OutOfMemoryError, RequestsError, XReasonerError
 
 _OUT_OF_MEMORY = (
     "out of memory",
@@ -112,6 +112,11 @@ def results(outcomes: Sequence[Handle | Exception]) -> list[list[Completion]]:
     if failed:
         raise RequestsError(failed, len(outcomes))
     return [outcome.completions for outcome in outcomes if not isinstance(outcome, Exception)]
+
+
+def stopped(error: BaseException) -> Exception:
+    """What those learn who wait for an engine that was stopped: Ctrl-C is its thread's alone, not theirs."""
+    return error if isinstance(error, Exception) else EngineError(f"the engine was stopped ({type(error).__name__})")
 
 
 def describe(error: Exception, where: str) -> None:

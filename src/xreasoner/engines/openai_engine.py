@@ -17,6 +17,7 @@ import time
 from collections.abc import AsyncGenerator, Callable, Iterator, Mapping, Sequence
 from contextlib import aclosing, contextmanager, suppress
 from dataclasses import dataclass, field
+from difflib import get_close_matches
 from email.utils import parsedate_to_datetime
 from typing import Any, Literal, cast
 
@@ -159,14 +160,12 @@ class OpenAIEngine(ContinuingEngine):
             return
         _complain(server, response.status_code, response.headers, response.text)
         with _losses(server):
-            entries = [entry for entry in response.json()["data"] if isinstance(entry["id"], str)]
+            entries = _model_entries(response.json())
         names = [entry["id"] for entry in entries]
         if not entries or (model is not None and model not in names):
-            raise UserError(
-                f"the server {server.url} has no model {model or ''!r}; it has {', '.join(names) or 'none'}"
-            )
+            raise UserError(f"the server {server.url} has no model {model or ''!r}; {_names_like(model or '', names)}")
         entry = entries[names.index(model) if model else 0]
-        server.model, server.context = entry["id"], entry.get("max_model_len")
+        server.model, server.context = entry["id"], _context_of(entry)
         server.vllm, server.own = entry.get("owned_by") == "vllm", entry.get("owned_by") == "xreasoner"
         if server.vllm:
             await self._look_at_template(server)
@@ -502,6 +501,27 @@ class OpenAIEngine(ContinuingEngine):
 
 class RefusedError(LostError):
     """A server answered with an error of its own: it runs."""
+
+
+def _model_entries(body: Any) -> list[dict[str, Any]]:
+    """The models of a server's list, in OpenAI's form or bare (Together's); Ollama without models has null."""
+    entries = body if isinstance(body, list) else body["data"] or []
+    return [entry for entry in entries if isinstance(entry.get("id"), str)]
+
+
+def _context_of(entry: Mapping[str, Any]) -> int | None:
+    """The context length that vLLM, OpenRouter or LM Studio gives with a model."""
+    names = ("max_model_len", "context_length", "loaded_context_length", "max_context_length")
+    lengths = (entry.get(name) for name in names)
+    return next((length for length in lengths if isinstance(length, int) and length > 0), None)
+
+
+def _names_like(name: str, names: Sequence[str]) -> str:
+    """The nearest of a server's models, which may be hundreds."""
+    near = get_close_matches(name, names, n=3, cutoff=0.3) if name else []
+    shown = near or list(names[:3])
+    more = f" (of {len(names)})" if len(names) > len(shown) else ""
+    return f"it has {', '.join(shown) or 'none'}{more}"
 
 
 def _restore(draft: Draft, saved: Draft) -> None:

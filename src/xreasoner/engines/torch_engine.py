@@ -440,7 +440,7 @@ class TorchEngine:
         self._clear()
         for ticket in tickets:
             if not ticket.done.is_set():
-                ticket.error = error
+                ticket.error = failures.stopped(error)
                 ticket.done.set()
 
     def _refuse_non_finite(self) -> None:

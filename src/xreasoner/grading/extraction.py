@@ -54,8 +54,8 @@ _ADVERB = (
     r"|also|somit|daher|damit|folglich|quindi|pertanto|dunque|portanto|logo|entonces|dus|alltså)\s+)*"
 )
 _CUE = re.compile(
-    r"(?:\b(?:answers?|ans|solution|result|(?:final_)?decision|verdict|antwort|lösung|réponse|respuesta|risposta|resposta|jawaban|cevap|odpowiedź"
-    r"|antwoord|svar(?:et)?|ответ|đáp\s+án(?:\s+đúng)?|(?:alternativa|opção|opción|opzione|letra|lettre)\s+(?:corr?ecta|corretta|correta|correcte|certa|giusta)|(?:correct|best|right|final|chosen|selected|remaining|my)\s+(?:option|choice|letter|one|pick|selection)"
+    r"(?:\b(?:answers?|ans|solution|result|(?:final_)?decision|verdict|antwort|lösung|réponse|respuesta|risposta|resposta|jawaban(?:nya)?|cevap|odpowiedź"
+    r"|antwoord|svar(?:et)?|ответ|đáp\s+án(?:\s+đúng)?|(?:richtige|korrekte)\s+(?:option|variante|wahl)|(?:alternativa|opção|opción|opzione|letra|lettre)\s+(?:corr?ecta|corretta|correta|correcte|certa|giusta)|(?:correct|best|right|final|chosen|selected|remaining|my)\s+(?:option|choice|letter|one|pick|selection)"
     r"|the\s+(?:option|choice|letter)|(?:most\s+(?:likely|probable)|correct|best|final)\s+diagnosis|conclusion|(?:best\s+)?guess)\b"
     r"(?:\s+(?:choice|option|letter|correct[ae]?|corr?etta|correta|final[e]?|giusta|justa|certa|exacta|exacte|yang\s+benar|here|then))?"
     r"(?:,\s(?!(?:if|unless|when|whether|says?|some|many)\b)[^.:,;\n]{1,60},)?"
@@ -63,7 +63,7 @@ _CUE = re.compile(
     rf"(?:[:=]|\s[-–—]\s|->|→|⇒|\b(?:is|was|turns\s+out\s+to\s+be|(?:must|should|would|could|might|may|will|can\s+only|has\s+to)\s+{_ADVERB}be"
     rf"|seems(?:\s+to\s+be)?|appears\s+to\s+be|adalah|lautet|beträgt|ist|est|es|é|è|är|er|là|este)\b)"
     r"|(?:正确的|答案|答え|正解|정답|답|الإجابة(?:\s+الصحيحة)?|الجواب(?:\s+الصحيح)?|الخيار\s+الصحيح|उत्तर|正答|คำตอบ(?:ที่ถูกต้อง)?|(?:ה)?תשובה(?:\s+הנכונה)?|(?:最も)?(?:正しい|適切な)(?:の|もの|選択肢))\]?\s?(?:应该|應該|应|應|可能|很可能|最可能|大概|显然|只能|就|一定)?(?:คือ|היא|הוא|是|为|為|は|은|는|هي|هو|है|:|=|ist)?"
-    r"|\b(?:(?:правильн|верн)(?:ый|ая)\s+(?:ответ|вариант(?:\s+ответа)?|буква)|(?:верен|правилен)\s+(?:ответ|вариант))\s*[:–—-]?"
+    r"|\b(?:(?:правильн|верн)(?:ым|ой)\s+(?:ответом\s+)?(?:является|будет)|(?:правильн|верн)(?:ый|ая)\s+(?:ответ|вариант(?:\s+ответа)?|буква)|(?:верен|правилен)\s+(?:ответ|вариант))\s*[:–—-]?"
     r"|\b(?:richtig|korrekt)\s+(?:ist|wäre)\b|\bist\s+die\s+(?:(?:richtige|korrekte)\s+)?(?:antwort|lösung)\b"
     r"|\b(?:răspunsul?|vastaus|odpověď|odpoveď|válasz|απάντηση|відповідь|отговор(?:ът)?|одговор|پاسخ)(?:\s+(?:corect|helyes|صحیح))?"
     r"\s*(?::|\b(?:este|on|je|είναι|е)\b|[–—-](?=\s))\s*(?:(?:το|η)\s+)?"
@@ -83,7 +83,7 @@ _WEAK_CUE = re.compile(
     r"|\blet(?:'s|\s+us)\s+(?:go\s+with|choose|pick|select|say)\s+"
     r"|\bif\s+(?:I|we)\s+(?:had|have)\s+to\s+(?:guess|choose|pick|answer|say),?\s+"
     r"|\bwill\s+(?:go\s+with|choose|pick|select|answer)\s+|\b(?:looks|seems)\s+like\s+"
-    r"|\b(?:going\s+with|leaning\s+towards?|(?:settled|decided)\s+(?:on|for))\s+|而是\s*|(?:因此|所以)(?:应该|应)?(?:是|为)\s*|(?:不|否),\s*(?:应该)?是|(?:ではなく|でなく|아니라)[,、]?\s*|\bchọn\s+|\b(?:выбираю|выбираем|ich\s+wähle|wir\s+wählen|je\s+choisis|elijo|elegimos|escolho|scelgo|ik\s+kies|seçiyorum|wybieram|saya\s+memilih|[أا]ختار)\s+|\b(?:corresponds?\s+to|match(?:es)?|points?\s+to|consistent\s+with|supports?|suggests?|indicates?|favou?rs?|(?:I|we)\s+(?:find|found|get|got))\s+(?=(?:the\s+)?(?:option|choice|answer)\b|[(\[]?[A-Z][)\]]?\W*(?:$|\n))"
+    r"|\b(?:going\s+with|leaning\s+towards?|(?:settled|decided)\s+(?:on|for))\s+|而是\s*|(?:因此|所以)(?:应该|应)?(?:是|为)\s*|(?<=,)\s*(?:而)?(?:应该|应当|应)(?:是|为|选)\s*|\bc'est\s+|(?:不|否),\s*(?:应该)?是|(?:ではなく|でなく|아니라)[,、]?\s*|\bchọn\s+|\b(?:выбираю|выбираем|ich\s+wähle|wir\s+wählen|je\s+choisis|elijo|elegimos|escolho|scelgo|ik\s+kies|seçiyorum|wybieram|saya\s+memilih|[أا]ختار)\s+|\b(?:corresponds?\s+to|match(?:es)?|points?\s+to|consistent\s+with|supports?|suggests?|indicates?|favou?rs?|(?:I|we)\s+(?:find|found|get|got))\s+(?=(?:the\s+)?(?:option|choice|answer)\b|[(\[]?[A-Z][)\]]?\W*(?:$|\n))"
     r"|(?:^|\n)\s*(?:∴|=>|->|→|⇒)\s*|\b(?:no|yes),\s+(?=\S{1,12}\s*(?:$|\n))"
     r"|(?:^|[.,:;!?\n])\s*(?:so|thus|hence|therefore|finally|ultimately|consequently|in\s+conclusion|answer)\b[,:]?\s*"
     r"|\b(?:no,?\s+)?(?:wait|actually|correction|rather|sorry|i\s+mean)\b[,:.!]?\s*(?:no,?\s+(?=\w))?"
@@ -164,7 +164,7 @@ _REFUSAL = re.compile(
     re.IGNORECASE,
 )
 _SCRIPT = re.compile(r"(\^)\{(\w+)\}|_\{?(\w+)\}?")
-_HALF = re.compile(r"\\[cdt]?frac\s*\{\s*(\d+)\s*\}\s*\{\s*(\d+)\s*\}")
+_HALF = re.compile(r"\\[cdt]?frac\s*(?:\{\s*(\d+)\s*\}|(\d))\s*(?:\{\s*(\d+)\s*\}|(\d))")
 _DEGREE = re.compile(r"\s*\^\s*(?:\{\s*\\circ\s*\}|\\circ(?![a-z]))")
 _INTERROGATIVE = ("吗", "嗎", "ですか", "でしょうか", "까")
 _SENTENCE_END = re.compile(r"[^.!?\n]{0,200}([.!?\n]|$)")
@@ -204,7 +204,7 @@ def collapse(text: str) -> str:
 def _with_slash(match: re.Match[str]) -> str:
     """`\\frac{2}{3}` as `2/3`; of a mixed number as ` 2/3`."""
     glued = match.string[: match.start()][-1:].isdigit()
-    return f"{' ' if glued else ''}{match[1]}/{match[2]}"
+    return f"{' ' if glued else ''}{match[1] or match[2]}/{match[3] or match[4]}"
 
 
 def normalise(text: str) -> str:

@@ -38,9 +38,15 @@ _LAST_VERB = re.compile(
     r"\b(?:is|equals|are|beträgt|ist|est|sont|es|son|è|é|sono|são|равн[ао]?|равен|составляет|wynosi|är)\s+(\S[^=]*?)[\s.]*$"
 )
 _RANGE = re.compile(
-    rf"\b(?:between|zwischen|entre|tra|fra|między|tussen|بين)\s+{_END}\s+(?:and|und|et|y|e|i|en|و)\s+{_END}(?![\w.]*\d)"
+    rf"\b(?:between|zwischen|entre|tra|fra|między|tussen|между|بين)\s+{_END}\s+(?:and|und|et|y|e|i|en|и|و)\s+{_END}(?![\w.]*\d)"
     rf"|\b(?:from|von|de|desde|da|dal|od|от|van)\s+{_END}\s+(?:to|through|until|till|up\s+to|bis|à|a|até|hasta|do|до|tot)\s+{_END}(?![\w.]*\d)"
+    rf"|(?:介于|在)?\s*{_END}\s*[和与與と]\s*{_END}(?:之[间間]|の間)"
     rf"|(?<![A-Za-z\d.-]){_END}\s*(?:to|through|bis|[-–—~～〜至到]|から|에서)\s*{_END}(?![\w.]*\d)",
+    re.IGNORECASE,
+)
+_NOT_WITHIN = re.compile(
+    r"\b(?:outside|out\s+of|beyond|(?:more|less|fewer|greater|other)\s+than|above|below|over|under|at\s+(?:least|most)"
+    r"|except|exclud\w+|until|before|after|not|no|never|не|ne|nicht|no|pas)\b|不|[一-龥]?外|ない|아니",
     re.IGNORECASE,
 )
 _FIGURES = re.compile(r"\d[\d.,/ ]*")
@@ -274,7 +280,11 @@ def _rises(text: str) -> bool:
 def _range(text: str) -> str | None:
     """ "3, 5" for the one range that a short reply gives ("between 3 and 5", "from 3 cm to 5 cm", "3–5"), else None."""
     found = list(_RANGE.finditer(text[-500:]))
-    if len(found) != 1 or extraction.denied(text[-500:], found[0].start(), found[0].end()):
+    if (
+        len(found) != 1
+        or _NOT_WITHIN.search(text[-500:], 0, found[0].start())
+        or extraction.denied(text[-500:], found[0].start(), found[0].end())
+    ):
         return None
     if re.search(r"[\d\s][-–—~～〜]", found[0][0]) and not _rises(found[0][0]):
         return None  # "5-3" is a difference
@@ -283,7 +293,7 @@ def _range(text: str) -> str | None:
     others = len(_FIGURES.findall(text)) - len(_FIGURES.findall(found[0][0]))
     if None in ends or options.CONFLICT in ends or others:
         return None
-    return ", ".join(each for each in ends if each)
+    return ", ".join(each.replace(",", "") for each in ends if each)
 
 
 def _list(problem: Problem, reply: Reply) -> Verdict:

@@ -52,7 +52,7 @@ _COMMON: tuple[tuple[re.Pattern[str], str | Callable[[re.Match[str]], str]], ...
     (re.compile(r"\\frac\s*(\d)\s*\{"), r"\\frac{\1}{"),
     (re.compile(r"(\\frac\s*\{[^{}]*\})\s*(\d)"), r"\1{\2}"),
     (re.compile(r"(?<![\d^_{}.])(\d+)\s*(\\frac\s*\{\d+\}\s*\{\d+\})"), r"(\1+\2)"),  # a mixed number
-    (re.compile(r"(?<![\w^{}.,/)\]\\])(\d{1,9})\s+([1-9]\d{0,8})\s*/\s*(\d{1,9})(?![\w.])"), _mixed),
+    (re.compile(r"(?<![\w^}.,/)\]\\])(?<!(?<!\\)\{)(\d{1,9})\s+([1-9]\d{0,8})\s*/\s*(\d{1,9})(?![\w.])"), _mixed),
     (re.compile(r"(?<![\d.,/])\d{1,3}(?: \d{3})+(?!\d)"), lambda match: match[0].replace(" ", "")),
     (re.compile(r"\\sqrt\s*(\d|[a-zA-Z](?![a-zA-Z]))"), r"\\sqrt{\1}"),
     (

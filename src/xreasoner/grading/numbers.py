@@ -36,7 +36,7 @@ _UNIT = re.compile(r"[^\W\d_°][^\W\d_]*|[^\W\d_°][^\d_=<>+,;:\"]{0,39}|°[A-Za
 _CUT = re.compile(
     r"(?:[.;!]?\s*\n|[.;!)]\s+|,\s+(?!\d)|[\s.]+\(|\s+(?:because|since|as|which|where|when|so|after|left|every|each)\b"
     r"|(?<=[^\x00-\x7f])\s*(?:です|でした|である|입니다|이다|이에요|예요|있습니다|है|हैं)"
-    r"|\s+in\s+total\b|\s+more\s*$|\s*\}\s*$|\s+(?:at|for|from|in|on)\s+the\b|\s+of\s+(?:them|these|those|us)\b|\s+to\s+(?=[a-z]{2,}\s+(?:an?|the|all|each|his|her|their|it|them)\b))"
+    r"|\s+in\s+total\b|\s+more\s*$|\s*\}\s*$|\s+(?:at|for|from|in|on)\s+the\b|\s+of\s+(?:them|these|those|us)\b|\s+to\s+(?=[a-z]{2,}\s+(?:an?|the|all|each|his|her|their|it|them|there|home|here)\b))"
 )
 _SCALE = re.compile(
     r"\b(?:hundreds?|thousands?|millions?|billions?|trillions?|dozens?|pairs?|half|percent|per\s?cent|k|mn|bn|times"
@@ -87,7 +87,7 @@ _WORDS = re.compile(
 _PART_NAMES = {"half": 2, "halve": 2, "third": 3, "quarter": 4, "fourth": 4, "fifth": 5, "sixth": 6, "seventh": 7}
 _PART_NAMES |= {"eighth": 8, "ninth": 9, "tenth": 10}
 _PARTS = re.compile(
-    rf"(?:({_UNDER_1000})\s+and\s+)?(?:(an?|{'|'.join(_SMALL[1:10])})[\s-])({'|'.join(_PART_NAMES)})s?[\s.!]*",
+    rf"(?:({_UNDER_1000}|\d{{1,3}})\s+and\s+)?(?:(an?|{'|'.join(_SMALL[1:10])})[\s-])({'|'.join(_PART_NAMES)})s?[\s.!]*",
     re.IGNORECASE,
 )
 _CURRENCY = re.compile(r"(?:USD|EUR|GBP|JPY|CNY|RMB)")
@@ -114,7 +114,9 @@ def _fraction_in_words(text: str) -> Fraction | None:
         return None
     whole, above, below = (each.lower() if each else "" for each in match.groups())
     count = 1 if above in ("a", "an", "") else _under_1000(above)
-    value = Fraction(_under_1000(whole) if whole else 0) + Fraction(count, _PART_NAMES[below.rstrip("s")])
+    value = Fraction(int(whole) if whole.isdecimal() else _under_1000(whole)) + Fraction(
+        count, _PART_NAMES[below.rstrip("s")]
+    )
     return value if count < _PART_NAMES[below.rstrip("s")] else None
 
 

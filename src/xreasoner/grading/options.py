@@ -29,7 +29,7 @@ _RIGHT = (
     r"|it\s+is(?=\W*(?:$|\n))|fits\s+best\b|makes\s+the\s+most\s+sense\b|[项項]?[是为為]?(?:正确|正確|对的|對的|符合(?:题意|條件|条件|要求))(?!吗|嗎)"
     r"|[がは](?:正しい|正解|正答|適切|答え|最も適切)|[은는이가]\s?(?:정답|맞|옳|올바)"
     r"|(?:\s?[-–—])?\s+(?:верн(?:ый|ая|о|а)|правильн(?:ый|ая|о)|هو\s+الصحيح|هي\s+الصحيحة|صحيح|सही\s+है"
-    r"|(?:ist|est|es|è|é|is)\s+(?:richtig|korrekt|correcte?|exacte?|la\s+(?:bonne|correcta|corretta|correta)|correct[ao]|corrett[ao]|juist)"
+    r"|(?:ist|est|es|è|é|is)\s+(?:richtig|korrekt|correcte?|exacte?|(?:die|la|de|het)\s+(?:richtige|korrekte|bonne|correcta|corretta|correta|juiste)|correct[ao]|corrett[ao]|juist)"
     r"|doğru|jest\s+(?:poprawn|prawidłow)[aey]|là\s+đúng|đúng)(?![^\W\d_]))"
 )
 _DISMISSED = re.compile(r"[\s:.)\]–—-]*(?:false|wrong|incorrect|not\b|no(?=\s*(?:$|[.,;\n])))", re.IGNORECASE)
@@ -47,7 +47,7 @@ _ITEM = re.compile(r"[\s>*•|–—-]*[(\[]?\s*([A-Za-z]{1,5}|\d{1,2})\s*[)\].:
 _GROUP = re.compile(r"(?<=\d),(?=\d{3}(?!\d))")
 _ENDING = re.compile(r"(?:\b(?:is|are|equals|be)\b|=)\s*([^=\n]{1,80}?)[\s.]*$")
 _SENTENCES = re.compile(r"(?<=[.!])(?<!vs\.)\s+(?![a-z])")
-_BEFORE, _AFTER = r"(?<![A-Za-z0-9_À-ɏ'])", r"(?![A-Za-z0-9_À-ɏ'])"
+_BEFORE, _AFTER = r"(?<![A-Za-z0-9_À-ɏ'])", r"(?![A-Za-z0-9_À-ɏ]|'(?![dt][ıiuü]r\b))"
 """Where a label may stand; other scripts write no spaces around it."""
 _SHORT = 25
 """Words; in a longer reply an option's text that merely occurs does not count as chosen."""
@@ -94,20 +94,20 @@ def _patterns(labels: tuple[str, ...]) -> Patterns:
     closed = rf"[(\[{{<\"']{{1,3}}\s*({any_case})\s*[)\]}}>\"']+"
     open_ = rf"({upper}){_AFTER}(?!\.[a-z](?:\.|\s))|({lower})(?=\s*[.:)\]}},]\s|\s*[.:)\]]?\s*$|\s+(?:is|because)\b)"
     prefix = (
-        r"[\s\"'>*•-]*(?:(?:the|la|le|el|die|der|das|[ao](?=\s+(?:opção|letra|alternativa))|(?-i:[ao](?=\s+[A-Z](?![A-Za-z]))))\s+)?"
+        r"[\s\"'>*•-]*(?:l'|(?:the|la|le|el|die|der|das|[ao](?=\s+(?:opção|letra|alternativa))|(?-i:[ao](?=\s+[A-Z](?![A-Za-z]))))\s+)?"
         r"(?:(?:option|choice|letter|answer|statement|réponse|respuesta|risposta|resposta|antwort|antwoord|opción|opção|opzione|lettre|letra|alternativa|buchstabe|variante?"
         r"|lettera|seçenek|şık|pilihan|opsi|odpowiedź|optie|вариант(?:\s+ответа)?|буква|ответ|الخيار|الحرف|विकल्प"
-        r"|phương\s+án|lựa\s+chọn)\s+|(?:选项|選項|選択肢|보기|项目)\s*)?"
+        r"|đáp\s+án|phương\s+án|lựa\s+chọn)\s+|(?:选项|選項|選択肢|보기|项目)\s*)?"
     )
     ordinals = "|".join([*_ORDINALS[: len(labels)], "last"])
     rest = (
         rf"(?P<rest>\s+(?:the\s+)?(?:{ordinals})\s+(?:option|choice|answer)\b.*|\s+(?:non|nicht|pas|niet|وليست?|,?\s*а\s+не|und\s+nicht|et\s+(?:non|pas)|y\s+no|e\s+n(?:on|ão)|ve|a\s+nie)\s+(?:{upper}){_AFTER}.*|"
-        r"\s*$|\s*[:.)\]},;!/&+?–—](?!\d).*|\s*-\s.*|\s*\n.*|\s*[(\[].*"
+        r"\s*$|'[dt][ıiuü]r\b.*|\s*[:.)\]},;!/&+?–—](?!\d).*|\s*-\s.*|\s*\n.*|\s*[(\[].*"
         r"|(?<=[)\]}>])(?:\s+\S|\d|[^\x00-\x7f]).*|\s+(?:and|or|is|was|because|since|as|for|with|not|but\s+not|rather|instead|by|over|to\s+me|given|due|based|according|here|overall|from|şık\w*|seçene\w*)\b.*|\s+(?=[A-Z]).*|\s*[\u3040-\u30ff\u4e00-\u9fff\uac00-\ud7af].*)"
     )
     joint = (
         r"\s*(?:,?\s*(?:but|or|and|though|although)\s+(?:it\s+)?(?:could|might|may|possibly|perhaps|maybe)\b"
-        r"(?:\s+also)?(?:\s+be)?|\s*\(\s*(?:or|and|maybe|perhaps|possibly)\s+|\s*[.;,]\s*(?:[Oo]r|[Aa]nd)\s+(?:maybe\s+|perhaps\s+)?|\s*[和与或및과와かと]\s*|,\s*(?:and\s+|or\s+)?(?:maybe\s+|perhaps\s+|possibly\s+)?|/|&|\+|;|\.|\band\b|\bor\b|\bas\s+well\s+as\b|\s)\s*(?:option\s+|choice\s+)?"
+        r"(?:\s+also)?(?:\s+be)?|\s*\(\s*(?:or|and|maybe|perhaps|possibly)\s+|\s*[.;,]\s*(?:[Oo]r|[Aa]nd)\s+(?:maybe\s+|perhaps\s+)?|\s*(?:[和与或및과와かと]|または|もしくは|あるいは|또는|혹은|或者|还是|還是|أو|или|\b(?:oder|ou|o|veya|atau|hoặc|lub|eller|of|tai|nebo)\b)\s*|,\s*(?:and\s+|or\s+)?(?:maybe\s+|perhaps\s+|possibly\s+)?|/|&|\+|;|\.|\band\b|\bor\b|\bas\s+well\s+as\b|\s)\s*(?:option\s+|choice\s+)?"
     )
     return Patterns(
         start=re.compile(rf"(?i:{prefix})(?:{closed}|{open_}){rest}", re.DOTALL),
@@ -121,7 +121,7 @@ def _patterns(labels: tuple[str, ...]) -> Patterns:
         ),
         right=re.compile(
             rf"(?:{closed}|{_BEFORE}({upper}){_AFTER}|\b((?i:{ordinals}))\s+(?:option|choice|answer|one)\b)"
-            rf"(?:\s*[:.)]?\s*\([^()]{{1,80}}\))?(?:{_RIGHT})"
+            rf"(?:\s*[:.)]?\s*\([^()]{{1,80}}\)|\s*\d*\s*(?:(?![不非错錯誤間违違])[\u3040-\u30ff\u4e00-\u9fff\uac00-\ud7af]){{1,12}}?)?(?:{_RIGHT})"
         ),
         marked=re.compile(
             rf"(?:^|\n|[.;,]\s)[\s*•-]*[(\[]?({any_case})(?:[)\].:]+\s*(?:[-–—]\s*)?(?:[^\n()]{{1,80}}?(?:\(|\s[-–—]\s))?|\s+[-–—]\s*)"

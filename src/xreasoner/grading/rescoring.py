@@ -8,7 +8,7 @@ import math
 import os
 import re
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
@@ -98,6 +98,34 @@ def option_texts(choices: object) -> tuple[str, ...]:
     return tuple(_option(each) for each in choices)
 
 
+def _column_names(form: str) -> tuple[list[str], list[str]]:
+    letters = [form.format(label) if form == "{}" else form.format(label.lower()) for label in LABELS]
+    return letters, [] if form == "{}" else [form.format(k + 1) for k in range(len(LABELS))]
+
+
+_FORMS = ("{}", "option_{}", "option{}", "choice_{}", "choice{}", "op{}", "opt_{}", "opt{}")
+_GROUPS = [names for form in _FORMS for names in _column_names(form) if names]
+OPTION_COLUMNS = frozenset(name for names in _GROUPS for name in names)
+"""How data sets call the columns of a question's options: by a letter from A or a number from 1."""
+
+
+def option_columns(values: Mapping[str, Any]) -> tuple[list[str], str]:
+    """(the columns A, B, C, … (or option_a, …; option1, …) that hold options, "") or ([], the one that is missing).
+
+    ([], "") where a row has no two of them. Blank columns at the end are those of questions with more options.
+    """
+    plain = {name if len(name) == 1 else name.lower().replace(" ", "_"): name for name in map(str, values)}
+    for names in _GROUPS:
+        if not (names[0] in plain and names[1] in plain):
+            continue
+        present = [plain[name] for name in names if name in plain]
+        filled = [name for name in present if values[name] not in (None, "")]
+        if filled != present[: len(filled)] or len(filled) == 1:
+            return [], next(name for name in present if name not in filled)
+        return filled, ""
+    return [], ""
+
+
 def _labeled(choices: dict[Any, Any]) -> tuple[str, ...]:
     labels, texts = choices.get("label"), choices.get("text")
     if isinstance(labels, list) and isinstance(texts, list) and len(choices) == 2 and len(labels) == len(texts):
@@ -145,8 +173,11 @@ def problem_of(row: dict[str, Any]) -> tuple[Problem, str]:
     if not isinstance(gold, str | int | float | Decimal | list) or is_missing:
         raise _BadLineError(f"field 'gold': found {gold!r}, expected text")
     name = "choices" if "choices" in row else "options"
+    columns, missing = ([], "") if row.get(name) else option_columns(row)
+    if missing:
+        raise _BadLineError(f"field {missing!r}: found {row[missing]!r}, expected an option before the row's last one")
     try:
-        options = option_texts(row.get(name))
+        options = option_texts([row[column] for column in columns] or row.get(name))
     except ValueError as error:
         raise _BadLineError(f"field {name!r}: {error}") from None
     if kind == "choice" and not options and re.fullmatch(r"\W*[A-Za-z]\W*", str(gold)):
@@ -226,6 +257,8 @@ def _write(source: Path, put: Callable[[bytes], object], complain: Callable[[str
             tally.invalid += is_users
             complain(f"{Path(record.path).name}{record.where.removeprefix(record.path)}: {complaint}")
         put(_encoded(row))
+    if tally.total == 0:
+        raise DataError(f"{source}: is empty; expected rows with response, gold and answer_type")
     return tally
 
 

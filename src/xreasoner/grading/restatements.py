@@ -59,7 +59,7 @@ _UNSURE = re.compile(
     r"|only|other|apart|may|might|could|possibl\w+|perhaps|unclear|uncertain|difficult|limited|hard|instead|longer"
     r"|while|whereas|mistake\w*|wrong|false|incorrect|untrue|suppose|assume|says?|said|claims?|yes|initially|reason|way"
     r"|question|more|less|significant\w*|definite\w*|convincing|until|before|after|previous\w*|prior"
-    r"|old|former\w*|yet|sure|certain|certainty|proven?|confirm\w*|conclusive\w*|impossible|sufficient|enough)\b|n't\b|\?"
+    r"|old|former\w*|earlier|past|then|ago|last|initial\w*|one|yet|sure|certain|certainty|proven?|confirm\w*|conclusive\w*|impossible|sufficient|enough)\b|n't\b|\?"
 )
 _GENERIC = frozenset(
     "a an the any visible this that these those of in on at for to here there image images picture photo photograph"  # noqa: SIM905

@@ -44,18 +44,21 @@ class Problem(NamedTuple):
     fix: str | None = None
 
 
-def report(name: str, problems: Sequence[Problem], restore: str) -> CheckpointError:
+def report(
+    name: str, problems: Sequence[Problem], restore: str, kind: type[CheckpointError] = CheckpointError
+) -> CheckpointError:
     """One error, on one line, for everything that is wrong with the checkpoint `name`.
 
     Args:
         name: The model as the user named it.
         problems: At least one.
         restore: How to get a sound copy; added once if any problem needs it.
+        kind: The error's class.
     """
     parts = [f"{problem.found} ({problem.fix})" if problem.fix else problem.found for problem in problems]
     if any(problem.fix is None for problem in problems):
         parts.append(restore)
-    return CheckpointError(f"model {name!r} cannot be read: " + "; ".join(part.replace("\n", " ") for part in parts))
+    return kind(f"model {name!r} cannot be read: " + "; ".join(part.replace("\n", " ") for part in parts))
 
 
 def list_some(names: Iterable[str], shown: int = NAMES_SHOWN) -> str:
@@ -253,10 +256,15 @@ def _damaged_weights(files: Sequence[Path]) -> list[Problem]:
 # Tokenizer
 
 
-def tokenizer_problems(tokenizer: Any, config: Any) -> list[Problem]:
-    """Whether a tokenizer fits the model: every id has an embedding row, and it knows what ends a turn.
+def tokenizer_problems(tokenizer: Any, config: Any, other_ends: Any = None) -> list[Problem]:
+    """Whether a tokenizer fits the model: every id has an embedding row, and a token ends a reply.
 
     Embedding rows that no token uses are common (rows are padded for speed) and no problem.
+
+    Args:
+        tokenizer: The checkpoint's.
+        config: Its configuration.
+        other_ends: eos_token_id of its generation_config.json, if it has one.
     """
     problems = []
     rows = getattr(config.get_text_config(), "vocab_size", None)
@@ -270,7 +278,7 @@ def tokenizer_problems(tokenizer: Any, config: Any) -> list[Problem]:
                 "use the tokenizer that the model was saved with, or resize its embeddings and train the new rows",
             )
         )
-    if tokenizer.eos_token_id is None:
+    if tokenizer.eos_token_id is None and not other_ends and other_ends != 0:
         problems.append(
             Problem(
                 "the tokenizer has no eos_token, so no reply would end",

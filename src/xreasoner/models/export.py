@@ -9,22 +9,46 @@ import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from xreasoner import __version__
 from xreasoner.errors import UserError
+from xreasoner.models.freezing import fingerprint
+from xreasoner.reasoner_settings import ReasonerSettings, write_settings
 
 
-def export(model: Any, tokenizer: Any, image_processor: Any, folder: Path, dtype: torch.dtype | None = None) -> Path:
+def export(
+    model: Any,
+    tokenizer: Any,
+    image_processor: Any,
+    folder: Path,
+    dtype: torch.dtype | None = None,
+    settings: ReasonerSettings | None = None,
+) -> Path:
     """Write model, tokenizer and image processor aside, then rename; an older folder is replaced whole.
 
     transformers 5 saves what the card's 4.57.1 cannot read, so the old form of the rotary settings, of the
-    tokenizer's class and special tokens, and of the pictures' size is written too. Raises `OSError` for a full
-    disk; the older folder then stays as it was.
+    tokenizer's class and special tokens, and of the pictures' size is written too.
+
+    Args:
+        model: What is written; its own dtype stays.
+        tokenizer: With its chat template.
+        image_processor: With its limits.
+        folder: Where to.
+        dtype: What the weights are written in; None: as they are.
+        settings: How the model is asked, written as `xreasoner.json` together with the version of this package and
+            the fingerprint of the tensors as they are written.
+
+    Raises:
+        OSError: The disk is full; the older folder then stays as it was.
     """
     state = {name: tensor.to(dtype) if dtype else tensor for name, tensor in model.state_dict().items()}
+    # before it is saved, as save_pretrained takes tied tensors out of the dictionary
+    digest = None if settings is None else fingerprint(sorted(state.items()))
     with _aside(folder) as aside:
         before = model.config.dtype  # which save_pretrained overwrites
         try:
@@ -40,6 +64,9 @@ def export(model: Any, tokenizer: Any, image_processor: Any, folder: Path, dtype
         _write_old_form(aside)
         if dtype:
             _write_dtype(aside / "config.json", str(dtype).removeprefix("torch."))
+        if settings is not None:
+            identity = {"xreasoner": __version__, "weights_sha256": digest}
+            write_settings(aside, replace(settings, provenance={**settings.provenance, **identity}))
     return folder
 
 

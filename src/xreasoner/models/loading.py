@@ -26,7 +26,7 @@ from transformers.utils.hub import cached_file
 from transformers.utils.peft_utils import find_adapter_config_file
 
 from xreasoner.engines.base import Message
-from xreasoner.errors import CheckpointError, UserError, XReasonerError
+from xreasoner.errors import CheckpointError, NonFiniteWeightsError, UserError, XReasonerError
 from xreasoner.models.checkpoint_checks import (
     ADAPTER_CONFIG,
     ADAPTER_FILES,
@@ -193,9 +193,11 @@ def load(
     problems += tensor_problems(info, config, getattr(model, "is_quantized", False))
     if getattr(model, "_hf_peft_config_loaded", False):
         problems.append(adapter_beside([ADAPTER_CONFIG], None))
-    problems += [] if problems else nonfinite_problems(model)
     if problems:
         raise report(name, problems, _mend(name))
+    problems = nonfinite_problems(model)
+    if problems:
+        raise report(name, problems, _mend(name), NonFiniteWeightsError)
     model.eval()
     _patches_by_product(model)
     revision = getattr(model.config, "_commit_hash", None)
@@ -218,7 +220,9 @@ def _parts(name: str, where: str, problems: list[Problem]) -> tuple[Any, Any, tu
     tokenizer = AutoTokenizer.from_pretrained(where, **options)
     processors = _processors(where, config)
     problems += _use_processor_template(where, tokenizer)
-    problems += tokenizer_problems(tokenizer, config)
+    generation = _optional_file(where, "generation_config.json")
+    ends = None if generation is None else json.loads(generation.read_bytes()).get("eos_token_id")
+    problems += tokenizer_problems(tokenizer, config, ends)
     return config, tokenizer, processors
 
 

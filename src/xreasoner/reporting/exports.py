@@ -67,7 +67,7 @@ def _matrix(run: Run, group: str) -> str:
         [stage, *(_accuracy(entries[name]) if name in entries else "—" for name in names)]
         for stage, entries in run.summary[group].items()
     ]
-    return _section(_TITLES[group], "Accuracy in per cent, 95 % interval, n.", _table(["stage", *names], lines))
+    return _section(_TITLES[group], "Accuracy in percent, 95 % interval, n.", _table(["stage", *names], lines))
 
 
 def _accuracy(entry: Mapping[str, Any]) -> str:
@@ -107,17 +107,19 @@ def _ratios(gains: Sequence[findings.Gain]) -> str:
         for g in findings.of_kind(gains, "ratio")
     ]
     table = _table(("domain", "stage", "ratio", "interval"), lines)
-    return _section("Image gain ÷ text gain", "1: pictures gained as much as text.", table)
+    return _section("Image gain ÷ text gain", "1: images gained as much as text.", table)
 
 
 def _sight(run: Run) -> str:
-    head = ("where", "stage", "seen", "blind", "swapped", "seen − blind", "seen − swapped", "where blind misses")
-    shares, points = ("seen", "blind", "swapped"), ("over_blind", "over_swapped")
+    entries = run.summary.get("sight") or []
+    measured = [name for name in ("blind", "swapped") if any(entry[name] for entry in entries)]
+    shares, points = ("seen", *measured), [f"over_{name}" for name in measured]
+    head = ("where", "stage", *shares, *(f"seen − {name}" for name in measured), "where blind misses")
     lines = [
         [e["name"], e["stage"], *(_share(e[k]) for k in shares), *(_points(e[k]) for k in points), _share(e["missed"])]
-        for e in run.summary.get("sight") or []
+        for e in entries
     ]
-    return _section("What the pictures were good for", "Per cent and points.", _table(head, lines))
+    return _section("Did the images matter?", "Percent and points.", _table(head, lines))
 
 
 def _solvable(run: Run) -> str:
@@ -125,7 +127,7 @@ def _solvable(run: Run) -> str:
         [e["name"], e["stage"], e["all"]["n"], _share(e["all"]), e["kept"]["n"] if e["kept"] else 0, _share(e["kept"])]
         for e in run.summary.get("solvable") or []
     ]
-    words = "Items that some model solves without the picture in each of 3 samples are dropped."
+    words = "Items that some model solves without the image in each of 3 samples are dropped."
     table = _table(("where", "stage", "n", "all items", "n kept", "kept items"), lines)
     return _section("Without the text-solvable items", words, table)
 

@@ -16,7 +16,7 @@ Gain = Mapping[str, Any]
 
 SPLITS = {
     "easy-vqa": "easy-vqa's own test split",
-    "gym-train": "families that post-training learns from; small numbers, so it has seen many of the items",
+    "gym-train": "families that post-training trains on; small numbers, so it has seen many of the items",
     "gym-held-out": "families that post-training never sees",
 }
 """Where a benchmark's items come from, for those that are no cell."""
@@ -64,7 +64,7 @@ def can_show(gains: Sequence[Gain]) -> str:
     many = f"{fewest}" if fewest == most else f"{fewest} to {most}"
     return (
         f"Smallest difference that these samples can show: {much} points ({many} items a comparison, power 0.8). "
-        "Less is not ranked."
+        "Smaller differences are not ranked."
     )
 
 
@@ -142,19 +142,19 @@ def headline(gains: Sequence[Gain], baseline: str | None = None) -> str:
     image = {cell.split("/")[1]: gain for cell, gain in cells.items() if cell.startswith("image/")}
     text = {cell.split("/")[1]: gain for cell, gain in cells.items() if cell.startswith("text/")}
     if not image and not text:
-        return "No reasoner has been evaluated beside the base yet, so nothing can be said of post-training."
+        return "No reasoner has been evaluated beside the base yet, so post-training cannot be judged."
     opening = _opening(str(after), next(iter(cells.values()))["before"])
     if not image:
-        return f"{opening} moved accuracy on text by {_points(text)}; no picture has been evaluated yet."
+        return f"{opening} moved accuracy on text by {_points(text)}; no image has been evaluated yet."
     clauses = " and ".join(_clause(domain, gain) for domain, gain in _general_first(image))
     beside = f"; on the same problems as text the change was {_points(text)}" if text else ""
-    return f"{opening} {_verb(list(image.values()))} accuracy on pictures: {clauses}{beside}."
+    return f"{opening} {_verb(list(image.values()))} accuracy on images: {clauses}{beside}."
 
 
 def _opening(after: str, before: str) -> str:
     """What is said to have moved the numbers: post-training where a base stands before it, else the other model."""
     if before.partition("@")[0] not in BASES:
-        return f"{after} in place of {before}"
+        return f"Compared with {before}, {after}"
     how = "SFT, then RL" if after == "sft+rl" else "SFT" if after == "sft" else after
     return f"Post-training on text alone ({how})"
 
@@ -170,7 +170,7 @@ def _verb(gains: Sequence[Gain]) -> str:
         return "raised"
     if kinds == {-1}:
         return "lowered"
-    return "made no distinguishable difference to" if kinds == {0} else "did not move alike"
+    return "made no distinguishable difference to" if kinds == {0} else "changed in different directions"
 
 
 def _clause(domain: str, gain: Gain) -> str:
@@ -180,7 +180,7 @@ def _clause(domain: str, gain: Gain) -> str:
     if doubt(gain):
         inside += ", not distinguishable"
     elif gain["difference"] > 0 and above is not None and above <= 0:
-        inside += ", but no better than without the picture"
+        inside += ", but no better than without the image"
     return f"{domain} from {percent(gain['accuracy_before'])} to {percent(gain['accuracy_after'])}\u00a0% ({inside})"
 
 
@@ -199,14 +199,14 @@ def tiles(gains: Sequence[Gain], baseline: str | None = None) -> list[dict[str, 
     found = []
     for domain, gain in over_base(gains, "cell", after, baseline).items():
         if domain.startswith("image/"):
-            found.append(_tile(f"Pictures, {domain.split('/')[1]}", gain))
+            found.append(_tile(f"Images, {domain.split('/')[1]}", gain))
     found.sort(key=lambda tile: not tile["label"].endswith("general"))
     for gain in of_kind(gains, "ratio"):
         if gain["after"] == after and gain["domain"] == "general":
             found.append({"label": "Image gain ÷ text gain, general", **ratio(gain)})
     for cell, gain in over_base(gains, "perception", after, baseline).items():
         if cell == "image/general":
-            found.append(_tile("Reading of pictures, general", gain))
+            found.append(_tile("Reading of images, general", gain))
     return found
 
 

@@ -138,6 +138,7 @@ def _context(run: Run) -> dict[str, Any]:
         "can_show": findings.can_show([gain for gain in gains if gain.get("kind") == "cell"] or gains),
         "folders": ", ".join(folder.resolve().name for folder in run.folders),
         "sight": _placed(run, "sight"),
+        "swapped_measured": any(entry["swapped"] for entry in run.summary.get("sight") or []),
         "solvable": _placed(run, "solvable"),
         "exits": _placed(run, "exits"),
         "samples": _placed(run, "samples"),

@@ -6,7 +6,7 @@ import asyncio
 import json
 import re
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterable
-from contextlib import asynccontextmanager, suppress
+from contextlib import aclosing, asynccontextmanager, suppress
 from dataclasses import replace
 from typing import Any, TypeVar
 
@@ -72,7 +72,7 @@ def create_app(
 
     @app.get("/health")
     async def health() -> Response:
-        if desk.ready.is_set():
+        if desk.ready.is_set() and desk.error is None:
             return JSONResponse({"status": "ready"})
         return JSONResponse({"status": "failed" if desk.error else "loading"}, 503, headers={"retry-after": "2"})
 
@@ -89,6 +89,8 @@ def create_app(
     @loaded(desk)
     async def model(request: Request) -> Response:
         name = request.path_params["name"]
+        if not name:  # a slash too many
+            return JSONResponse({"object": "list", "data": [_model(desk.reasoner)]})
         if name != desk.reasoner.model:
             raise HTTPException(404, f"model: found {readable(name)}, expected {desk.reasoner.model}")
         return JSONResponse(_model(desk.reasoner))
@@ -144,6 +146,8 @@ def loaded(desk: Desk) -> Callable[[Route], Route]:
 
     def around(route: Route) -> Route:
         async def answer(request: Request) -> Response:
+            if desk.ready.is_set() and desk.error is not None:
+                return error(503, "the engine has stopped; the service's log says why, and starting it again helps")
             if not desk.ready.is_set():
                 return error(503, "the model is still loading; try again in a few seconds", retry=2)
             try:
@@ -363,6 +367,20 @@ async def _streamed(request: Request, desk: Desk, asked: ChatRequest) -> Respons
 
 
 async def _events(desk: Desk, asked: ChatRequest) -> AsyncGenerator[str, None]:
+    """The events of a reply. What fails after the first is an event too, which ends the stream."""
+    opened = False
+    try:
+        async with aclosing(_reply_events(desk, asked)) as events:
+            async for event in events:
+                opened = True
+                yield event
+    except Exception as found:
+        if not opened:
+            raise
+        yield _event(json.loads(bytes(refusal(found).body)))
+
+
+async def _reply_events(desk: Desk, asked: ChatRequest) -> AsyncGenerator[str, None]:
     """A chunk for every piece of text, told apart into thought and answer, then how each sample ended."""
     begin = head("chat.completion.chunk", desk.reasoner.model)
 
@@ -373,31 +391,22 @@ async def _events(desk: Desk, asked: ChatRequest) -> AsyncGenerator[str, None]:
 
     renderers = [ReplyRenderer() for _ in range(asked.request.n)]
     completions: list[Completion] = []
-    decision, opened = None, False
-    try:
-        async with desk.place():
-            running = desk.run(asked.request, streamed=True)
-            try:
-                async for event in running:
-                    if not opened:
-                        opened = True
-                        for sample in range(asked.request.n):
-                            yield chunk(sample, {"role": "assistant", "content": ""})
-                    if isinstance(event, list):
-                        completions = event
-                        continue
-                    sample, text, tokens = event
-                    for delta in renderers[sample].feed(text):
-                        yield chunk(sample, delta, tokens=tokens)
-                        tokens = 0
-            finally:
-                await running.aclose()
-            decision = await _decided(desk, asked, completions, required=False)
-    except Exception as found:
-        if not opened:
-            raise
-        yield _event(json.loads(bytes(refusal(found).body)))
-        return
+    opened = False
+    async with desk.place():
+        async with aclosing(desk.run(asked.request, streamed=True)) as running:
+            async for event in running:
+                if not opened:
+                    opened = True
+                    for sample in range(asked.request.n):
+                        yield chunk(sample, {"role": "assistant", "content": ""})
+                if isinstance(event, list):
+                    completions = event
+                    continue
+                sample, text, tokens = event
+                for delta in renderers[sample].feed(text):
+                    yield chunk(sample, delta, tokens=tokens)
+                    tokens = 0
+        decision = await _decided(desk, asked, completions, required=False)
     for sample, (renderer, completion) in enumerate(zip(renderers, completions, strict=True)):
         for delta in renderer.close():
             yield chunk(sample, delta)

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from xreasoner.completion import Completion
 from xreasoner.decisions import Decision, decide
 from xreasoner.engines.base import Request, Ticket
+from xreasoner.errors import EngineError, reason
 from xreasoner.reasoner import Reasoner
 from xreasoner.serving.metrics import Metrics
 
@@ -102,6 +103,10 @@ class Desk:
             except Exception:  # those who wait are told by their tickets
                 log.exception("the engine failed in a step")
                 busy = True
+            except BaseException as error:  # nobody drives the engine any more
+                log.exception("the engine was stopped")
+                self.error = error
+                break
             if not busy:
                 self._wake.wait(0.5)
                 self._wake.clear()
@@ -161,8 +166,14 @@ class Desk:
         texts: deque[Text] = deque()
         woken = asyncio.Event()
 
-        def wake(_: object = None) -> None:
+        whole = threading.Event()
+
+        def wake() -> None:
             loop.call_soon_threadsafe(woken.set)
+
+        def finish(_: list[Completion]) -> None:
+            whole.set()
+            wake()
 
         def tell(sample: int, text: str) -> None:
             texts.append((sample, text, 1))
@@ -170,7 +181,7 @@ class Desk:
                 wake()
 
         submit = self.reasoner.engine.submit
-        submitted = asyncio.ensure_future(asyncio.to_thread(submit, request, wake, tell if streamed else None))
+        submitted = asyncio.ensure_future(asyncio.to_thread(submit, request, finish, tell if streamed else None))
         try:
             ticket = await asyncio.shield(submitted)
         except asyncio.CancelledError:  # the client went away while its pictures were computed
@@ -178,22 +189,24 @@ class Desk:
             raise
         self._wake.set()
         try:
-            while texts or not ticket.done.is_set():
+            while texts or not (ticket.done.is_set() or whole.is_set()):
                 with suppress(TimeoutError):  # a ticket that failed wakes nobody
                     await asyncio.wait_for(woken.wait(), 0.5)
                 woken.clear()
+                if self.error is not None and not ticket.done.is_set():
+                    raise EngineError(f"the engine has stopped ({reason(self.error)})")
                 for event in _joined(texts):
                     if first:
                         self.metrics.first.observe(time.monotonic() - begun)
                         first = False
                     yield event
-                if streamed and not ticket.done.is_set():
+                if streamed and not (ticket.done.is_set() or whole.is_set()):
                     await asyncio.sleep(PIECE_SECONDS)
             completions = ticket.completions
             self.metrics.count(completions, time.monotonic() - begun)
             yield completions
         finally:
-            if not ticket.done.is_set():
+            if not (ticket.done.is_set() or whole.is_set()):
                 ticket.cancel()
                 self._wake.set()
                 self.metrics.exits.labels("aborted").inc(request.n)

@@ -128,7 +128,7 @@ _EMPTY = "null or an empty value"
 
 HONORED: dict[str, Field] = {
     "model": Field("honored", _is_text, _TEXT, "the served model's name; another one is a 404"),
-    "messages": Field("honored", lambda value: isinstance(value, list) and bool(value), "a list of messages"),
+    "messages": Field("honored", lambda value: isinstance(value, list) and len(value) > 0, "a list of messages"),
     "max_tokens": Field(
         "honored", _token_limit, "a whole number from 1, or -1 for no limit",
         "thought, exit text and answer together",

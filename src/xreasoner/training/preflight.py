@@ -1,4 +1,4 @@
-"""What the end of a run needs, tried before its first step: writing, disk space, the export, tokens, benchmarks.
+"""What the end of a run needs, tried before its first step: writing, disk space, the export, benchmarks.
 
 A stage trains for hours; whatever would stop it or its export then is found in seconds here.
 """
@@ -73,7 +73,6 @@ def check_stage(recipe: Recipe, stage: SFTStage | RLStage, loaded: Loaded, out: 
         UserError: all problems at once.
     """
     checks: list[Callable[[], None]] = [
-        lambda: _check_end_of_turn(loaded),
         lambda: check_output(out),
         lambda: check_disk(recipe, stage, loaded, out),
         lambda: _check_export(loaded, out / stage.name),
@@ -86,14 +85,6 @@ def check_stage(recipe: Recipe, stage: SFTStage | RLStage, loaded: Loaded, out: 
             problems.append(str(error))
     if problems:
         raise UserError(f"stage {stage.name}: " + "; ".join(problems))
-
-
-def _check_end_of_turn(loaded: Loaded) -> None:
-    if loaded.tokenizer.eos_token_id is None:
-        raise UserError(
-            f"model {loaded.name!r}: its tokenizer has no eos_token, which ends every reply that is trained on; set "
-            f"eos_token in {loaded.folder}/tokenizer_config.json"
-        )
 
 
 def _check_export(loaded: Loaded, folder: Path) -> None:

@@ -8,6 +8,7 @@ carries the version of the weights that said it: the number of steps that they h
 from __future__ import annotations
 
 import shutil
+import warnings
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, fields, replace
@@ -23,7 +24,7 @@ from xreasoner.completion import Completion
 from xreasoner.engines.base import Engine, Request, Sampling
 from xreasoner.engines.continuing import Draft
 from xreasoner.engines.openai_engine import OpenAIEngine, Server
-from xreasoner.errors import EngineError, TrainingError
+from xreasoner.errors import EngineError, NonFiniteError, RequestsError, TrainingError, reason
 from xreasoner.grading import judge
 from xreasoner.grading.rewards import reward
 from xreasoner.models.export import export
@@ -93,11 +94,11 @@ class Asking:
         """
         pairs = [(problem, self._request(problem, step, asked + k)) for k, problem in enumerate(problems)]
         own = pairs if self.alone else parallel.share(pairs)
-        groups = engine.generate([request for _, request in own])
+        groups = _finished_groups(engine, own)
         version = getattr(engine, "version", step)
         found = [
-            [judged(self.stage, self.loaded, problem, request, replace(one, version=version)) for one in group]
-            for (problem, request), group in zip(own, groups, strict=True)
+            [judged(self.stage, self.loaded, own[k][0], own[k][1], replace(one, version=version)) for one in group]
+            for k, group in sorted(groups.items())
         ]
         return [rollout for group in (found if self.alone else parallel.gathered(found)) for rollout in group]
 
@@ -112,6 +113,23 @@ class Asking:
             logprobs=True,
         )
         return Request(chat_messages(problem, stage.prompt), n=stage.group_size, sampling=sampling)
+
+
+def _finished_groups(engine: Engine, asked: Sequence[tuple[Problem, Request]]) -> dict[int, list[Completion]]:
+    """{index of a request: its completions}. Groups that failed on their own are left out, with a warning.
+
+    Raises `NonFiniteError` and `EngineError`: the policy's numbers, or what runs it, will not be better for the others.
+    """
+    groups: dict[int, list[Completion]] = {}
+    try:
+        engine.generate([request for _, request in asked], on_done=groups.__setitem__)
+    except RequestsError as failed:
+        for k, error in failed.failures.items():
+            if isinstance(error, NonFiniteError | EngineError):
+                raise error from failed
+            text = f"the rollouts of problem {asked[k][0].id} failed and are left out: {reason(error)}"
+            warnings.warn(text, stacklevel=2)
+    return groups
 
 
 def draw(data: Sequence[Problem], begin: int, count: int, seed: int, shuffle: bool = True) -> list[Problem]:

@@ -28,11 +28,13 @@ from xreasoner.models.loading import Loaded, encode, load
 from xreasoner.models.lora import adapt, merged
 from xreasoner.problem import Problem
 from xreasoner.prompts import chat_messages
+from xreasoner.reasoner_settings import ReasonerSettings
 from xreasoner.recipe import DataEntry, Recipe, RLStage, SFTStage, difference
 from xreasoner.registry import SOURCES, resolve
 from xreasoner.training import checkpoints, leak_check, parallel
 from xreasoner.training.common import Journal, Learner, Progress, ready
 from xreasoner.training.preflight import check_stage
+from xreasoner.training.provenance import export_settings
 from xreasoner.training.rl import train_rl
 from xreasoner.training.rollouts import Asking, InProcess, Remote, Sampler
 from xreasoner.training.sft import train_sft
@@ -71,6 +73,12 @@ def run_stage(recipe: Recipe, stage: SFTStage | RLStage, out: Path, progress: Pr
     where = recipe.model if parent == "base" else str(out / parent / "export")
     loaded = load(where, "cpu" if parallel.size() > 1 else None, torch.float32)
     check_stage(recipe, stage, loaded, out)
+    started = parallel.told(fingerprint(sorted(loaded.model.state_dict().items())) if parallel.rank() == 0 else None)
+    if old.get("started_from", started) != started:
+        raise UserError(
+            f"{folder} was begun from other weights than {where} holds now ({old['started_from'][:12]}, found "
+            f"{started[:12]}); put them back, choose another --out, or remove the folder"
+        )
     torch.manual_seed(recipe.seed)
     if stage.lora is not None:
         adapt(loaded.model, stage.lora)
@@ -79,7 +87,7 @@ def run_stage(recipe: Recipe, stage: SFTStage | RLStage, out: Path, progress: Pr
     tokens, problems, facts = _data(stage, loaded, recipe.seed)
     if old.get("data_sha256", facts["data_sha256"]) != facts["data_sha256"]:
         raise UserError(f"{folder} was begun on other data; put them back, choose another --out, or remove it")
-    manifest = {**wanted, **facts, "versions": versions(), "ranks": parallel.size()}
+    manifest = {**wanted, **facts, "versions": versions(), "ranks": parallel.size(), "started_from": started}
     manifest["frozen"] = {"tensors": before[0], "before": before[1]}
     manifest["template_sha256"] = _sha256(str(loaded.tokenizer.chat_template))
     learner = ready(stage, loaded)
@@ -98,7 +106,7 @@ def run_stage(recipe: Recipe, stage: SFTStage | RLStage, out: Path, progress: Pr
     if after != before:
         raise TrainingError(f"stage {stage.name}: a frozen tensor moved ({before[1][:12]} → {after[1][:12]})")
     parallel.copy_weights(learner.model, learner.replica.model)
-    _export(recipe, stage, learner, journal, out)
+    _export(recipe, stage, learner, journal, out, export_settings(recipe, stage, loaded, started))
     if parallel.rank() == 0:
         _record(folder, {**manifest, "done": True})
         checkpoints.clear(folder / "checkpoints")
@@ -106,7 +114,14 @@ def run_stage(recipe: Recipe, stage: SFTStage | RLStage, out: Path, progress: Pr
     return folder / "export"
 
 
-def _export(recipe: Recipe, stage: SFTStage | RLStage, learner: Learner, journal: Journal, out: Path) -> None:
+def _export(
+    recipe: Recipe,
+    stage: SFTStage | RLStage,
+    learner: Learner,
+    journal: Journal,
+    out: Path,
+    settings: ReasonerSettings,
+) -> None:
     """Write the trained model; where that fails, save what was trained.
 
     Raises:
@@ -116,7 +131,8 @@ def _export(recipe: Recipe, stage: SFTStage | RLStage, learner: Learner, journal
     if parallel.rank() == 0:
         replica = learner.replica
         try:
-            export(merged(replica.model), replica.tokenizer, replica.image_processor, out / stage.name / "export")
+            folder = out / stage.name / "export"
+            export(merged(replica.model), replica.tokenizer, replica.image_processor, folder, settings=settings)
         except Exception as error:  # whatever it was, hours of training come first
             failure = error
     if not parallel.agreed(failure is not None):
