@@ -85,7 +85,7 @@ def train(
     from xreasoner.planning import check_layers
     from xreasoner.progress import Screen, matrix
     from xreasoner.training import parallel
-    from xreasoner.training.preflight import check_benchmarks, check_output
+    from xreasoner.training.preflight import check_benchmarks, check_run_files
     from xreasoner.training.run import known_sources, run_recipe
 
     _quiet(wanted.model)
@@ -94,7 +94,7 @@ def train(
 
         _print(showing.dry_run(wanted))
         return
-    check_output(out)
+    check_run_files(out)
     check_layers(wanted)
     known_sources(wanted, out)
     measured = wanted.evaluation.measures

@@ -191,7 +191,8 @@ class Reasoner:
         self.engine: Engine = opened
         self.model = served_name(self.engine) if not isinstance(model, str) or addresses(model) else model
         served = bool(not isinstance(model, str) or addresses(model))
-        carried = read_reasoner_settings(self.model, hub=not served)
+        named = engine is None or isinstance(engine, str)  # an engine of the caller's own may have any name
+        carried = read_reasoner_settings(self.model, hub=named and not served)
         self.prompt = prompt or trained_prompt(self.model, carried)
         own = carried or ReasonerSettings()
         answering = first_given(answer_budget, own.answer_budget, ANSWER_TOKENS)

@@ -130,9 +130,10 @@ def longer(prompt: Encoded, ids: Sequence[int]) -> Encoded:
 def _logprobs(engine: TorchEngine, logits_TV: Tensor, where: Callable[[int], str]) -> Tensor:
     """As when sampling: tokens that are never sampled have no share. Raises `NonFiniteError` that says where."""
     logits_TV = logits_TV.float()
-    bad = (~finite(logits_TV)).nonzero()
-    if len(bad):
-        raise failures.non_finite(f"{where(int(bad[0]))} the largest logit is {float(logits_TV[int(bad[0])].max())}")
+    good = finite(logits_TV)
+    if not all(good):
+        row = good.index(False)
+        raise failures.non_finite(f"{where(row)} the largest logit is {float(logits_TV[row].max())}")
     logits_TV[:, engine.banned] = -torch.inf
     return torch.log_softmax(logits_TV, dim=-1).cpu()
 

@@ -445,7 +445,7 @@ class TorchEngine:
 
     def _refuse_non_finite(self) -> None:
         """End the requests whose logits are not finite (`failures.finite`)."""
-        good = failures.finite(self._logits_BV).tolist()
+        good = failures.finite(self._logits_BV)
         if all(good):
             return
         for k, row in enumerate(self._rows):

@@ -22,11 +22,10 @@ from torch.nn import functional as F
 from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor, AutoTokenizer
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 from transformers.utils import logging as transformers_logging
-from transformers.utils.hub import cached_file
-from transformers.utils.peft_utils import find_adapter_config_file
 
 from xreasoner.engines.base import Message
 from xreasoner.errors import CheckpointError, NonFiniteWeightsError, UserError, XReasonerError
+from xreasoner.hub import optional_hub_file
 from xreasoner.models.checkpoint_checks import (
     ADAPTER_CONFIG,
     ADAPTER_FILES,
@@ -206,8 +205,12 @@ def load(
 
 def _hub_problems(hub: str) -> list[Problem]:
     """What can be told of a hub id before anything large is fetched: whether it holds an adapter."""
-    found = find_adapter_config_file(hub)
-    return [] if found is None else [adapter_alone(adapter_base(Path(found).parent))]
+    adapter = optional_hub_file(hub, ADAPTER_CONFIG)
+    if adapter is None:
+        return []
+    base = adapter_base(adapter.parent)
+    alone = optional_hub_file(hub, "config.json") is None
+    return [adapter_alone(base) if alone else adapter_beside([ADAPTER_CONFIG], base)]
 
 
 def _parts(name: str, where: str, problems: list[Problem]) -> tuple[Any, Any, tuple[Any, Any]]:
@@ -256,14 +259,10 @@ def _use_processor_template(where: str, tokenizer: Any) -> list[Problem]:
 
 def _optional_file(where: str, name: str) -> Path | None:
     """A file of a folder or hub id, if there is one."""
-    found = cached_file(
-        where,
-        name,
-        _raise_exceptions_for_gated_repo=False,
-        _raise_exceptions_for_missing_entries=False,
-        _raise_exceptions_for_connection_errors=False,
-    )
-    return None if found is None else Path(found)
+    if not Path(where).is_dir():
+        return optional_hub_file(where, name)
+    path = Path(where) / name
+    return path if path.is_file() else None
 
 
 def _add_tensor_problems(where: str, problems: list[Problem]) -> None:

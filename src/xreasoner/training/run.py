@@ -150,13 +150,11 @@ def _export(
 
 
 def resume_command(recipe: Recipe, out: Path) -> str:
-    """The command that resumes a run: the present one with --resume, or one that trains this recipe here."""
+    """The command that resumes a run: the present one, or one that trains this recipe here."""
     given = sys.argv[1:]
-    if given[:1] == ["demo"]:
-        return shlex.join(["xreasoner", *given])
-    if given[:1] != ["train"]:
+    if given[:1] not in (["demo"], ["train"]):
         given = ["train", recipe.name, "--out", str(out)]
-    return shlex.join(["xreasoner", *given, *([] if "--resume" in given else ["--resume"])])
+    return shlex.join(["xreasoner", *given])
 
 
 def _source(stage: RLStage, learner: Learner, problems: Sequence[Problem], folder: Path, seed: int) -> Sampler:
