@@ -69,7 +69,8 @@ def test_a_thought_that_the_template_opens_is_a_thought(opens: Loaded, budget: i
         assert whole.answer or budget == 0
         assert CLOSE not in whole.thought + whole.content
         assert whole.exit == ("natural" if budget == 4000 else "forced")
-        assert judge(problem, whole.text, whole.exit).outcome in ("correct", "wrong", "unparsed")[: 3 - (budget > 0)]
+        if budget:
+            assert judge(problem, whole.text, whole.exit).outcome in ("correct", "wrong")
         closing = len(opens.tokenizer.encode(" </think> <answer>"))
         at = whole.forced.index(True) if True in whole.forced else None
         assert at == (None if budget == 4000 else budget)
