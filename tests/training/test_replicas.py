@@ -49,6 +49,7 @@ def _text_bytes(replica: Replica) -> int:
         ({**HALF, "rollout_dtype": "float32"}, None),
         ({"rollout_dtype": "bfloat16"}, torch.bfloat16),
         ({**HALF, "lora": {"rank": 2, "base_dtype": "bfloat16"}}, None),
+        ({**HALF, "lora": {"rank": 2, "base_dtype": "bfloat16"}, "rollout_dtype": "float32"}, torch.float32),
         ({"rollouts": {"urls": ["http://node1:8000/v1"]}, "rollout_dtype": "bfloat16"}, None),
     ],
 )

@@ -112,7 +112,7 @@ def _sampler(stage: RLStage, loaded: Loaded) -> Replica | None:
     if parallel.size() > 1:
         return Replica.of(loaded, dtype, parallel.device())
     halved = stage.lora is not None and stage.lora.base_dtype == "bfloat16"
-    return None if dtype == torch.float32 or halved else Replica.of(loaded, dtype, loaded.device)
+    return None if halved == (dtype == torch.bfloat16) else Replica.of(loaded, dtype, loaded.device)
 
 
 def make_optimiser(model: Any, settings: AdamW) -> torch.optim.AdamW:
