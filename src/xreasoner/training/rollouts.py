@@ -351,8 +351,8 @@ class Fleet(OpenAIEngine):
         news = [text for url, text in complaints.items() if url not in self._behind]
         if news:
             warnings.warn(
-                f"the weights of step {version} were not loaded by {'; '.join(news)}; the other servers take over until "
-                "it loads later ones",
+                f"the weights of step {version} were not loaded by {'; '.join(news)}; the other servers take over "
+                "until it loads later ones",
                 stacklevel=2,
             )
         self._behind = set(complaints)
