@@ -7,7 +7,7 @@ BIN := .venv/bin
 JOBS ?= $(shell nproc 2>/dev/null || sysctl -n hw.ncpu)
 export TOKENIZERS_PARALLELISM = false
 
-.PHONY: demo report test test-tools fuzz test-slow test-peers test-card test-vllm bench-inference lint format docs base evidence load peers bench-evaluation test-trl kills bench-training clean
+.PHONY: demo report test test-tools fuzz test-slow test-peers test-card test-vllm bench-inference lint format docs base evidence load peers bench-evaluation test-trl kills bench-training forced-exit clean
 
 demo: .venv/ready
 	$(BIN)/xreasoner demo $(ARGS)
@@ -70,6 +70,10 @@ test-trl: .venv-trl/ready
 # fifty runs killed with -9 at random moments, resumed until done: the weights of an unbroken run, bit for bit
 kills: .venv/ready
 	$(BIN)/python -m pytest -q -s -m slow tests/training/test_kills.py
+
+# what RL does to thoughts that never end, under each setting of `forced`; five seeds
+forced-exit: .venv/ready
+	PYTHONPATH=src $(BIN)/python benchmarks/forced_exit.py --out docs/forced-exit.json $(ARGS)
 
 # tokens a second, seconds of a step and memory beside TRL's; ratios in one run
 bench-training: .venv/ready .venv-trl/ready

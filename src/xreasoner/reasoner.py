@@ -101,6 +101,11 @@ class Answer:
         return self.completion.answer
 
     @property
+    def content(self) -> str:
+        """The answer with the solution around it, if any: what the pieces of a stream join to."""
+        return self.completion.content
+
+    @property
     def thought(self) -> str:
         return self.completion.thought
 
@@ -428,12 +433,9 @@ class _Silent:
 
 
 def _labelled(found: Iterable[tuple[str, str]]) -> Iterator[Piece]:
-    """Text outside of all tags is the answer's, but for the space between them."""
+    """Text outside of all tags belongs to the answer."""
     for label, text in found:
-        if label == "thought":
-            yield Piece("thought", text)
-        elif label == "answer" or text.strip():
-            yield Piece("answer", text)
+        yield Piece("thought" if label == "thought" else "answer", text)
 
 
 FIELDS = ("id", "question", "images", "options")

@@ -55,11 +55,13 @@ def score(engine: TorchEngine, request: Request, given: str, continuations: Sequ
     """
     if not continuations:
         return []
-    encode = engine.loaded.tokenizer.encode
+    encode, prompt = engine.loaded.tokenizer.encode, engine._encoded(request)
     shared, tails = parted(
-        lambda text: encode(plain(engine.loaded, text), add_special_tokens=False), given, continuations
+        lambda text: encode(plain(engine.loaded, text), add_special_tokens=False),
+        given.removeprefix(prompt.opening),
+        continuations,
     )
-    prompt = longer(engine._encoded(request), shared)
+    prompt = longer(prompt, shared)
     past, longest = len(prompt.input_ids), max(map(len, tails))
     most = engine.loaded.positions
     if past + longest > most:

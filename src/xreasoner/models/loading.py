@@ -9,7 +9,7 @@ import pickle
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +41,7 @@ from xreasoner.models.checkpoint_checks import (
     tokenizer_problems,
 )
 from xreasoner.registry import MODELS, resolve
+from xreasoner.trace import OPEN, thought_opening
 
 QWEN_VL = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl", "qwen3_vl_moe")
 """Model types whose pictures are patches in grids and whose positions have a time, a row and a column."""
@@ -94,7 +95,8 @@ class Encoded:
 
     input_ids [T]; position_ids [3, T] (time, row, column), or [1, T] outside `QWEN_VL`; pixel_values [P, D], the
     patches of all N pictures, and image_grid_thw [N, 3], their grids in patches, or None where there is no picture.
-    more: what else the model's own processor made of the pictures.
+    more: what else the model's own processor made of the pictures. opening: the text with which the prompt opened the
+    reply's thought (`<think>` and what follows it), "" where it did not.
     """
 
     input_ids: Tensor
@@ -102,6 +104,7 @@ class Encoded:
     pixel_values: Tensor | None
     image_grid_thw: Tensor | None
     more: Mapping[str, Tensor] = field(default_factory=dict)
+    opening: str = ""
 
     @property
     def pictures(self) -> dict[str, Tensor]:
@@ -406,7 +409,10 @@ _LOOKALIKE = str.maketrans({"|": "¦"})
 
 
 def plain(loaded: Loaded, text: str) -> str:
-    """Text in which no special token is spelled: `<|image_pad|>` typed by a user is not a picture."""
+    """Text in which no special token is spelled: `<|image_pad|>` typed by a user is not a picture.
+
+    Special tokens without a `|`, as some checkpoints' tags, are left to whoever encodes the text.
+    """
     for token in loaded.tokenizer.added_tokens_decoder.values():
         if token.special and token.content in text:
             text = text.replace(token.content, token.content.translate(_LOOKALIKE))
@@ -420,6 +426,43 @@ def _safe(loaded: Loaded, messages: Sequence[Message]) -> list[Message]:
         content = plain(loaded, content) if isinstance(content, str) else _safe_parts(loaded, content)
         safe.append({**message, "role": plain(loaded, message["role"]), "content": content})
     return safe
+
+
+_SEAM = "\ufdd0"
+"""Put into a special token that a message spells, so that it is encoded in two parts, as text. (A code point that
+Unicode keeps out of text.)"""
+
+
+def _with_seams(tokenizer: Any, messages: Sequence[Message]) -> Sequence[Message]:
+    """The messages with a seam in every special token that they spell, but for the assistant's, whose tags are tags."""
+    special = [t.content for t in tokenizer.added_tokens_decoder.values() if t.special and len(t.content) > 1]
+
+    def seam(text: str) -> str:
+        for token in special:
+            text = text.replace(token, token[0] + _SEAM + token[1:])
+        return text
+
+    def sewn(message: Message) -> Message:
+        content = message["content"]
+        if isinstance(content, str):
+            return {**message, "content": seam(content)}
+        parts = [{**part, "text": seam(part["text"])} if part["type"] == "text" else part for part in content]
+        return {**message, "content": parts}
+
+    return [message if message["role"] == "assistant" else sewn(message) for message in messages]
+
+
+def encode_chat(tokenizer: Any, messages: Sequence[Message]) -> tuple[list[int], str]:
+    """The ids of a chat prompt, an image as one token, and the part with which its template opened the thought.
+
+    A special token that a user's text spells (a checkpoint may have `<think>` as one) is text.
+    """
+    text, opening = render_chat(tokenizer, _with_seams(tokenizer, messages))
+    ids: list[int] = []
+    for part in text.split(_SEAM):
+        # verbose: the tokenizer warns of what is too long, which is refused in our own words
+        ids += tokenizer.encode(part, add_special_tokens=False, verbose=False)
+    return ids, opening
 
 
 def _safe_parts(loaded: Loaded, parts: Sequence[Any]) -> list[Any]:
@@ -448,14 +491,14 @@ def encode(
     resized to lie between; None: the model's own. Raises `UserError` when the number of pictures differs from that of
     the placeholders, and for limits that the model cannot keep.
     """
-    text = loaded.tokenizer.apply_chat_template(_safe(loaded, messages), tokenize=False, add_generation_prompt=True)
+    safe = _safe(loaded, messages)
     size = _size(loaded, min_pixels, max_pixels)
     pictures = [image.convert("RGB") for image in images]
     if loaded.processor is not None:
-        return _encode_by_processor(loaded, text, pictures)
+        text, opening = render_chat(loaded.tokenizer, safe)
+        return replace(_encode_by_processor(loaded, text, pictures), opening=opening)
     pad = loaded.model.config.image_token_id
-    # verbose: the tokenizer warns of what is too long, which is refused in our own words
-    ids: list[int] = loaded.tokenizer.encode(text, add_special_tokens=False, verbose=False)
+    ids, opening = encode_chat(loaded.tokenizer, safe)
     _check_count(ids.count(pad), images)
     patches = grids = None
     if images:
@@ -469,12 +512,32 @@ def encode(
         ids = [token for i in ids for token in ([pad] * next(counts) if i == pad else [i])]
     input_ids = torch.tensor(ids)
     if grids is None:
-        return Encoded(input_ids, torch.arange(len(ids)).expand(3, -1), None, None)
+        return Encoded(input_ids, torch.arange(len(ids)).expand(3, -1), None, None, opening=opening)
     kinds = (input_ids == pad).long()
     position_ids, _ = loaded.model.model.get_rope_index(
         input_ids[None], mm_token_type_ids=kinds[None], image_grid_thw=grids
     )
-    return Encoded(input_ids, position_ids[:, 0], patches, grids)
+    return Encoded(input_ids, position_ids[:, 0], patches, grids, opening=opening)
+
+
+def render_chat(tokenizer: Any, messages: Sequence[Message]) -> tuple[str, str]:
+    """A chat prompt as text, and the part of it with which the template opened the reply's thought.
+
+    Only what the template writes after the messages counts: a message may speak of the tags.
+    """
+    text: str = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+    if OPEN not in text[-_LONGEST_TAIL:]:
+        return text, ""
+    bare: str = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=False)
+    return text, thought_opening(text[_common_prefix(text, bare) :])
+
+
+def _common_prefix(one: str, other: str) -> int:
+    return next((k for k, (a, b) in enumerate(zip(one, other, strict=False)) if a != b), min(len(one), len(other)))
+
+
+_LONGEST_TAIL = 1000
+"""Characters at a prompt's end among which a template's own `<think>` is looked for."""
 
 
 def _check_count(places: int, images: Sequence[Image]) -> None:

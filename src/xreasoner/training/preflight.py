@@ -69,6 +69,7 @@ def check_stage(recipe: Recipe, stage: SFTStage | RLStage, loaded: Loaded, out: 
         UserError: all problems at once.
     """
     checks: list[Callable[[], None]] = [
+        lambda: _check_end_of_turn(loaded),
         lambda: check_run_files(out),
         lambda: check_disk(recipe, stage, loaded, out),
         lambda: _check_export(loaded, out / stage.name),
@@ -81,6 +82,14 @@ def check_stage(recipe: Recipe, stage: SFTStage | RLStage, loaded: Loaded, out: 
             problems.append(str(error))
     if problems:
         raise UserError(f"stage {stage.name}: " + "; ".join(problems))
+
+
+def _check_end_of_turn(loaded: Loaded) -> None:
+    if loaded.tokenizer.eos_token_id is None:
+        raise UserError(
+            f"model {loaded.name!r}: its tokenizer has no eos_token, which ends every reply that is trained on; set "
+            f"eos_token in {loaded.folder}/tokenizer_config.json"
+        )
 
 
 def _check_export(loaded: Loaded, folder: Path) -> None:

@@ -11,7 +11,7 @@ import shutil
 import warnings
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from functools import lru_cache
 from pathlib import Path
 from random import Random
@@ -296,20 +296,25 @@ class Fleet(OpenAIEngine):
 
     def __init__(self, settings: Servers, loaded: Loaded) -> None:
         super().__init__(list(settings.urls), patience=settings.patience_seconds)
-        self.servers = [Versioned(server.url, server.model, server.context, server.vllm) for server in self.servers]
+        names = [field.name for field in fields(Server)]
+        self.servers = [Versioned(**{name: getattr(server, name) for name in names}) for server in self.servers]
         self.tokenizer, self.version, self.settings = loaded.tokenizer, -1, settings
 
-    def _exit_ids(self, draft: Draft) -> Sequence[int]:
+    async def _exit_tokens(self, draft: Draft) -> Sequence[tuple[int, str]]:
         ids: list[int] = self.tokenizer.encode(draft.sampling.exit_text, add_special_tokens=False)
-        return ids
+        return [(token, self.tokenizer.decode([token])) for token in ids]
 
     def generate(
         self, requests: Sequence[Request], on_done: Callable[[int, list[Completion]], None] | None = None
     ) -> list[list[Completion]]:
-        """See `engines.base.Engine`. Raises `TrainingError` for a server that gives no token ids."""
+        """See `engines.base.Engine`. Raises `TrainingError` for a reply of which the sampled tokens are not known."""
         found = super().generate(requests, on_done)
-        if not all(len(one.token_ids) == len(one.logprobs) > 0 for group in found for one in group):
-            raise TrainingError("rollouts.urls: a server gives no token ids or log-probabilities; expected vLLM's")
+        for one in (one for group in found for one in group if one.exit != "aborted"):
+            if not len(one.token_ids) == len(one.logprobs) > 0:
+                raise TrainingError(
+                    "rollouts.urls: a server gives no token ids or log-probabilities, or cannot continue a reply from "
+                    "its tokens; expected vLLM's (return_token_ids, /tokenize, and /v1/completions with token ids)"
+                )
         return found
 
     def load(self, folder: Path, version: int) -> None:
