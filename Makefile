@@ -7,11 +7,7 @@ BIN := .venv/bin
 JOBS ?= $(shell nproc 2>/dev/null || sysctl -n hw.ncpu)
 export TOKENIZERS_PARALLELISM = false
 
-<<<<<<< HEAD
-.PHONY: demo report test test-tools test-slow test-peers test-card test-vllm bench-inference lint format docs base evidence load peers bench-evaluation test-trl kills bench-training forced-exit true-shapes clean
-=======
-.PHONY: demo report test test-tools fuzz test-slow test-peers test-card test-vllm bench-inference lint format docs base evidence load peers bench-evaluation test-trl kills bench-training forced-exit clean
->>>>>>> main
+.PHONY: demo report test test-tools fuzz test-slow test-peers test-card test-vllm bench-inference lint format docs base evidence load peers bench-evaluation test-trl kills bench-training forced-exit true-shapes clean
 
 demo: .venv/ready
 	$(BIN)/xreasoner demo $(ARGS)
