@@ -15,6 +15,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 from starlette.responses import HTMLResponse, JSONResponse, PlainTextResponse, Response, StreamingResponse
 
+from xreasoner import __version__
 from xreasoner.completion import Completion
 from xreasoner.decisions import Decision
 from xreasoner.errors import (
@@ -40,6 +41,7 @@ from xreasoner.serving.desk import BusyError, Desk, log
 from xreasoner.serving.door import ROUTES, Door, error, page
 from xreasoner.serving.markdown import render_markdown
 from xreasoner.serving.openai_schema import DECISION_FIELDS, readable
+from xreasoner.serving.openapi import openapi_document
 from xreasoner.wire import ReplyRenderer, finish_reason, head, usage
 
 T = TypeVar("T")
@@ -104,6 +106,11 @@ def create_app(
         if name != desk.reasoner.model:
             raise UnknownModelError(f"model: found {readable(name)}, expected {desk.reasoner.model}", "model")
         return JSONResponse(_model(desk.reasoner))
+
+    @app.get("/openapi.json")
+    @loaded(desk)
+    async def openapi(request: Request) -> Response:
+        return JSONResponse(openapi_document(desk.reasoner.model, __version__))
 
     @app.post("/v1/chat/completions")
     @loaded(desk)

@@ -26,7 +26,7 @@ SECURITY = {
     "content-security-policy": "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' blob: data:; "
     "connect-src 'self'; form-action 'self'; base-uri 'none'; frame-ancestors 'none'",
 }
-ROUTES = ("/v1/chat/completions", "/v1/decisions", "/v1/models", "/metrics", "/health", "/")
+ROUTES = ("/v1/chat/completions", "/v1/decisions", "/v1/models", "/openapi.json", "/metrics", "/health", "/")
 
 
 CODES = {401: "invalid_api_key", 429: "rate_limit_exceeded"}
