@@ -375,9 +375,7 @@ def _parse(text: str) -> _Address:
     secure = scheme.lower() == "https"
     port = int((found and found[2]) or (443 if secure else 80))
     if not found or not 0 < port < 65536:
-        raise MediaError(
-            "an address whose host or port is not spelled as one; expected https://example.org/image.png"
-        )
+        raise MediaError("an address whose host or port is not spelled as one; expected https://example.org/image.png")
     return _Address(secure, _host(found[1].lower()), port, tail if tail.startswith("/") else f"/{tail}")
 
 

@@ -295,9 +295,7 @@ def test_mmmu_pictures_that_are_marked_out_of_order_keep_their_places(tmp_path: 
     assert right(problem, "8")
     assert not right(problem, "9")
     assert prompt_of("mmmu", problem, None) == "paper-train"  # there are no options "below"
-    with pytest.raises(
-        DataError, match=r"validation_Pharmacy_4: the text shows <image 1>, and there are images \[2\]"
-    ):
+    with pytest.raises(DataError, match=r"validation_Pharmacy_4: the text shows <image 1>, and there are images \[2\]"):
         opened("mmmu", tmp_path, {"Pharmacy/validation-00000-of-00001.parquet": [{**row, "image_1": None}]})
 
 
