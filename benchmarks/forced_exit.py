@@ -3,7 +3,7 @@
 The embedded reasoner first gets the fault that the model card lists: a short SFT in which `--share` of the thoughts
 start again where they should close, and are cut. Then the same RL runs under `keep`, `zero` and `mask`, with several
 seeds. Before and after, held-out problems are sampled at temperature 1; a thought is endless where it is still open at
-`--limit` tokens, about twice the longest sound one.
+`--limit` tokens. The longest sound thought has about 100.
 
     python benchmarks/forced_exit.py --seeds 5 --out docs/forced-exit.json
     python benchmarks/forced_exit.py --seeds 1 --steps 2 --items 8     # tries it in a minute
@@ -67,7 +67,7 @@ def recipe_of(seed: int, forced: str, rows: Path, options: argparse.Namespace) -
                 {
                     **shared,
                     **{"name": "cut", "kind": "sft", "data": examples, "longer": "cut", "max_length": options.cut},
-                    "optimizer": {"lr": 3e-4, "schedule": "constant"},
+                    "optimizer": {"lr": 2e-4, "schedule": "constant"},
                 },
                 {
                     **shared,
@@ -140,10 +140,10 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=5, help="how many")
     parser.add_argument("--steps", type=int, default=30, help="RL steps")
     parser.add_argument("--examples", type=int, default=1600, help="chains of SFT, and problems of RL")
-    parser.add_argument("--share", type=float, default=0.5, help="share of thoughts that start again")
+    parser.add_argument("--share", type=float, default=0.7, help="share of thoughts that start again")
     parser.add_argument("--cut", type=int, default=320, help="tokens of an example; longer ones are cut")
     parser.add_argument("--budget", type=int, default=120, help="thinking budget of the rollouts")
-    parser.add_argument("--limit", type=int, default=240, help="thinking budget of the measurement")
+    parser.add_argument("--limit", type=int, default=120, help="thinking budget of the measurement")
     parser.add_argument("--items", type=int, default=100, help="held-out problems, 4 replies each")
     parser.add_argument("--runs", type=Path, default=Path("runs/forced-exit"), help="where the stages are kept")
     parser.add_argument("--out", type=Path, help="a JSON file for the numbers")

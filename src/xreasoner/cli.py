@@ -376,6 +376,8 @@ def evaluate(
             model, names, out, settings, screen.show, engine=engine, name=name, failures=failures, **_place(given)
         )
     typer.echo(ensembles(found))
+    for line in _without_credit(found, prompt):
+        typer.echo(line)
     typer.echo(f"replies: {out}")
     if inspect_log:
         from xreasoner.evaluating import stage_name
@@ -385,6 +387,17 @@ def evaluate(
         typer.echo(f"logs: {out / 'inspect'}")
     if failures:
         raise XReasonerError("\n".join(failures))
+
+
+def _without_credit(found: dict[str, dict[str, Any]], prompt: str | None) -> list[str]:
+    """A line for each benchmark with no correct reply: how the replies were graded, and what to try."""
+    other = "brief-direct" if prompt != "brief-direct" else "brief"
+    return [
+        f"{bench}: no reply is correct ({', '.join(f'{count} {name}' for name, count in result['outcomes'].items())}); "
+        f"--prompt {other} shows whether the prompt is the cause, and the replies below what was answered"
+        for bench, result in found.items()
+        if result.get("accuracy") == 0 and result.get("outcomes")
+    ]
 
 
 def _check_conditions(blind: bool, swapped: bool, samples: int, temperature: float | None) -> None:

@@ -59,7 +59,7 @@ def test_another_grading_needs_no_model_and_agrees(tmp_path: Path, capfd: pytest
     evaluate_model("tiny", BENCHES, tmp_path, Settings(n=4))
     path = tmp_path / "eval" / "tiny" / "results.jsonl"
     assert cli.run(["grade", str(path), "--out", str(tmp_path / "graded.jsonl")]) == 0
-    assert "0 lines could not be judged" in capfd.readouterr().err
+    assert "0 lines could not be graded" in capfd.readouterr().err
     verdicts = [[(row["key"], row["outcome"]) for row in read_rows(file)] for file in (path, tmp_path / "graded.jsonl")]
     assert verdicts[0] == verdicts[1]
 

@@ -21,8 +21,10 @@ from xreasoner.grading import judge
 from xreasoner.models.loading import Loaded, encode, load
 from xreasoner.problem import Problem
 from xreasoner.prompts import chat_messages
+from xreasoner.recipe import RLStage, load_recipe
 from xreasoner.tiny import benchmarks
 from xreasoner.trace import CLOSE, OPEN, Splitter
+from xreasoner.training.rollouts import judged
 
 PROBLEMS = benchmarks.cell("general", "text", 3, 5)
 
@@ -67,9 +69,10 @@ def test_a_thought_that_the_template_opens_is_a_thought(opens: Loaded, budget: i
         assert opens.tokenizer.decode(whole.token_ids[:1]) != OPEN
         assert (seen["thought"], seen["content"]) == (whole.thought, whole.content)
         assert whole.answer or budget == 0
-        assert CLOSE not in whole.thought + whole.content
+        assert CLOSE not in whole.thought
         assert whole.exit == ("natural" if budget == 4000 else "forced")
-        assert judge(problem, whole.text, whole.exit).outcome in ("correct", "wrong", "unparsed")[: 3 - (budget > 0)]
+        if budget:
+            assert judge(problem, whole.text, whole.exit).outcome in ("correct", "wrong")
         closing = len(opens.tokenizer.encode(" </think> <answer>"))
         at = whole.forced.index(True) if True in whole.forced else None
         assert at == (None if budget == 4000 else budget)
@@ -158,6 +161,17 @@ def test_sft_writes_the_opening_tag_once(random_folder: Path, template: Template
             "closes": "<think></think><answer>7</answer><|im_end|>",
         }[template]
     )
+
+
+def test_rl_learns_what_the_policy_chose_under_such_a_template(opens: Loaded) -> None:
+    stage = next(stage for stage in load_recipe("demo").stages if isinstance(stage, RLStage))
+    request = Request(chat_messages(PROBLEMS[0], "brief"), sampling=Sampling(thinking_budget=20, logprobs=True))
+    ((completion,),) = TorchEngine(opens).generate([request])
+    rollout = judged(stage, opens, PROBLEMS[0], request, completion)
+    decode = opens.tokenizer.decode
+    assert decode([*rollout.prompt, *completion.token_ids[:-1]]).endswith("assistant\n" + completion.text)
+    masked = [token for token, free in zip(completion.token_ids, rollout.free, strict=True) if not free]
+    assert decode(masked) == request.sampling.exit_text
 
 
 class Scripted(TorchEngine):

@@ -396,7 +396,7 @@ def test_a_streamed_and_a_whole_reply_are_equal_for_every_text(scripted: Any, re
     assert not any(tag in whole["content"] for tag in ("<answer>",)) or reply.count("<answer>") > 1
 
 
-@pytest.mark.parametrize("reply", ["<", "<<", "5 <", "<think> a </think> <answer>x<", "  ", ""])
+@pytest.mark.parametrize("reply", ["<", "<<", "5 <", "<think> a </think> <", "<think> a </think> <answer>x<", "  ", ""])
 def test_the_beginning_of_a_tag_is_text_where_nothing_follows(scripted: Any, reply: str) -> None:
     running, pieces = scripted
     pieces[:] = list(reply)

@@ -170,7 +170,7 @@ def load(
 
     Args:
         name: A registered name, a folder or a hub id.
-        device: A GPU if there is one, by default.
+        device: A GPU if there is one, by default; "meta" reads no weights.
         dtype: What the weights are held in.
         device_map: "auto" spreads a model that does not fit one GPU.
         attn_implementation: "flash_attention_2", "sdpa" or "eager" for prompts and pictures; None is transformers'
@@ -192,7 +192,7 @@ def load(
             if problems:
                 _add_tensor_problems(where, problems)
                 raise report(name, problems, _mend(name))
-            model, info = _read(where, device, dtype, device_map, attn_implementation)
+            model, info = _read(where, device, dtype, "meta" if device == "meta" else device_map, attn_implementation)
     except Exception as error:
         if problems and not isinstance(error, CheckpointError):
             raise report(name, problems, _mend(name)) from error
@@ -202,7 +202,7 @@ def load(
         problems.append(adapter_beside([ADAPTER_CONFIG], None))
     if problems:
         raise report(name, problems, _mend(name))
-    problems = nonfinite_problems(model)
+    problems = [] if device == "meta" else nonfinite_problems(model)
     if problems:
         raise report(name, problems, _mend(name), NonFiniteWeightsError)
     model.eval()
@@ -521,7 +521,7 @@ def encode(
         try:
             pixels = loaded.image_processor(pictures, **size, return_tensors="pt")
         except ValueError as error:
-            raise UserError(f"a picture cannot be read by the model: {first_line(error)}") from error
+            raise UserError(f"an image cannot be read by the model: {first_line(error)}") from error
         patches, grids = pixels["pixel_values"], pixels["image_grid_thw"]
         merge = loaded.image_processor.merge_size**2
         counts = iter((grids.prod(-1) // merge).tolist())
@@ -558,7 +558,7 @@ _LONGEST_TAIL = 1000
 
 def _check_count(places: int, images: Sequence[Image]) -> None:
     if places != len(images):
-        raise UserError(f"the messages have {places} places for pictures, {len(images)} were given")
+        raise UserError(f"the messages have {places} places for images, {len(images)} were given")
 
 
 def _size(loaded: Loaded, min_pixels: int | None, max_pixels: int | None) -> dict[str, Any]:
@@ -567,7 +567,7 @@ def _size(loaded: Loaded, min_pixels: int | None, max_pixels: int | None) -> dic
         return {}
     if loaded.processor is not None:
         raise UserError(
-            f"min_pixels and max_pixels are given, and {loaded.model.config.model_type} resizes pictures in its own "
+            f"min_pixels and max_pixels are given, and {loaded.model.config.model_type} resizes images in its own "
             "way; expected neither"
         )
     own = loaded.image_processor.size
