@@ -76,9 +76,8 @@ def test_the_embedded_models_are_counted_too(random_folder: Path) -> None:
 def measure(*names: str) -> dict[str, dict[str, float]]:
     """{form: planned and measured bytes} of the forms whose names hold one of these (benchmarks/planning.py)."""
     command = [sys.executable, "benchmarks/planning.py", "--json", *names]
-    # glibc gives back what is freed
-    large = {**os.environ, "MALLOC_MMAP_THRESHOLD_": "1000000", "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, capture_output=True, check=True, text=True, env=large, cwd=ROOT)
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, capture_output=True, check=True, text=True, env=environment, cwd=ROOT)
     found: dict[str, dict[str, float]] = json.loads(done.stdout.splitlines()[-1])
     return found
 
