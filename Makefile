@@ -7,7 +7,7 @@ BIN := .venv/bin
 JOBS ?= $(shell nproc 2>/dev/null || sysctl -n hw.ncpu)
 export TOKENIZERS_PARALLELISM = false
 
-.PHONY: demo report test test-tools test-slow test-peers test-card test-vllm bench-inference lint format docs base evidence load peers bench-evaluation test-trl kills bench-training plan-check clean
+.PHONY: demo report test test-tools test-slow test-peers test-card test-vllm bench-inference lint format docs base evidence load peers bench-evaluation test-trl kills bench-training plan-check forced-exit true-shapes clean
 
 demo: .venv/ready
 	$(BIN)/xreasoner demo $(ARGS)
@@ -71,9 +71,17 @@ test-trl: .venv-trl/ready
 kills: .venv/ready
 	$(BIN)/python -m pytest -q -s -m slow tests/training/test_kills.py
 
+# what RL does to thoughts that never end, under each setting of `forced`; five seeds
+forced-exit: .venv/ready
+	PYTHONPATH=src $(BIN)/python benchmarks/forced_exit.py --out docs/forced-exit.json $(ARGS)
+
 # tokens a second, seconds of a step and memory beside TRL's; ratios in one run
 bench-training: .venv/ready .venv-trl/ready
 	$(BIN)/python benchmarks/training.py $(ARGS)
+
+# Qwen2.5-VL-3B in its true shape, random weights: an SFT and an RL step within 24 GB, 40 GB of disk, ten minutes
+true-shapes: .venv/ready
+	$(BIN)/python benchmarks/true_shapes.py $(ARGS)
 
 base: .venv/ready
 	$(BIN)/python -m xreasoner.tiny.base

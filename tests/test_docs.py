@@ -1,7 +1,9 @@
-"""The documents agree with the code. Run as a program (`make docs`) it writes docs/cli.md and docs/benchmarks.md."""
+"""The documents agree with the code. Run as a program (`make docs`) it writes the generated pages."""
 
 from __future__ import annotations
 
+import inspect
+import json
 import re
 import tomllib
 from importlib.metadata import version
@@ -10,8 +12,11 @@ from typing import Any
 
 import pytest
 import typer
+from pydantic import BaseModel
+from pydantic.fields import FieldInfo
 
-from xreasoner import cli
+from xreasoner import cli, recipe
+from xreasoner.data import rows
 from xreasoner.prompts import PROMPTS
 from xreasoner.recipe import shipped
 from xreasoner.registry import BENCHMARKS, MODELS, SOURCES
@@ -114,13 +119,88 @@ def test_the_examples_of_the_reasoner_run(capsys: pytest.CaptureFixture[str]) ->
         exec(block, names)
     out = capsys.readouterr().out
     assert "natural" in out
+    assert out.splitlines()[0].startswith("Ana ")  # 14 is closest to 12
     assert "\nthought " in out
-    assert "\nanswer " in out
-    assert out.splitlines()[-1].startswith("one ")
+    assert "".join(re.findall(r"^answer (.*)$", out, re.MULTILINE)).strip() == "43"
+    assert out.splitlines()[-1] == "one 43"
+
+
+def recipe_page() -> str:
+    """docs/recipe.md: every field of a recipe with its type, default and meaning."""
+    parts = [
+        "# Recipe fields\n\nWritten by `make docs` from the code. A recipe is YAML; `xreasoner train RECIPE --set "
+        "key=value` changes a field, with stages addressed by name, as in `stages.sft.optimizer.lr=1e-5`. Numbers "
+        "follow YAML 1.2 (`1e-5` is a number), and all problems of a recipe are reported at once. `optimiser` and "
+        "`normalise_std` are accepted as spellings of `optimizer` and `normalize_std`.\n"
+    ]
+    for title, part in SECTIONS:
+        parts.append(f"## {title}\n\n{inspect.getdoc(part)}\n\n{_field_table(part)}")
+    return "\n".join(parts)
+
+
+SECTIONS: list[tuple[str, type[BaseModel]]] = [
+    ("Recipe", recipe.Recipe),
+    ("Stages with `kind: sft`", recipe.SFTStage),
+    ("Stages with `kind: rl`", recipe.RLStage),
+    ("`data` (a list)", recipe.DataEntry),
+    ("`optimizer`", recipe.AdamW),
+    ("`lora`", recipe.LoRA),
+    ("`rollouts`", recipe.Servers),
+    ("`evaluation`", recipe.Evaluation),
+]
+
+
+def _field_table(part: type[BaseModel]) -> str:
+    lines = ["| field | type | default | what it is |", "|---|---|---|---|"]
+    for name, field in part.model_fields.items():
+        default = "required" if field.is_required() else f"`{_default(field)}`"
+        kind = _type_name(part.model_json_schema()["properties"][field.alias or name])
+        meaning = (field.description or "").replace("\n", " ").replace("|", "\\|")
+        lines.append(f"| `{field.alias or name}` | {kind} | {default} | {meaning} |")
+    return "\n".join(lines) + "\n"
+
+
+def _default(field: FieldInfo) -> str:
+    value = field.get_default(call_default_factory=True)
+    if isinstance(value, BaseModel):
+        return "{…}"
+    return json.dumps(list(value) if isinstance(value, tuple) else value, ensure_ascii=False)
+
+
+def _type_name(schema: dict[str, Any]) -> str:
+    """A field's type in YAML's words, with its bounds."""
+    kinds = [each for each in schema.get("anyOf", [schema]) if each.get("type") != "null"]
+    kind = kinds[0]
+    if "enum" in kind:
+        return ", ".join(f"`{each}`" for each in kind["enum"])
+    if "const" in kind:
+        return f"`{kind['const']}`"
+    words = {"integer": "integer", "number": "number", "boolean": "boolean", "string": "text", "array": "list"}
+    name = words.get(kind.get("type", ""), "mapping")
+    bounds = {"minimum": "≥", "exclusiveMinimum": ">", "maximum": "≤", "exclusiveMaximum": "<"}
+    limits = [f"{sign} {kind[key]}" for key, sign in bounds.items() if key in kind]
+    return " ".join([name, " and ".join(limits)]).strip()
+
+
+def test_the_recipe_page_is_the_code() -> None:
+    assert (ROOT / "docs" / "recipe.md").read_text() == recipe_page(), "run `make docs`"
+
+
+def test_every_field_of_a_recipe_is_described() -> None:
+    for _, part in SECTIONS:
+        for name, field in part.model_fields.items():
+            assert field.description, f"{part.__name__}.{name}"
+
+
+def test_the_data_page_names_every_field_that_is_read() -> None:
+    text = (ROOT / "docs" / "data.md").read_text()
+    for name in sorted(rows._QUESTION | rows._MESSAGES):
+        assert f"`{name}`" in text, f"docs/data.md does not name {name}"
 
 
 if __name__ == "__main__":
     from xreasoner.benchmarks.listing import page
 
     (ROOT / "docs" / "cli.md").write_text(command_page())
+    (ROOT / "docs" / "recipe.md").write_text(recipe_page())
     (ROOT / "docs" / "benchmarks.md").write_text(page())

@@ -17,7 +17,7 @@ import typer
 from PIL.Image import Image
 
 from xreasoner.engines.base import Message
-from xreasoner.errors import MediaError, UserError, XReasonerError
+from xreasoner.errors import MediaError, UserError, reason
 from xreasoner.media import name_of, pictures
 from xreasoner.reasoner import Answer, Reasoner, Stream, located
 from xreasoner.talking import Paper, epilogue, show
@@ -51,8 +51,8 @@ class Chat:
                 return self._command(*text[1:].partition(" ")[::2])
             if text.strip():
                 self._say(text)
-        except XReasonerError as error:
-            typer.secho(f"error: {error}", err=True)
+        except Exception as error:  # also a defect: a conversation is not lost over one answer
+            typer.secho(f"error: {reason(error)}", err=True)
         return True
 
     def _command(self, name: str, value: str) -> bool:

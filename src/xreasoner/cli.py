@@ -85,7 +85,7 @@ def train(
     from xreasoner.planning import check_recipe
     from xreasoner.progress import Screen, matrix
     from xreasoner.training import parallel
-    from xreasoner.training.preflight import check_benchmarks, check_output
+    from xreasoner.training.preflight import check_benchmarks, check_run_files
     from xreasoner.training.run import known_sources, run_recipe
 
     _quiet(wanted.model)
@@ -94,7 +94,7 @@ def train(
 
         _print(showing.dry_run(wanted))
         return
-    check_output(out)
+    check_run_files(out)
     check_recipe(wanted)
     known_sources(wanted, out)
     measured = wanted.evaluation.measures
@@ -388,6 +388,8 @@ def evaluate(
             model, names, out, settings, screen.show, engine=engine, name=name, failures=failures, **_place(given)
         )
     typer.echo(ensembles(found))
+    for line in _without_credit(found, prompt):
+        typer.echo(line)
     typer.echo(f"replies: {out}")
     if inspect_log:
         from xreasoner.evaluating import stage_name
@@ -397,6 +399,17 @@ def evaluate(
         typer.echo(f"logs: {out / 'inspect'}")
     if failures:
         raise XReasonerError("\n".join(failures))
+
+
+def _without_credit(found: dict[str, dict[str, Any]], prompt: str | None) -> list[str]:
+    """A line for each benchmark with no correct reply: how the replies were graded, and what to try."""
+    other = "brief-direct" if prompt != "brief-direct" else "brief"
+    return [
+        f"{bench}: no reply is correct ({', '.join(f'{count} {name}' for name, count in result['outcomes'].items())}); "
+        f"--prompt {other} shows whether the prompt is the cause, and the replies below what was answered"
+        for bench, result in found.items()
+        if result.get("accuracy") == 0 and result.get("outcomes")
+    ]
 
 
 def _check_conditions(blind: bool, swapped: bool, samples: int, temperature: float | None) -> None:

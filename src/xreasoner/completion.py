@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from xreasoner.trace import split
+
 Exit = Literal["natural", "forced", "truncated", "aborted", "refused"]
 
 
@@ -37,3 +39,8 @@ class Completion:
     answer_tokens: int
     repeats: bool = False
     version: int = 0
+
+    @property
+    def content(self) -> str:
+        """All that was written outside of the thought, without the tags: the answer, and a solution around it."""
+        return split(self.text).content

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 
 from xreasoner.completion import Completion, Exit
 from xreasoner.engines.base import Engine, Request
-from xreasoner.engines.failures import check_logprobs
 from xreasoner.errors import UserError
 from xreasoner.problem import LABELS
 from xreasoner.trace import ANSWER_CLOSE, ANSWER_OPEN, CLOSE, OPEN
@@ -70,6 +69,8 @@ def decide(engine: Engine, request: Request, completion: Completion, options: Se
     """
     if not 2 <= len(options) <= len(LABELS) or not all(option.strip() for option in options):
         raise UserError(f"options {list(options)!r}; expected 2 to {len(LABELS)} texts, none of them empty")
+    from xreasoner.engines.failures import check_logprobs  # imports torch, which a mistake in a question should not
+
     groups = ways([option.strip() for option in options])
     given = reply_so_far(completion, request.sampling.exit_text)
     scores = iter(engine.score(request, given, [way for group in groups for way in group]))

@@ -25,7 +25,7 @@ from xreasoner.prompts import PROMPTS
 from xreasoner.recipe import Evaluation, Recipe
 from xreasoner.reporting import write_report
 from xreasoner.run_folder import check_run_folder
-from xreasoner.training.preflight import check_output
+from xreasoner.training.preflight import check_run_files
 from xreasoner.training.run import read_json, run_stage, versions, write_json
 
 
@@ -70,7 +70,7 @@ def claim(recipe: Recipe, out: Path) -> None:
     """Write the run's manifest. Raises `UserError` for a folder of another recipe, and for unknown benchmarks."""
     known_benches(recipe.evaluation)
     check_run_folder(recipe, out)
-    check_output(out)
+    check_run_files(out)
     wanted = recipe.model_dump(mode="json", by_alias=True)
     manifest = read_json(out / "manifest.json")
     if manifest.get("recipe") != wanted:

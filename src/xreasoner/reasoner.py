@@ -101,6 +101,11 @@ class Answer:
         return self.completion.answer
 
     @property
+    def content(self) -> str:
+        """The answer with the solution around it, if any: what the pieces of a stream join to."""
+        return self.completion.content
+
+    @property
     def thought(self) -> str:
         return self.completion.thought
 
@@ -186,7 +191,8 @@ class Reasoner:
         self.engine: Engine = opened
         self.model = served_name(self.engine) if not isinstance(model, str) or addresses(model) else model
         served = bool(not isinstance(model, str) or addresses(model))
-        carried = read_reasoner_settings(self.model, hub=not served)
+        named = engine is None or isinstance(engine, str)  # an engine of the caller's own may have any name
+        carried = read_reasoner_settings(self.model, hub=named and not served)
         self.prompt = prompt or trained_prompt(self.model, carried)
         own = carried or ReasonerSettings()
         answering = first_given(answer_budget, own.answer_budget, ANSWER_TOKENS)
@@ -427,12 +433,9 @@ class _Silent:
 
 
 def _labelled(found: Iterable[tuple[str, str]]) -> Iterator[Piece]:
-    """Text outside of all tags is the answer's, but for the space between them."""
+    """Text outside of all tags belongs to the answer."""
     for label, text in found:
-        if label == "thought":
-            yield Piece("thought", text)
-        elif label == "answer" or text.strip():
-            yield Piece("answer", text)
+        yield Piece("thought" if label == "thought" else "answer", text)
 
 
 FIELDS = ("id", "question", "images", "options")

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from xreasoner.errors import CheckpointError
+from xreasoner.hub import optional_hub_file
 from xreasoner.registry import MODELS, resolve
 
 FILE = "xreasoner.json"
@@ -77,7 +78,7 @@ def read_reasoner_settings(model: str | Path, hub: bool = True) -> ReasonerSetti
     """
     folder = _folder(str(model))
     if folder is None:
-        path = _from_hub(str(model)) if hub else None
+        path = optional_hub_file(str(model), FILE) if hub else None
         return None if path is None else _parse(path)
     return _parse(folder / FILE) if (folder / FILE).is_file() else None
 
@@ -104,19 +105,6 @@ def _folder(model: str) -> Path | None:
         found: Path = resolve(MODELS, "model", model)()
         return found
     return Path(model) if Path(model).exists() or model.count("/") != 1 or model.startswith((".", "/")) else None
-
-
-def _from_hub(hub: str) -> Path | None:
-    from transformers.utils.hub import cached_file  # seconds of imports, for hub ids alone
-
-    found = cached_file(
-        hub,
-        FILE,
-        _raise_exceptions_for_gated_repo=False,
-        _raise_exceptions_for_missing_entries=False,
-        _raise_exceptions_for_connection_errors=False,
-    )
-    return None if found is None else Path(found)
 
 
 def _parse(path: Path) -> ReasonerSettings:

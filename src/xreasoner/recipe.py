@@ -58,11 +58,11 @@ class DataEntry(_Part):
     source: str
     """A registered source's name (`openthoughts`, `rows`, `reasoning-gym`, …)."""
     n: int = Field(gt=0)
-    """How many problems to draw; all where the data set has fewer."""
+    """Number of problems to draw; all of them if the data set has fewer."""
     options: dict[str, Any] = {}
-    """What the source itself takes."""
+    """Options of the source, such as `path`."""
     prompt: str | None = None
-    """SFT only: the prompt of this source, where it is not the stage's."""
+    """SFT only: the prompt of this source; default: the stage's."""
 
     @field_validator("prompt")
     @classmethod
@@ -91,55 +91,66 @@ class LoRA(_Part):
     """Low-rank adapters on the language model's linear layers; the export holds them merged."""
 
     rank: int = Field(16, gt=0)
-    """Their rank."""
+    """Rank of the adapters."""
     alpha: int = Field(32, gt=0)
-    """Their scale is alpha / rank."""
+    """The adapters' output is scaled by alpha / rank."""
     dropout: float = Field(0.0, ge=0, lt=1)
-    """Of their input."""
+    """Dropout of the adapters' input."""
+    base_dtype: Literal["float32", "bfloat16"] = "float32"
+    """Type of the frozen weights; the adapters are float32, and the export holds the sums in float32."""
     targets: tuple[str, ...] = Field(
         ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"), min_length=1
     )
-    """Which layers of each block."""
+    """Names of the adapted layers in each block."""
 
 
 class _Stage(_Part):
     name: str = Field(pattern=r"^[a-z0-9][a-z0-9+-]*$")
-    """The stage's name, which is its folder's too."""
+    """Name of the stage and of its folder."""
     from_: str | None = Field(None, alias="from")
-    """The stage that it goes on from, or `base`; the one before it when left out."""
+    """The stage that it starts from, or `base`; default: the one before it."""
     data: tuple[DataEntry, ...] = Field(min_length=1)
-    """Where its text comes from."""
+    """Sources of the training text."""
     allowed_domains: tuple[str, ...] = ("general",)
-    """A problem of any other domain, or with a picture, stops the run."""
+    """A problem of any other domain, or with an image, stops the run."""
     prompt: str
-    """The prompt's name (prompts.py)."""
+    """Name of the prompt; docs/cli.md lists them."""
     optimizer: AdamW
     """The optimizer's settings."""
     lower_layers_frozen: int = Field(0, ge=0)
-    """So many of the language model's first layers stay as they are; the vision tower and merger always do."""
+    """Number of the language model's first layers that stay frozen; the vision tower and merger always are."""
     embeddings_frozen: bool = False
-    """The language model's embeddings stay too (and its output weights, where they are the same)."""
+    """Freeze the language model's embeddings (and its output weights, if they are tied)."""
     lora: LoRA | None = None
     """Train low-rank adapters instead of the weights themselves."""
     precision: Literal["float32", "bfloat16"] = "float32"
-    """What is computed in; weights, gradients and the optimizer's moments are float32 in both."""
+    """Data type of the computation; weights, gradients and the optimizer's moments are float32 in both."""
     batching: Literal["auto", "padded", "packed"] = "auto"
     """Texts padded to rows of like length, or packed into one row without leaks; auto: packed on a GPU."""
     chunk_tokens: int = Field(8192, gt=0)
     """Tokens of one forward pass, padding included; more are accumulated, which changes no result."""
     activation_checkpointing: bool = False
-    """Compute each layer twice and keep its input alone."""
+    """Keep only each layer's input, and compute the layer again in the backward pass."""
     compile: bool = False
     """`torch.compile` each decoder layer: minutes at the start for fewer and larger kernels on a GPU."""
     checkpoint_seconds: float = Field(60.0, gt=0)
-    """How often the state is saved."""
+    """Seconds between checkpoints."""
     checkpoints_kept: int = Field(2, gt=0)
-    """How many of them; an older one is used where the newest is damaged."""
+    """Number of checkpoints kept; an older one is used if the newest is damaged."""
 
     @field_validator("prompt")
     @classmethod
     def _known_prompt(cls, prompt: str) -> str:
         return _check_prompt(prompt)
+
+    @model_validator(mode="after")
+    def _base_in_its_type(self) -> _Stage:
+        if self.lora is not None and self.lora.base_dtype == "bfloat16" and self.precision == "float32":
+            raise ValueError(
+                "lora.base_dtype: bfloat16 weights compute in bfloat16, and precision is float32; set precision: "
+                "bfloat16, or lora.base_dtype: float32"
+            )
+        return self
 
     @property
     def optimiser(self) -> AdamW:
@@ -153,7 +164,7 @@ class SFTStage(_Stage):
     kind: Literal["sft"]
     """The kind of stage."""
     style: Literal["chain", "direct"] = "chain"
-    """Learn whole chains of thought, or the answers alone (a control)."""
+    """Train on whole chains of thought, or on the answers only (a control)."""
     epochs: float = Field(1.0, gt=0)
     """Passes over the data."""
     batch_examples: int = Field(32, gt=0)
@@ -163,7 +174,7 @@ class SFTStage(_Stage):
     longer: Literal["drop", "close", "cut"] = "drop"
     """A longer one is dropped, has its thought closed early, or is cut (as the paper did); counted in the manifest."""
     exit_text: str = " </think> "
-    """What closes a thought early."""
+    """Text that ends a thought early."""
     kl_to_base: float = Field(0.0, ge=0)
     """Weight of KL(start ‖ model) on the learnt tokens, with the stage's start as the reference."""
 
@@ -177,7 +188,7 @@ class Servers(_Part):
     """vLLM servers that make an RL stage's rollouts, and load its weights from files after each step."""
 
     urls: tuple[Annotated[str, Field(pattern=r"^https?://[^/]+")], ...] = Field(min_length=1)
-    """Their addresses, up to and including /v1."""
+    """Their URLs, up to and including /v1."""
     max_staleness: int = Field(0, ge=0, le=1)
     """Steps by which a reply's weights may be behind; 1: the next step's replies are made while this one trains."""
     load_seconds: float = Field(600.0, gt=0)
@@ -196,9 +207,9 @@ class RLStage(_Stage):
     prompts_per_step: int = Field(32, gt=0)
     """Problems in a step."""
     shuffle: bool = True
-    """In an order of its own in each pass; false keeps the files' and sources', which a curriculum needs."""
+    """Shuffle the problems in each pass; false keeps the order of files and sources, which a curriculum needs."""
     max_prompt: int = Field(2048, gt=0)
-    """Longest prompt in tokens; problems with a longer one are left out, counted in the manifest."""
+    """Longest prompt in tokens; problems with a longer one are dropped, counted in the manifest."""
     group_size: int = Field(8, gt=1)
     """Rollouts of each problem."""
     minibatches: int = Field(1, gt=0)
@@ -224,13 +235,13 @@ class RLStage(_Stage):
     correction_cap: float = Field(2.0, gt=1)
     """Where that weight is cut off."""
     temperature: float = Field(1.0, gt=0)
-    """Of the rollouts."""
+    """Sampling temperature of the rollouts."""
     thinking_budget: int = Field(4096, gt=0)
-    """Tokens until the thought is closed for the model."""
+    """Thinking tokens until the engine ends the thought."""
     answer_budget: int = Field(64, gt=0)
     """Tokens after the thought."""
     exit_text: str = " </think> <answer>"
-    """What closes it; these tokens stay out of the loss."""
+    """Text that ends the thought; its tokens are excluded from the loss."""
     forced: Literal["keep", "zero", "mask"] = "zero"
     """A right answer after a forced exit: its reward is kept, is 0, or is kept and the thought masked."""
     drop_zero_variance: bool = True
@@ -244,7 +255,9 @@ class RLStage(_Stage):
     overlong_buffer: int = Field(0, ge=0)
     """penalize: tokens before the budgets' end over which the loss of reward grows to 1."""
     rollouts: Servers | None = None
-    """Where rollouts are made; in this process when left out."""
+    """Servers that generate the rollouts; default: this process."""
+    rollout_dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    """Type of the weights that rollouts are sampled from, here or on servers; auto: that of `precision`."""
     format_reward: float = Field(0.0, ge=0, le=1)
     """Added for a well-formed reply; 0 in the paper."""
 
@@ -264,6 +277,11 @@ class RLStage(_Stage):
         return self.normalize_std
 
     @property
+    def rollouts_in_bfloat16(self) -> bool:
+        """Whether rollouts are sampled from bfloat16 weights."""
+        return "bfloat16" in (self.rollout_dtype, self.precision if self.rollout_dtype == "auto" else "")
+
+    @property
     def recomputes_old_logprobs(self) -> bool:
         """Whether the trainer computes the old log-probabilities itself, before a step's first update.
 
@@ -271,7 +289,8 @@ class RLStage(_Stage):
         temperature 1. bfloat16 against float32 differs by 2e-3 a token on average, and a ratio over a whole reply is
         then outside GSPO's bounds before anything is learned.
         """
-        same_numbers = self.rollouts is None and self.precision == "float32" and self.temperature == 1
+        float32 = self.precision == "float32" and not self.rollouts_in_bfloat16
+        same_numbers = self.rollouts is None and float32 and self.temperature == 1
         return not same_numbers or self.correction != "none"
 
     @model_validator(mode="after")
@@ -339,17 +358,17 @@ class Evaluation(_Part):
     others: tuple[str, ...] = ()
     """Further benchmarks, with the stage's own prompt."""
     swapped: bool = False
-    """Measure the cells' pictures with another item's picture too."""
+    """Also measure the image cells with another item's image."""
     base_prompt: str = "brief-direct"
     """The prompt under which the base, and reading, is asked."""
     n: int = Field(500, gt=0)
-    """Items of each benchmark."""
+    """Items per benchmark."""
     seed: Seed = 0
-    """Which items."""
+    """Seed of the choice of items."""
     thinking_budget: int = Field(4096, gt=0)
-    """Tokens until the thought is closed."""
+    """Thinking tokens until the engine ends the thought."""
     answer_budget: int = Field(64, gt=0)
-    """Tokens after it."""
+    """Tokens after the thought."""
 
     @field_validator("base_prompt")
     @classmethod
@@ -375,9 +394,9 @@ class Recipe(_Part):
     model: str
     """The base: a registered name, a folder or a hub id."""
     seed: Seed = 0
-    """Of data order, sampling and initial states."""
+    """Seed of data order, sampling and initial states."""
     stages: tuple[Stage, ...] = Field(min_length=1)
-    """In order."""
+    """Stages in the order in which they run."""
     evaluation: Evaluation = Field(default_factory=lambda: Evaluation.model_validate({}))
     """What is measured before and after each stage."""
 

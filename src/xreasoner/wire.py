@@ -27,12 +27,12 @@ from xreasoner.serving.openai_schema import (
     readable_name,
     unsupported,
 )
-from xreasoner.trace import Splitter
+from xreasoner.trace import Splitter, split
 
 ROLES = ("system", "developer", "user", "assistant")
 SAME = (
     *("temperature", "top_p", "top_k", "seed", "thinking_budget", "answer_budget"),
-    *("exit_text", "exit_on_repeats"),
+    *("exit_text", "exit_on_repeats", "stop_in_thought"),
 )
 """Fields of a body that are fields of `Sampling` too."""
 DETAIL_PIXELS = {"low": 512 * 512, "high": 1024 * 1024}
@@ -288,36 +288,28 @@ class ReplyRenderer:
 
     def __init__(self) -> None:
         self._splitter = Splitter()
-        self._spaces: dict[str, str] = {}
 
     def feed(self, text: str) -> list[dict[str, str]]:
         """The deltas that this text settles."""
-        return self._deltas(self._splitter.feed(text))
+        return _deltas(self._splitter.feed(text))
 
     def close(self) -> list[dict[str, str]]:
         """The deltas that were held back, now that nothing follows."""
-        return self._deltas(self._splitter.close()[0])
+        return _deltas(self._splitter.close()[0])
 
-    def _deltas(self, pieces: Iterable[tuple[str, str]]) -> list[dict[str, str]]:
-        deltas = []
-        for label, text in pieces:
-            side = "reasoning" if label == "thought" else "content"
-            body = text.rstrip()
-            if not body:
-                if side in self._spaces:
-                    self._spaces[side] += text
-                continue
-            shown = self._spaces[side] + body if side in self._spaces else body.lstrip()
-            self._spaces[side] = text[len(body) :]
-            deltas.append({"reasoning": shown, "reasoning_content": shown} if side == "reasoning" else {side: shown})
-        return deltas
+
+def _deltas(pieces: Iterable[tuple[str, str]]) -> list[dict[str, str]]:
+    """Text outside of all tags belongs to the content."""
+    return [
+        {"reasoning": text, "reasoning_content": text} if label == "thought" else {"content": text}
+        for label, text in pieces
+    ]
 
 
 def rendered_reply(text: str) -> tuple[str, str]:
     """(thought, content) of a whole reply, as its stream gives them."""
-    renderer = ReplyRenderer()
-    deltas = [*renderer.feed(text), *renderer.close()]
-    return tuple("".join(delta.get(side, "") for delta in deltas) for side in ("reasoning", "content"))  # type: ignore[return-value]
+    trace = split(text)
+    return trace.thought, trace.content
 
 
 def chat_body(completions: Sequence[Completion], model: str) -> dict[str, Any]:

@@ -85,7 +85,9 @@ def test_openthoughts_conversations_as_the_hub_lays_them_out(tmp_path: Path) -> 
     source = openthoughts({"path": str(tmp_path)})
     first, second = source.examples(5, 0, "chain")
     assert first.response == second.response
-    assert first.response == ("<think>\nTwo and two.\n\nFour.\n</think>\n<answer>\nThe sum is \\boxed{4}.\n</answer>")
+    assert first.response == (
+        "<think>\nTwo and two.\n\nFour.\n</think>\nThe sum is \\boxed{4}.\n<answer>\n4\n</answer>"
+    )
     assert first.problem.question.endswith("What is 2+2?")
     assert "Your role" not in first.problem.question
     assert (first.problem.domain, first.problem.modality) == ("general", "text")
@@ -97,7 +99,7 @@ def test_openthoughts_metadata_has_golds_for_mathematics_alone(tmp_path: Path) -
     parquet(tmp_path / "metadata" / "train-00000-of-00001.parquet", METADATA)
     source = openthoughts({"path": str(tmp_path), "config": "metadata"})
     (example,) = source.examples(1, 0, "chain")
-    assert example.response == "<think>\nTwo and two.\n</think>\n<answer>\nIt is \\boxed{4}.\n</answer>"
+    assert example.response == "<think>\nTwo and two.\n</think>\nIt is \\boxed{4}.\n<answer>\n4\n</answer>"
     assert (example.problem.gold, example.problem.family) == ("4", "math")
     code = {**METADATA, "domain": "code", "ground_truth_solution": None, "starter_code": "def f(x):"}
     parquet(tmp_path / "metadata" / "train-00000-of-00001.parquet", code)

@@ -23,7 +23,9 @@ LOCK = threading.Lock()
 BANNED = ("<|vision_start|>", "<|vision_end|>", "<|vision_pad|>", "<|image_pad|>", "<|video_pad|>")
 
 
-def decode_from(loaded: Loaded, prompt: Encoded, given: str, body: dict[str, Any]) -> Iterator[tuple[int, float]]:
+def decode_from(
+    loaded: Loaded, prompt: Encoded, given: str | list[int], body: dict[str, Any]
+) -> Iterator[tuple[int, float]]:
     """Tokens and their log-probabilities after the prompt and the beginning of a reply."""
     banned = [loaded.tokenizer.convert_tokens_to_ids(token) for token in BANNED]
     ids, positions = whole(loaded, prompt, given)
@@ -54,16 +56,16 @@ def first_inputs(loaded: Loaded, prompt: Encoded, ids: torch.Tensor, positions: 
     return inputs
 
 
-def whole(loaded: Loaded, prompt: Encoded, given: str) -> tuple[torch.Tensor, torch.Tensor]:
+def whole(loaded: Loaded, prompt: Encoded, given: str | list[int]) -> tuple[torch.Tensor, torch.Tensor]:
     """Ids [1, T] and positions [3, 1, T] of the prompt and the beginning of the reply."""
-    more = loaded.tokenizer.encode(given, add_special_tokens=False)
+    more = loaded.tokenizer.encode(given, add_special_tokens=False) if isinstance(given, str) else given
     begin = int(prompt.position_ids.max()) + 1
     later = torch.arange(begin, begin + len(more)).expand(3, -1)
     ids = torch.cat([prompt.input_ids, torch.tensor(more, dtype=torch.long)])
     return ids[None], torch.cat([prompt.position_ids, later], dim=1)[:, None]
 
 
-def prompt_logprobs(loaded: Loaded, prompt: Encoded, given: str) -> list[dict[str, Any] | None]:
+def prompt_logprobs(loaded: Loaded, prompt: Encoded, given: str | list[int]) -> list[dict[str, Any] | None]:
     ids, positions = whole(loaded, prompt, given)
     banned = [loaded.tokenizer.convert_tokens_to_ids(token) for token in BANNED]
     with LOCK, torch.no_grad():
@@ -102,8 +104,10 @@ class _Handler(BaseHTTPRequestHandler):
     def do_POST(self) -> None:
         body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
         served = self.server
-        served.bodies.append(body)
-        fault = served.faults.pop(0) if served.faults else served.fault
+        tokens = self.path in ("/tokenize", "/detokenize")
+        if not tokens:
+            served.bodies.append(body)
+        fault = "" if tokens else served.faults.pop(0) if served.faults else served.fault
         try:
             self._reply(body, fault)
         except (OSError, ValueError):
@@ -111,6 +115,8 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _reply(self, body: dict[str, Any], fault: str) -> None:
         served = self.server
+        if self.path in ("/tokenize", "/detokenize"):
+            return self._json(*_tokens(served, self.path, body))
         if fault == "500":
             return self._json(500, {"error": {"message": "out of luck"}})
         if fault == "400":
@@ -127,8 +133,12 @@ class _Handler(BaseHTTPRequestHandler):
         if fault == "ignores-continuing":
             body["messages"] = [m for m in body["messages"] if m["role"] != "assistant"]
             body.pop("continue_final_message", None)
-        messages, images, given = _read(body)
-        prompt = encode(served.loaded, messages, images)
+        if "prompt" in body:  # tokens: the prompt's and those of the reply, which are told apart by nobody
+            ids = torch.tensor(body["prompt"])
+            prompt, given = Encoded(ids, torch.arange(len(ids)).expand(3, -1), None, None), ""
+        else:
+            messages, images, given = _read(body)
+            prompt = encode(served.loaded, messages, images)
         if body.get("prompt_logprobs") is not None:
             found = {} if fault == "no-logprobs" else {"prompt_logprobs": prompt_logprobs(served.loaded, prompt, given)}
             return self._json(200, {"choices": [], **found})
@@ -164,7 +174,9 @@ class _Handler(BaseHTTPRequestHandler):
                 token = said[-1] = tokenizer.eos_token_id
             if token == tokenizer.eos_token_id:
                 finish = "stop"
-            whole = tokenizer.decode(said, skip_special_tokens=True)
+            skip = body.get("skip_special_tokens", True)
+            shown = said if skip else [i for i in said if i != tokenizer.eos_token_id]
+            whole = tokenizer.decode(shown, skip_special_tokens=skip)
             ends = [whole.index(stop) for stop in body.get("stop") or () if stop in whole]
             whole = whole[: min(ends)] if ends else whole
             longest = max((len(stop) for stop in body.get("stop") or ()), default=0)
@@ -174,11 +186,18 @@ class _Handler(BaseHTTPRequestHandler):
             told = whole
             delta = {"content": new} if split is None else split(whole)
             choice: dict[str, Any] = {"index": 0, "delta": delta}
+            if "prompt" in body:
+                choice = {"index": 0, "text": new}
             if body.get("return_token_ids"):
                 choice["token_ids"] = [token]
             if body.get("logprobs"):
-                choice["logprobs"] = {"content": [{"token": new, "logprob": logprob}]}
-            self._event({"choices": [choice]})
+                choice["logprobs"] = (
+                    {"tokens": [new], "token_logprobs": [logprob]}
+                    if "prompt" in body
+                    else {"content": [{"token": new, "logprob": logprob}]}
+                )
+            first = body.get("return_token_ids") and len(said) == 1
+            self._event({"choices": [choice]} | ({"prompt_token_ids": prompt.input_ids.tolist()} if first else {}))
             if ends or finish == "stop":
                 finish = "stop"
                 break
@@ -195,6 +214,23 @@ class _Handler(BaseHTTPRequestHandler):
     def _line(self, text: str) -> None:
         self.wfile.write(f"data: {text}\n\n".encode())
         self.wfile.flush()
+
+
+def _tokens(served: Served, path: str, body: dict[str, Any]) -> tuple[int, dict[str, Any]]:
+    """vLLM's own routes."""
+    tokenizer = served.loaded.tokenizer
+    if served.owner != "vllm":
+        return 404, {"detail": "Not Found"}
+    if path == "/detokenize":
+        return 200, {"prompt": tokenizer.decode(body["tokens"])}
+    if "messages" in body:
+        generation = body["add_generation_prompt"]
+        ids = tokenizer.apply_chat_template(
+            body["messages"], tokenize=True, add_generation_prompt=generation, return_dict=False
+        )
+    else:
+        ids = tokenizer.encode(body["prompt"], add_special_tokens=body.get("add_special_tokens", True))
+    return 200, {"tokens": ids, "token_strs": [tokenizer.decode([i]) for i in ids]}
 
 
 def _begins(text: str, stops: list[str]) -> bool:
@@ -222,7 +258,12 @@ class _Split:
 def _read(body: dict[str, Any]) -> tuple[list[dict[str, Any]], list[Image.Image], str]:
     """Messages, pictures, and the beginning of the reply."""
     messages, images = [dict(message) for message in body["messages"]], []
-    given = messages.pop()["content"] if body.get("continue_final_message") else ""
+    given = ""
+    if body.get("continue_final_message"):
+        last = messages.pop()
+        given = last["content"]
+        if "reasoning_content" in last:  # as Qwen3-VL-Thinking's template writes it
+            given = last["reasoning_content"].strip("\n") + "\n</think>\n\n" + given.lstrip("\n")
     for message in messages:
         if isinstance(message["content"], list):
             parts = []

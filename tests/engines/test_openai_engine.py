@@ -100,13 +100,26 @@ def test_samples_differ_and_a_seed_repeats_them(served: Served) -> None:
     assert len({body["seed"] for body in served.bodies if "continue_final_message" not in body}) == 4
 
 
-def test_a_stop_string_ends_the_reply(tiny: Loaded, served: Served) -> None:
-    (request,) = _requests(1, Sampling(stop=("</think>",)))
+@pytest.mark.parametrize("inside", [False, True])
+def test_a_stop_string_ends_the_answer_as_in_process(tiny: Loaded, served: Served, inside: bool) -> None:
+    """The embedded reasoner writes "So:" and ":" in its thought; with a label, ":" is in its answer too."""
     engine = _engine(served)
-    (theirs,), (ours,) = engine.generate([request])[0], TorchEngine(tiny).generate([request])[0]
+    for stop in (":", "So:"):
+        sampling = Sampling(stop=(stop,), stop_in_thought=inside)
+        (request,) = _requests(1, sampling)
+        (theirs,), (ours,) = engine.generate([request])[0], TorchEngine(tiny).generate([request])[0]
+        assert (theirs.text, theirs.exit, theirs.thought, theirs.answer) == (
+            ours.text,
+            ours.exit,
+            ours.thought,
+            ours.answer,
+        )
+        assert stop.strip() in ours.thought
+        assert ours.thought.endswith(stop.strip()) == inside == (ours.exit == "forced")
+        assert stop not in ours.answer
+        assert ours.answer
+        assert all("stop" not in body for body in served.bodies)
     engine.close()
-    assert (theirs.text, theirs.exit) == (ours.text, "natural")
-    assert "</think>" not in theirs.text
 
 
 def test_thousands_wait_without_being_woken_in_vain(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -360,7 +373,7 @@ def test_wrong_addresses_and_models_are_named(served: Served, tmp_path: Path) ->
 
 
 def test_a_loop_ends_the_thought_when_asked(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("xreasoner.engines.continuing.repeats", lambda units: len(units) >= 32)
+    monkeypatch.setattr("xreasoner.engines.reply_budget.repeats", lambda units: len(units) >= 32)
     (request,) = _requests(1, Sampling(exit_on_repeats=True))
     engine = _engine(served)
     (completion,) = engine.generate([request])[0]
@@ -381,7 +394,8 @@ def test_a_turn_that_ends_inside_the_thought_goes_on_to_an_answer_when_asked(tin
     assert asked.text.startswith(plain.text + " </think> <answer>")
     assert asked.answer
     assert tiny.tokenizer.eos_token_id not in asked.token_ids[:-1]
-    assert asked.thought_tokens == (11 if owner == "vllm" else 12)
+    closing = len(tiny.tokenizer.encode(" </think>"))  # counts as in process, where the server says its tokens
+    assert asked.thought_tokens == (11 + closing if owner == "vllm" else 12)
 
 
 @pytest.mark.parametrize("fault", ["refuses-continuing", "ignores-continuing"])

@@ -9,13 +9,17 @@ import time
 from collections.abc import Iterator
 from email.utils import formatdate
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 
+from xreasoner.completion import Exit
 from xreasoner.engines.base import Request, Sampling
 from xreasoner.engines.openai_engine import OpenAIEngine, retry_seconds
 from xreasoner.errors import ServerError, UserError
+from xreasoner.grading.grader import judge
+from xreasoner.problem import Problem
+from xreasoner.reporting.inspect_log import STOP
 
 JSON = {"Content-Type": "application/json"}
 EVENTS = {"Content-Type": "text/event-stream"}
@@ -165,6 +169,14 @@ def test_an_end_that_is_no_answer_is_not_natural(reason: str, exit: str) -> None
         with served(*replies) as (server, engine):
             completion = ask(engine)
         assert (completion.exit, completion.answer, server.asked) == (exit, "", 1)
+
+
+@pytest.mark.parametrize("text", ["", "<think> It is", "<think> It is Ana. </think> <answer>A"])
+def test_a_filtered_reply_is_judged_as_refused_and_reaches_inspects_log(text: str) -> None:
+    problem = Problem("p", "Who?", "B", "choice", ("Ana", "Ben"))
+    assert judge(problem, text, "refused").outcome == "refused"
+    assert judge(problem, "<think> x </think> <answer>B</answer>", "refused").outcome == "correct"
+    assert set(STOP) == set(get_args(Exit))
 
 
 def test_a_refusal_of_the_model_is_refused() -> None:

@@ -8,7 +8,15 @@ from typing import Any
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from PIL import Image
+from transformers import (
+    LogitsProcessorList,
+    TemperatureLogitsWarper,
+    TopKLogitsWarper,
+    TopPLogitsWarper,
+)
 
 from xreasoner.completion import Completion
 from xreasoner.engines import native, slots
@@ -162,10 +170,10 @@ def test_an_endless_thought_is_forced_out_and_marked(loaded: Loaded) -> None:
 
         def _row(self, *args, **kwargs):  # type: ignore[no-untyped-def]
             row = super()._row(*args, **kwargs)
-            row.queue = list(queue)
+            row.budget.pending = list(queue)
             return row
 
-    sampling = Sampling(thinking_budget=12, answer_budget=5, exit_text=" </think> <answer>")
+    sampling = Sampling(thinking_budget=12 - len(queue), answer_budget=5, exit_text=" </think> <answer>")
     messages = chat_messages(benchmarks.cell("general", "text", 1, 0)[0], "brief")
     (completion,) = Prefilled(loaded).generate([Request(messages, sampling=sampling)])[0]
     assert completion.exit in ("forced", "truncated")
@@ -210,7 +218,7 @@ def _begun(loaded: Loaded, start: str, sampling: Sampling) -> Completion:
     class Begun(TorchEngine):
         def _row(self, *args: Any) -> Any:
             row = super()._row(*args)
-            row.queue = list(queue)
+            row.budget.pending = list(queue)
             return row
 
     engine = Begun(loaded)
@@ -226,10 +234,10 @@ def test_budgets_hold_however_the_thought_ends(varied: Loaded, thinking: int) ->
     assert sum(not forced for forced in forced_out.forced[-7:]) == 7
     assert all(forced_out.forced[-7 - exit_tokens : -7])
     by_itself = _begun(varied, "<think> 3 </think>", sampling)
-    assert sum(not forced for forced in by_itself.forced) == 7
-    assert sampling.exit_text not in by_itself.text
     closed_unopened = _begun(varied, "3 </think>", sampling)
-    assert len(closed_unopened.token_ids) <= max(thinking + 7, closed_unopened.forced.count(True) + 7)
+    for one in (by_itself, closed_unopened):  # one total, however much of it the thought took
+        assert sum(not forced for forced in one.forced) == thinking + 7
+        assert sampling.exit_text not in one.text
     assert {forced_out.exit, by_itself.exit, closed_unopened.exit} == {"truncated"}
 
 
@@ -278,8 +286,29 @@ def test_sampling_follows_the_distribution_and_its_cuts() -> None:
     assert shares() == pytest.approx([0.05, 0.4, 0.25, 0.2, 0.1], abs=1e-3)
     assert shares(top_k=2) == pytest.approx([0, 0.4 / 0.65, 0.25 / 0.65, 0, 0], abs=1e-3)
     assert shares(top_p=0.7) == pytest.approx([0, 0.4 / 0.85, 0.25 / 0.85, 0.2 / 0.85, 0], abs=1e-3)
+    assert shares(top_k=2, top_p=0.6) == pytest.approx([0, 1, 0, 0, 0], abs=1e-3)  # 0.4 / 0.65 reaches it alone
     ends = sample(probs.log().expand(2, -1), [Sampling(temperature=1.0)] * 2, torch.tensor([0.0, 1 - 1e-16]))
     assert ends.tolist() == [0, 4]
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    logits=st.lists(st.integers(-12, 12).map(lambda k: k / 3), min_size=2, max_size=12, unique=True),
+    top_k=st.integers(0, 14),
+    top_p=st.sampled_from([0.05, 0.3, 0.5, 0.7, 0.95, 1.0]),
+    temperature=st.sampled_from([0.3, 0.7, 1.0, 1.9]),
+)
+def test_cuts_are_those_of_transformers(logits: list[float], top_k: int, top_p: float, temperature: float) -> None:
+    logits_1V = torch.tensor([logits])
+    warpers = LogitsProcessorList([TemperatureLogitsWarper(temperature)])
+    warpers += [TopKLogitsWarper(top_k)] if top_k else []
+    warpers += [TopPLogitsWarper(top_p)] if top_p < 1 else []
+    theirs = torch.softmax(warpers(None, logits_1V.clone()), -1)[0]
+    n = 2000
+    uniform = (torch.arange(n, dtype=torch.float64) + 0.5) / n
+    sampling = Sampling(temperature=temperature, top_k=top_k, top_p=top_p)
+    drawn = sample(logits_1V.expand(n, -1).clone(), [sampling] * n, uniform)
+    torch.testing.assert_close(drawn.bincount(minlength=len(logits)) / n, theirs, atol=2e-3, rtol=0)
 
 
 def _sampled(n: int, tokens: int, **more: Any) -> list[Request]:

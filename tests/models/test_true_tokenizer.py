@@ -99,7 +99,7 @@ def _begun(loaded: Loaded, start: str, sampling: Sampling) -> tuple[Completion, 
     class Begun(TorchEngine):
         def _row(self, *args: Any) -> Any:
             row = super()._row(*args)
-            row.queue = list(queue)
+            row.budget.pending = list(queue)
             return row
 
     engine, told = Begun(loaded), list[str]()
@@ -125,10 +125,10 @@ def test_the_thinking_budget_closes_the_thought(loaded: Loaded, temperature: flo
     assert completion.exit == "truncated"
     exit_ids = tuple(loaded.tokenizer.encode(sampling.exit_text))
     assert len(exit_ids) > 2
-    at = 30
+    at = 30 + len(loaded.tokenizer.encode("<think> the effusion"))  # budgets count what the model chose
     assert completion.token_ids[at : at + len(exit_ids)] == exit_ids
     assert all(completion.forced[at : at + len(exit_ids)])
-    assert len(completion.token_ids) == 30 + len(exit_ids) + 8
+    assert len(completion.token_ids) == at + len(exit_ids) + 8
     assert completion.thought.startswith("the effusion")
     assert "".join(told) == completion.text
     streamed = _streamed(told)
@@ -144,7 +144,7 @@ def test_a_thought_that_ends_by_itself_is_seen(loaded: Loaded, end: str) -> None
     assert completion.thought == "clear lungs"
     assert completion.answer.startswith("B")
     given = len(loaded.tokenizer.encode("<think> clear lungs " + end))
-    assert len(completion.token_ids) == given + 12  # the budget of the answer, and no exit text
+    assert len(completion.token_ids) == given + 60 + 12  # one total for both, and no exit text
     assert _streamed(told)["thought"].strip() == "clear lungs"
 
 

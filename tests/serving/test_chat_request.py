@@ -24,10 +24,11 @@ from xreasoner.batching import run_batch
 from xreasoner.chatting import Chat
 from xreasoner.completion import Completion
 from xreasoner.engines.base import Sampling
-from xreasoner.errors import RequestError
+from xreasoner.errors import RequestError, UserError
 from xreasoner.media import Guard
 from xreasoner.reasoner import Reasoner
 from xreasoner.serving.chat_request import RequestRules, parse_request
+from xreasoner.serving.openai_schema import CHAT_FIELDS
 from xreasoner.tiny.benchmarks import cell
 from xreasoner.wire import ImageReference, apply_detail, chat_body, rendered_reply
 
@@ -248,6 +249,45 @@ def test_a_lenient_service_answers_and_lists_what_it_ignores(reasoner: Reasoner)
             there.chat.completions.create(**asked, top_p=7)
 
 
+VALUES = st.recursive(
+    st.one_of(
+        st.none(),
+        st.booleans(),
+        st.integers(-3, 2**70),
+        st.floats(),
+        st.text(max_size=4),
+        st.sampled_from(["user", "assistant", "text", "image_url", "auto", "none", "default", "data:,", "\ud800"]),
+    ),
+    lambda inner: st.one_of(
+        st.lists(inner, max_size=3),
+        st.dictionaries(st.sampled_from(["role", "content", "type", "text", "image_url", "url", "detail"]), inner),
+    ),
+    max_leaves=8,
+)
+MESSAGES = st.lists(
+    st.fixed_dictionaries({"role": st.sampled_from(["user", "assistant", "system", "tool"]), "content": VALUES}),
+    max_size=3,
+)
+
+
+@settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    fields=st.dictionaries(st.sampled_from([*CHAT_FIELDS, "foo"]), VALUES, max_size=4),
+    messages=st.one_of(MESSAGES, VALUES),
+    lenient=st.booleans(),
+)
+def test_any_body_is_read_or_refused_in_one_line(
+    reasoner: Reasoner, fields: dict[str, Any], messages: Any, lenient: bool
+) -> None:
+    message = "read"
+    try:
+        parse_request({"messages": messages, **fields}, reasoner, Guard(), RequestRules(lenient=lenient))
+    except UserError as refused:
+        message = str(refused)
+    assert message
+    assert "\n" not in message
+
+
 # --- images ----------------------------------------------------------------------------------------------------------
 
 
@@ -355,7 +395,7 @@ def test_a_streamed_and_a_whole_reply_are_equal_for_every_text(scripted: Any, re
     assert not any(tag in whole["content"] for tag in ("<answer>",)) or reply.count("<answer>") > 1
 
 
-@pytest.mark.parametrize("reply", ["<", "<<", "5 <", "<think> a </think> <answer>x<", "  ", ""])
+@pytest.mark.parametrize("reply", ["<", "<<", "5 <", "<think> a </think> <", "<think> a </think> <answer>x<", "  ", ""])
 def test_the_beginning_of_a_tag_is_text_where_nothing_follows(scripted: Any, reply: str) -> None:
     running, pieces = scripted
     pieces[:] = list(reply)

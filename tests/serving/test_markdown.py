@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from html.parser import HTMLParser
 from typing import Any
 
@@ -82,6 +83,16 @@ def test_a_formula_that_cannot_be_read_is_shown_as_it_is_written() -> None:
 
 def test_a_very_long_text_is_shown_as_it_is() -> None:
     assert render_markdown("<" * (MOST_CHARACTERS + 1)).startswith("<pre>&lt;")
+
+
+@pytest.mark.parametrize(
+    "piece", ["$", "[", "*a_", "`", "> ", "\\(", "\\[", "$x$", "![[", "|a", "{", "<", "- ", "\\frac", "&"]
+)
+def test_a_reply_that_repeats_itself_is_rendered_soon(piece: str) -> None:
+    begun = time.process_time()
+    for size in (900 * len(piece), MOST_CHARACTERS, 10 * MOST_CHARACTERS):
+        render_markdown((piece * size)[:size])
+    assert time.process_time() - begun < 3
 
 
 ATTACKS = [

@@ -192,8 +192,15 @@ def test_stop_and_logprobs(service: Background) -> None:
     tokens = reply["choices"][0]["logprobs"]["content"]
     assert "</think>" in "".join(token["token"] for token in tokens)
     assert all(token["logprob"] <= 0 for token in tokens)
-    _, reply, _ = post(service, CHAT, ask(stop=["14 high"]))
-    assert "14 high" not in str(reply["choices"][0]["message"])
+    _, whole, _ = post(service, CHAT, ask(stop=["14 high"]))
+    assert whole["choices"][0]["message"]["content"] == reply["choices"][0]["message"]["content"]  # not in the answer
+    assert "14 high" in whole["choices"][0]["message"]["reasoning"]
+    _, closed, _ = post(service, CHAT, ask(stop=["14 high"], stop_in_thought=True))
+    assert closed["choices"][0]["message"]["reasoning"].endswith("14 high")
+    assert closed["choices"][0]["exit"] == "forced"
+    answer = whole["choices"][0]["message"]["content"]
+    _, cut, _ = post(service, CHAT, ask(stop=[answer[1:]]))
+    assert cut["choices"][0]["message"]["content"] == answer.partition(answer[1:])[0]
 
 
 def test_decisions(service: Background) -> None:

@@ -17,7 +17,7 @@ from xreasoner.models.loading import load
 
 class _Loading(_Handler):
     def do_POST(self) -> None:  # noqa: N802
-        if self.path.endswith("/chat/completions"):
+        if self.path.endswith(("/completions", "/tokenize", "/detokenize")):
             return super().do_POST()
         body: dict[str, Any] = json.loads(self.rfile.read(int(self.headers.get("Content-Length") or 0)) or "{}")
         if self.path == "/collective_rpc":

@@ -26,6 +26,7 @@ from xreasoner.problem import Problem
 from xreasoner.prompts import PROMPTS, chat_messages
 from xreasoner.recipe import Recipe
 from xreasoner.registry import SOURCES, nearest, resolve
+from xreasoner.trace import CLOSE
 
 
 def distill_stage(
@@ -120,11 +121,16 @@ def _seed(seed: int, name: str) -> int:
 
 
 def _judged(problem: Problem, completion: Completion) -> dict[str, Any]:
+    """What the journal keeps of a sample. A chain whose opening tag the teacher left out or garbled is one all the
+    same: the row that is trained on has it again.
+    """
+    thought, closed, reply = completion.text.rpartition(CLOSE)
     return {
         "outcome": judge(problem, completion.text, completion.exit).outcome,
         "exit": completion.exit,
-        "thought": completion.thought,
+        "thought": completion.thought or (thought.strip() if closed else ""),
         "answer": completion.answer,
+        "reply": reply,
         "tokens": len(completion.token_ids),
     }
 
@@ -196,7 +202,7 @@ def _row(problem: Problem, sample: dict[str, Any], teacher: str) -> dict[str, An
         "source": problem.source,
         "family": problem.family,
         "meta": dict(problem.meta) or None,
-        "response": chain(sample["thought"], sample["answer"]),
+        "response": chain(sample["thought"], sample.get("reply") or sample["answer"]),
         "teacher": teacher,
         "tokens": sample["tokens"],
     }

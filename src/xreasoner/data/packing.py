@@ -8,6 +8,7 @@ the start of every stage that no example sees another.
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -23,7 +24,7 @@ from xreasoner.models.attention import Documents
 from xreasoner.models.loading import Loaded, encode
 from xreasoner.problem import Problem
 from xreasoner.prompts import chat_messages
-from xreasoner.trace import CLOSE, OPEN
+from xreasoner.trace import ANSWER_CLOSE, ANSWER_OPEN, CLOSE, OPEN, reply_after
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,17 +57,20 @@ def tokenise(
     """Ids by the chat template, the reply ended by the tokenizer's end of turn; the policy for longer ones applied.
 
     Prompt and reply are encoded apart, as they are when the model is asked, so that the prompt's ids are a prefix.
-    A special token that a reply spells out (`<|im_end|>`) is text.
+    A special token that a reply spells out (`<|im_end|>`) is text, but for the tags, where the checkpoint has tokens
+    for them. A chat template that opens the thought has written its `<think>` already.
     """
     lengths, found = Lengths(), []
     tokenizer = loaded.tokenizer
     for example in examples:
-        start = encode(loaded, chat_messages(example.problem, example.prompt or prompt)).input_ids.tolist()
-        reply = [*_text_ids(tokenizer, example.response), tokenizer.eos_token_id]
+        start_prompt = encode(loaded, chat_messages(example.problem, example.prompt or prompt))
+        start, response = start_prompt.input_ids.tolist(), reply_after(start_prompt.opening, example.response)
+        reply = [*reply_ids(tokenizer, response), tokenizer.eos_token_id]
         lengths.total += 1
         lengths.longest = max(lengths.longest, len(start) + len(reply))
         if len(start) + len(reply) > max_length:
-            kept = _shorten(tokenizer, example.response, max_length - len(start), longer, exit_text)
+            has_thought = bool(start_prompt.opening) or response.startswith(OPEN)
+            kept = _shorten(tokenizer, response, has_thought, max_length - len(start), longer, exit_text)
             if kept is None:
                 lengths.dropped += 1
                 continue
@@ -77,21 +81,35 @@ def tokenise(
     return found, lengths
 
 
+def reply_ids(tokenizer: Any, text: str) -> list[int]:
+    """A reply's ids. Its tags are the checkpoint's own tokens where it has them; other special tokens are text."""
+    special = {t.content for t in tokenizer.added_tokens_decoder.values() if t.special}
+    own = [tag for tag in (OPEN, CLOSE, ANSWER_OPEN, ANSWER_CLOSE) if tag in special]
+    if not own:
+        return _text_ids(tokenizer, text)
+    ids: list[int] = []
+    for part in re.split(f"({'|'.join(own)})", text):
+        ids += [tokenizer.convert_tokens_to_ids(part)] if part in own else _text_ids(tokenizer, part) if part else []
+    return ids
+
+
 def _text_ids(tokenizer: Any, text: str) -> list[int]:
     ids: list[int] = tokenizer.encode(text, add_special_tokens=False, split_special_tokens=True, verbose=False)
     return ids
 
 
-def _shorten(tokenizer: Any, response: str, room: int, longer: str, exit_text: str) -> list[int] | None:
+def _shorten(
+    tokenizer: Any, response: str, has_thought: bool, room: int, longer: str, exit_text: str
+) -> list[int] | None:
     """The reply in at most `room` tokens by the policy, or None to drop it."""
     if longer == "cut" and room > 0:
-        return _text_ids(tokenizer, response)[:room]
+        return reply_ids(tokenizer, response)[:room]
     thought, tag, answer = response.partition(CLOSE)
-    if longer == "close" and tag and thought.startswith(OPEN):
-        end = [*_text_ids(tokenizer, exit_text + answer.lstrip()), tokenizer.eos_token_id]
+    if longer == "close" and tag and has_thought:
+        end = [*reply_ids(tokenizer, exit_text + answer.lstrip()), tokenizer.eos_token_id]
         left = room - len(end)
         if left > 0:
-            return _text_ids(tokenizer, thought)[:left] + end
+            return reply_ids(tokenizer, thought)[:left] + end
     return None
 
 
@@ -101,7 +119,7 @@ def askable(
     """The problems whose prompt has at most `longest` tokens, and leaves room in the model for closing the thought; and
     the tokens of every prompt.
     """
-    most = min(longest, loaded.positions - len(_text_ids(loaded.tokenizer, exit_text)) - 1)
+    most = min(longest, loaded.positions - len(reply_ids(loaded.tokenizer, exit_text)) - 1)
     counts = [len(encode(loaded, chat_messages(problem, prompt)).input_ids) for problem in problems]
     kept = [problem for problem, count in zip(problems, counts, strict=True) if count <= most]
     return kept, counts

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from xreasoner.data.readers import Row
-from xreasoner.data.sources import Rows, chain, table_of
+from xreasoner.data.sources import Rows, boxed, chain, table_of
 from xreasoner.errors import RecipeError
 from xreasoner.grading.numbers import read_number
 from xreasoner.problem import LABELS, AnswerType, Problem
@@ -22,7 +22,6 @@ _MARKED = re.compile(
     r"<\|begin_of_solution\|>(?P<solution>.*?)(?:<\|end_of_solution\|>\s*)?$",
     re.DOTALL,
 )
-_BOXED = re.compile(r"\\boxed\s*\{")
 
 
 def openthoughts(options: dict[str, Any]) -> Rows:
@@ -59,19 +58,8 @@ def _thoughts_metadata(row: Row) -> tuple[Problem, str]:
     question, starter = row.text("problem"), row.optional("starter_code")
     family = row.text("domain")
     gold = boxed(row.optional("ground_truth_solution")) if family == "math" else ""
-    response = chain(row.text("deepseek_reasoning"), row.text("deepseek_solution"))
+    response = chain(row.text("deepseek_reasoning"), row.text("deepseek_solution"), gold)
     return _mathematics(row, f"{question}\n{starter}" if starter else question, gold, family), response
-
-
-def boxed(text: str) -> str:
-    r"""What stands in the last `\boxed{…}`, braces counted; "" where there is none."""
-    starts = [match.end() for match in _BOXED.finditer(text)]
-    depth = 1
-    for k in range(starts[-1] if starts else len(text), len(text)):
-        depth += (text[k] == "{") - (text[k] == "}")
-        if depth == 0:
-            return text[starts[-1] : k].strip()
-    return ""
 
 
 def orz(options: dict[str, Any]) -> Rows:

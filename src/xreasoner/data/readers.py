@@ -424,7 +424,8 @@ class _Json:
         except ValueError:  # Python's limit on an integer's digits
             self.issues.clear()
             value, end = self._scan_slowly(text, at)
-        if self.issues or "\\ud" in text or "\\uD" in text:
+        # Within this value alone: a list of many items is one text.
+        if self.issues or text.find("\\ud", at, end) >= 0 or text.find("\\uD", at, end) >= 0:
             self.issues[:0] = _refused_values(value)
         return value, end, self.issues[0] if self.issues else ""
 

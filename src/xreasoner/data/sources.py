@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol, TypeVar
@@ -13,6 +14,7 @@ from xreasoner.errors import DataError, RecipeError
 from xreasoner.grading import judge
 from xreasoner.problem import Problem
 from xreasoner.registry import nearest
+from xreasoner.trace import ANSWER_CLOSE, ANSWER_OPEN
 
 Style = Literal["chain", "direct"]
 T = TypeVar("T")
@@ -104,9 +106,38 @@ class Rows:
         return Example(problem, response)
 
 
-def chain(thought: str, answer: str) -> str:
-    """A response in the tags that the prompts ask for."""
-    return f"<think>\n{thought.strip()}\n</think>\n<answer>\n{answer.strip()}\n</answer>"
+def chain(thought: str, reply: str, final: str = "") -> str:
+    r"""A response in the tags that the prompts ask for.
+
+    The final result goes into the `<answer>` tags, and a solution that leads to it stands before them, after the
+    thought. The final result is what the reply has in `<answer>` tags itself, or in its last `\boxed{…}`, or `final`;
+    a reply without any is the answer as a whole.
+    """
+    before, tag, rest = reply.rpartition(ANSWER_OPEN)
+    if tag:
+        solution, result = before, rest.partition(ANSWER_CLOSE)[0]
+    else:
+        result = boxed(reply) or final
+        solution, result = (reply, result) if result.strip() else ("", reply)
+    solution = solution.strip()
+    if solution == result.strip():
+        solution = ""
+    parts = [f"<think>\n{thought.strip()}\n</think>", solution, f"<answer>\n{result.strip()}\n</answer>"]
+    return "\n".join(part for part in parts if part)
+
+
+_BOXED = re.compile(r"\\boxed\s*\{")
+
+
+def boxed(text: str) -> str:
+    r"""What stands in the last `\boxed{…}`, braces counted; "" where there is none."""
+    starts = [match.end() for match in _BOXED.finditer(text)]
+    depth = 1
+    for k in range(starts[-1] if starts else len(text), len(text)):
+        depth += (text[k] == "{") - (text[k] == "}")
+        if depth == 0:
+            return text[starts[-1] : k].strip()
+    return ""
 
 
 def table_of(options: Mapping[str, Any], default: str | None = None, own: tuple[str, ...] = ()) -> Table:

@@ -26,14 +26,15 @@ class Sampling:
 
     temperature: 0 means greedy, and so does what is next to it (`GREEDY`). top_p 1 and top_k 0 mean no cut (training
         rollouts must use these).
-    thinking_budget: tokens until the engine closes the thought (`exit_text`) and goes on to the answer.
-    answer_budget: tokens after the thought was closed (by the model or the engine) until `truncated`. A reply
-        that never opens a thought is counted against thinking_budget + answer_budget and is not forced out.
+    thinking_budget: tokens until the engine closes the thought (`exit_text`) and continues with the answer.
+    answer_budget: tokens after a forced exit until `truncated`. A reply that closes its thought by itself, or that
+        has none, has one total: thinking_budget + answer_budget.
     exit_text: what the engine appends at the thinking budget.
     exit_on_repeats: also where the thought repeats itself (`trace.repeats`).
     exit_on_end: also where the model ends its turn inside the thought, in place of that end. Training and measuring
         leave it off: there such a reply has no answer.
-    stop: strings that end the reply; they are left out of its text.
+    stop: strings that end the answer; they are left out of its text. In the thought they are text.
+    stop_in_thought: they end the thought too, which is closed behind them by `exit_text` (a forced exit).
     """
 
     temperature: float = 0.0
@@ -47,6 +48,7 @@ class Sampling:
     exit_on_repeats: bool = False
     exit_on_end: bool = False
     stop: tuple[str, ...] = ()
+    stop_in_thought: bool = False
 
 
 def sized(least: int | None, most: int | None, default: tuple[int | None, int | None]) -> tuple[int | None, int | None]:

@@ -14,7 +14,7 @@ import re
 import threading
 from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import aclosing, suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Literal, TypeVar
 
@@ -24,8 +24,9 @@ from PIL.Image import Image, Resampling
 from xreasoner.completion import Completion, Exit
 from xreasoner.engines.base import Message, Request, Sampling
 from xreasoner.engines.failures import check_logprobs, results, stopped
+from xreasoner.engines.reply_budget import ReplyBudget
 from xreasoner.errors import EngineError, UserError
-from xreasoner.trace import CLOSE, OPEN, repeats, split
+from xreasoner.trace import CLOSE
 
 T = TypeVar("T")
 Finish = Literal["stop", "length"] | Exit
@@ -36,13 +37,15 @@ Finish = Literal["stop", "length"] | Exit
 class Piece:
     """What an engine sends at a time: text and its tokens. ids and logprobs are () where the engine does not say.
 
-    finish: with the last piece; total, thought: tokens of the whole pass and of its thought, where the engine says.
+    texts: the text of each token, where the engine says. finish: with the last piece; total, thought: tokens of the
+    whole pass and of its thought, where the engine says.
     """
 
     text: str
     tokens: int = 0
     ids: tuple[int, ...] = ()
     logprobs: tuple[float, ...] = ()
+    texts: tuple[str, ...] = ()
     finish: Finish | None = None
     total: int | None = None
     thought: int | None = None
@@ -50,113 +53,38 @@ class Piece:
 
 @dataclass(slots=True)
 class Draft:
-    """One sample on its way. Lists have an entry a token, forced ones included, where the engine says what they are."""
+    """One sample that is being written.
+
+    prompt_ids: the prompt's tokens, where the engine says. reasoning: the server tells the thought apart from the
+    answer by itself. followed: the text is read while it is written, so none of it can be taken back.
+    """
 
     request: Request
     sample: int
-    text: str = ""
-    ids: list[int] = field(default_factory=list)
-    logprobs: list[float] = field(default_factory=list)
-    forced: list[bool] = field(default_factory=list)
-    units: list[int | str] = field(default_factory=list)
-    sampled: int = 0
-    thought_tokens: int = 0
+    budget: ReplyBudget
     prompt_tokens: int = 0
-    was_forced: bool = False
-    broke_off: bool = False
-    """The turn ended inside the thought."""
-    ids_known: bool = True
+    prompt_ids: tuple[int, ...] = ()
     reasoning: bool = False
-    """The server tells the thought apart from the answer by itself."""
     followed: bool = False
-    """Somebody reads the text while it is written, so none of it can be taken back."""
 
     @property
     def sampling(self) -> Sampling:
         return self.request.sampling
 
     @property
-    def opened(self) -> bool:
-        return self.text.lstrip().startswith(OPEN)
-
-    @property
-    def closed(self) -> bool:
-        return CLOSE in self.text
-
-    @property
-    def must_close(self) -> bool:
-        return self.opened and not self.closed
-
-    @property
-    def may_end(self) -> bool:
-        """Whether the end of the turn is that of the reply. (Which of both a stop string was, servers do not say.)"""
-        return not (self.must_close and self.sampling.exit_on_end) or bool(self.sampling.stop)
+    def text(self) -> str:
+        return self.budget.text
 
     def copy(self) -> Draft:
-        return replace(self, ids=[*self.ids], logprobs=[*self.logprobs], forced=[*self.forced], units=[*self.units])
-
-    def room(self) -> int:
-        """Tokens until a budget ends."""
-        thinking, answer = self.sampling.thinking_budget, self.sampling.answer_budget
-        if self.closed:
-            return answer - (self.sampled - self.thought_tokens)
-        if self.opened or (not self.text and thinking):
-            return thinking - self.sampled
-        return thinking + answer - self.sampled
+        return replace(self, budget=self.budget.copy())
 
     def add(self, piece: Piece) -> None:
-        before = self.closed
-        self.text += piece.text
-        self.sampled += piece.tokens
-        if not before:
-            self.thought_tokens = self.sampled
-            self.units += piece.ids or ([piece.text] if piece.text else [])
-        self.ids_known &= len(piece.ids) == piece.tokens
-        self.ids += piece.ids
-        self.logprobs += piece.logprobs
-        self.forced += [False] * len(piece.ids)
+        self.budget.add_chunk(piece.text, piece.tokens, piece.ids, piece.logprobs, piece.texts)
 
-    def force(self, ids: Sequence[int] | None) -> str:
-        """Close the thought; ids: the exit text's tokens, None where they are not known. Returns what was added."""
-        text = self.sampling.exit_text
-        self.text += text
-        self.was_forced = True
-        self.ids_known &= ids is not None
-        self.ids += ids or ()
-        self.logprobs += [0.0] * len(ids or ())
-        self.forced += [True] * len(ids or ())
-        return text
-
-    def take_back_end(self) -> None:
-        """The end of the turn is no part of a reply that goes on."""
-        self.broke_off = True
-        if self.ids and self.ids_known:
-            for row in (self.ids, self.logprobs, self.forced):
-                del row[-1:]
-            self.sampled -= 1
-            self.thought_tokens -= 1
-
-    def loops(self) -> bool:
-        wanted = self.sampling.exit_on_repeats and self.must_close and len(self.units) % 32 == 0
-        return wanted and repeats(self.units)
-
-    def completion(self, exit: Exit) -> Completion:
-        trace = split(self.text)
-        thought_tokens = self.thought_tokens if self.opened or self.closed else 0
-        known = self.ids_known
-        return Completion(
-            text=self.text,
-            token_ids=tuple(self.ids) if known else (),
-            logprobs=tuple(self.logprobs) if self.sampling.logprobs else (),
-            forced=tuple(self.forced) if known else (),
-            thought=trace.thought,
-            answer=trace.answer if exit in ("natural", "forced") or trace.closed else "",
-            exit=exit,
-            prompt_tokens=self.prompt_tokens,
-            thought_tokens=thought_tokens,
-            answer_tokens=self.sampled + sum(self.forced) * known - thought_tokens,
-            repeats=repeats(self.units),
-        )
+    def tell(self, tell: Callable[[str], None]) -> None:
+        """Hand on the text that is settled, if it is read."""
+        if self.followed and (new := self.budget.new_text()):
+            tell(new)
 
 
 class RunningTicket:
@@ -250,61 +178,69 @@ class ContinuingEngine:
             ticket.fail(EngineError("the engine was closed; open it again"))
 
     def _passed(self, draft: Draft, tokens: int) -> AsyncGenerator[Piece, None]:
-        """Go on after the prompt and `draft.text` for at most so many tokens; the last piece has `finish`."""
+        """Continue after the prompt and the draft for at most so many tokens; the last piece has `finish`."""
         raise NotImplementedError
 
-    def _exit_ids(self, draft: Draft) -> Sequence[int] | None:
+    async def _exit_tokens(self, draft: Draft) -> Sequence[tuple[int, str]] | None:
+        """Id and text of each of the exit text's tokens; None where the engine cannot say."""
         return None
+
+    def _begun(self, request: Request, sample: int, followed: bool = False) -> Draft:
+        """A sample of which nothing is written yet."""
+        return Draft(request, sample, ReplyBudget(request.sampling), followed=followed)
 
     async def _pass(self, draft: Draft, tokens: int, tell: Callable[[str], None]) -> Finish:
         """One pass, written into the draft."""
-        begin = draft.sampled
+        begin, budget = draft.budget.sampled, draft.budget
         async with aclosing(self._passed(draft, tokens)) as pieces:
             async for piece in pieces:
-                check_logprobs(piece.logprobs, f"after {draft.sampled} tokens of sample {draft.sample}")
+                check_logprobs(piece.logprobs, f"after {draft.budget.sampled} tokens of sample {draft.sample}")
                 draft.add(piece)
-                if piece.text:
-                    tell(piece.text)
+                draft.tell(tell)
+                if budget.dropped:
+                    return "length"
                 if piece.finish is not None:
                     return piece.finish
-                if draft.sampled - begin < tokens and (draft.room() <= 0 or draft.loops()):
-                    return "length"
+                if budget.interrupts(begin + tokens):
+                    return "length"  # the engine would continue
         raise RuntimeError("a pass ended without a word how")
 
     async def _finish(self, draft: Draft, tell: Callable[[str], None]) -> Exit:
-        """All passes of one sample."""
-        ended = False
-        while True:
-            room = draft.room()
-            if draft.must_close and (ended or room <= 0 or draft.loops()):
-                tell(draft.force(self._exit_ids(draft)))
+        """All passes of one sample. (A pass that fails on the way may put another budget into the draft.)"""
+        while draft.budget.ended is None:
+            if draft.budget.exit_due:
+                draft.budget.force_text(await self._exit_tokens(draft))
+                draft.tell(tell)
                 continue
-            if room <= 0:
-                return "truncated"
-            finish = await self._pass(draft, room, tell)
-            ended = finish == "stop"
+            finish = await self._pass(draft, draft.budget.pass_room(), tell)
+            if draft.budget.ended is not None or draft.budget.exit_due:
+                continue
             if finish == "stop":
-                if draft.may_end:
-                    return "forced" if draft.was_forced else "natural"
-                draft.take_back_end()
-            elif finish != "length":
+                draft.budget.end_turn(counted=True)
+            elif finish == "length":
+                draft.budget.check_budgets()
+            else:
                 return finish
+        draft.tell(tell)
+        return draft.budget.ended
 
     async def _sample(self, ticket: RunningTicket, sample: int) -> Completion:
         told = ticket.on_text
-        draft = Draft(ticket.request, sample, followed=told is not None)
+        draft = self._begun(ticket.request, sample, followed=told is not None)
         try:
-            exit = await self._finish(draft, (lambda text: told(sample, text)) if told else (lambda text: None))
+            exit = await self._finish(draft, (lambda text: told(sample, text)) if told else _untold)
         except asyncio.CancelledError:
             if not ticket.cancelled:
                 raise
             exit = "aborted"
-        return draft.completion(exit)
+        return draft.budget.completion(exit, draft.prompt_tokens)
 
     async def _answer(self, ticket: RunningTicket) -> None:
         try:
             if ticket.cancelled:
-                ticket.samples = [Draft(ticket.request, k).completion("aborted") for k in range(ticket.request.n)]
+                ticket.samples = [
+                    self._begun(ticket.request, k).budget.completion("aborted", 0) for k in range(ticket.request.n)
+                ]
             else:
                 ticket.tasks = [asyncio.ensure_future(self._sample(ticket, k)) for k in range(ticket.request.n)]
                 ticket.samples = list(await asyncio.gather(*ticket.tasks))
@@ -398,6 +334,10 @@ class ContinuingEngine:
         for task in others:
             task.cancel()
         await asyncio.gather(*others, return_exceptions=True)
+
+
+def _untold(_: str) -> None:
+    """Nobody reads the text while it is written."""
 
 
 def parts(message: Message) -> list[dict[str, Any]]:

@@ -76,14 +76,20 @@ def non_finite(where: str) -> NonFiniteError:
     return NonFiniteError(f"the model's numbers are not finite: {where}; {DTYPE_ADVICE}")
 
 
-def finite(logits_BV: Tensor) -> Tensor:
+def finite(logits_BV: Tensor) -> list[bool]:
     """Whether each row's logits [B, V] are numbers to choose by.
 
     NaN, +infinity, and the same value everywhere are not: the last is what sums that overflow before a norm leave. One
     -infinity among other values is: its token has no chance, as banned ones have none.
     """
-    low_B, high_B = logits_BV.aminmax(dim=-1)
-    return high_B.isfinite() & (low_B < high_B)
+    if logits_BV.device.type == "cpu" and logits_BV.dtype == torch.float32:
+        values: Any = logits_BV.numpy()  # where a step is short, torch's operators would be a share of it
+        low, high = values.min(axis=-1), values.max(axis=-1)
+    else:
+        low, high = logits_BV.aminmax(dim=-1)
+    # a comparison with NaN is false
+    good: list[bool] = ((low < high) & (high < math.inf)).tolist()
+    return good
 
 
 def check_logprobs(logprobs: Sequence[float], where: str) -> None:

@@ -29,7 +29,7 @@ from xreasoner.engines.base import Request
 from xreasoner.engines.continuing import ContinuingEngine, Draft, Finish, Piece, parts, plain, resized, seed_of
 from xreasoner.engines.failures import check_logprobs
 from xreasoner.errors import EngineError, ServerError, UserError
-from xreasoner.trace import CLOSE, OPEN
+from xreasoner.trace import CLOSE, OPEN, thought_opening
 
 TRIES = 8
 """Times that one pass of one request is sent before it is given up."""
@@ -59,6 +59,10 @@ class Server:
     vllm: bool = False
     own: bool | None = None
     """Whether it is `xreasoner serve`; None: not known yet."""
+    prompt_known: bool = False
+    """Whether it has said what its chat template writes where a reply begins, and
+    opening: the text with which that opens the reply's thought, "" where it does not."""
+    opening: str = ""
     in_flight: int = 0
     failures: int = 0
     down: bool = False
@@ -117,6 +121,7 @@ class OpenAIEngine(ContinuingEngine):
             headers={"Authorization": f"Bearer {key}"} if key else {},
         )
         super().__init__()
+        self._exits: dict[str, list[tuple[int, str]]] = {}
         self._freed = asyncio.Event()
         self._turn = asyncio.Semaphore(max_in_flight * len(self.servers))
         try:
@@ -162,8 +167,51 @@ class OpenAIEngine(ContinuingEngine):
         entry = entries[names.index(model) if model else 0]
         server.model, server.context = entry["id"], _context_of(entry)
         server.vllm, server.own = entry.get("owned_by") == "vllm", entry.get("owned_by") == "xreasoner"
+        if server.vllm:
+            await self._look_at_template(server)
         if any(other.own not in (None, server.own) for other in self.servers):
             raise UserError(f"{self._urls()}: some are xreasoner services and some are not; expected one kind")
+
+    async def _look_at_template(self, server: Server) -> None:
+        """Ask vLLM how its chat template begins a reply; the thought may be open from there."""
+        messages = [{"role": "user", "content": "?"}]
+        whole = await self._tokenize(server, messages=messages, add_generation_prompt=True)
+        bare = await self._tokenize(server, messages=messages, add_generation_prompt=False)
+        if whole is None or bare is None:
+            return
+        tail = whole[0][_common(whole[0], bare[0]) :]
+        found = await self._ask_root(server, "/detokenize", {"tokens": tail})
+        if isinstance(found.get("prompt"), str):
+            server.prompt_known, server.opening = True, thought_opening(found["prompt"])
+
+    async def _tokenize(self, server: Server, **what: Any) -> tuple[list[int], list[str]] | None:
+        """Ids of a text or a chat by vLLM's tokenizer, and the text of each; None where it does not say."""
+        found = await self._ask_root(server, "/tokenize", {"return_token_strs": True, **what})
+        ids, texts = found.get("tokens"), found.get("token_strs") or []
+        if not isinstance(ids, list) or not all(isinstance(token, int) for token in ids):
+            return None
+        return ids, [str(text) for text in texts] if len(texts) == len(ids) else [""] * len(ids)
+
+    async def _ask_root(self, server: Server, path: str, body: dict[str, Any]) -> dict[str, Any]:
+        """vLLM's own routes beside OpenAI's; {} where they are missing."""
+        with _losses(server):
+            address = server.url.removesuffix("/v1") + path
+            response = await self._client.post(address, json={"model": server.model, **body})
+            found = response.json() if response.status_code == 200 else {}
+        return found if isinstance(found, dict) else {}
+
+    async def _exit_tokens(self, draft: Draft) -> Sequence[tuple[int, str]] | None:
+        """By vLLM's tokenizer, so that the reply's tokens stay known behind a forced exit."""
+        text = draft.sampling.exit_text
+        if not draft.budget.ids_known:
+            return None
+        for server in self.servers:
+            if server.vllm and text not in self._exits:
+                with suppress(LostError):
+                    found = await self._tokenize(server, prompt=plain(text), add_special_tokens=False)
+                    if found is not None:
+                        self._exits[text] = list(zip(*found, strict=True))
+        return self._exits.get(text)
 
     def _urls(self) -> str:
         return ", ".join(server.url for server in self.servers)
@@ -176,23 +224,30 @@ class OpenAIEngine(ContinuingEngine):
     async def _finish(self, draft: Draft, tell: Callable[[str], None]) -> Exit:
         async with self._turn:  # thousands may wait here; a second pass does not, while its prefix is still cached
             try:
-                return await super()._finish(draft, tell)
+                exit = await super()._finish(draft, tell)
             except NoContinuingError:
-                if not draft.broke_off:
+                if not draft.budget.broke_off:
                     raise
                 return "truncated"  # there is no answer, and no way to one
+        if draft.budget.opening_missed:
+            for server in self.servers:  # now it is known how their template begins a reply
+                server.opening = server.opening if server.prompt_known else OPEN
+                server.prompt_known = True
+        return exit
 
     async def _pass(self, draft: Draft, tokens: int, tell: Callable[[str], None]) -> Finish:
-        saved, heard = draft.copy(), draft.text
+        saved = draft.copy()
+        begun = heard = draft.text[: draft.budget.told]
 
         def note(_: str) -> None:
             nonlocal heard
-            if not draft.followed or heard.startswith(draft.text):
-                return  # said a second time
-            if not draft.text.startswith(heard):
+            told = draft.text[: draft.budget.told]
+            if heard.startswith(told):
+                return  # written a second time
+            if not told.startswith(heard):
                 raise EngineError("a server failed in the middle of a reply, and the next one says something else")
-            tell(draft.text[len(heard) :])
-            heard = draft.text
+            tell(told[len(heard) :])
+            heard = told
 
         failed: list[Server] = []
         busy = 0
@@ -215,7 +270,7 @@ class OpenAIEngine(ContinuingEngine):
                     raise EngineError(f"no server could answer, {TRIES} times tried: {error}") from None
             finally:
                 self._give_back(server)
-            if heard != saved.text and not server.own:
+            if heard != begun and not server.own:
                 return "length"  # goes on from what was read
             _restore(draft, saved.copy())  # one of our own says the same again, which is not told twice
 
@@ -244,35 +299,45 @@ class OpenAIEngine(ContinuingEngine):
         """One pass at one server. Raises `LostError` where it fails on the way."""
         if not server.model:  # it did not answer at the beginning
             await self._describe(server, self._model)
-        counted, begin = draft.sampled, len(draft.text)
+        budget = draft.budget
+        if not budget.tokens and not budget.was_forced:
+            budget.open_thought("" if server.own else server.opening, bool(server.own) or server.prompt_known)
+            if budget.exit_due:
+                return "length"  # the prompt has opened a thought that there is no budget for
+        counted, begin = budget.sampled, len(draft.text)
         async with aclosing(self._stream(server, draft, tokens)) as pieces:
             async for piece in pieces:
-                check_logprobs(piece.logprobs, f"after {draft.sampled} tokens of sample {draft.sample} at {server.url}")
+                check_logprobs(
+                    piece.logprobs, f"after {draft.budget.sampled} tokens of sample {draft.sample} at {server.url}"
+                )
                 draft.add(piece)
-                if draft.was_forced and draft.text[begin:].lstrip().startswith(OPEN):
-                    draft.text = draft.text[:begin]
+                if budget.was_forced and draft.text[begin:].lstrip().startswith(OPEN):
+                    budget.text = draft.text[:begin]
                     raise _no_continuing(server, "it begins a new reply instead")
-                if piece.text:
-                    tell(piece.text)
+                draft.tell(tell)
                 if piece.total is not None:
-                    _correct(draft, counted + piece.total, piece.thought)
+                    budget.correct(counted + piece.total, piece.thought)
+                if budget.dropped and not server.own:
+                    return "length"
                 if piece.finish is not None:
                     return piece.finish
-                if not server.own and draft.sampled - counted < tokens and (draft.room() <= 0 or draft.loops()):
-                    return "length"  # the server would go on
+                if not server.own and budget.interrupts(counted + tokens):
+                    return "length"  # the server would continue
         raise LostError(f"{server.url} ended its reply without a word how")
 
     async def _stream(self, server: Server, draft: Draft, tokens: int) -> AsyncGenerator[Piece, None]:
+        await self._know_prompt(server, draft)
         body = await asyncio.to_thread(self._body, server, draft, tokens)
+        path = "/completions" if isinstance(body.get("prompt"), list) else "/chat/completions"
         finish, total, thought, empty, done = None, None, None, True, False
         with _losses(server):
-            async with self._client.stream("POST", server.url + "/chat/completions", json=body) as response:
+            async with self._client.stream("POST", server.url + path, json=body) as response:
                 if response.status_code != 200:
                     await response.aread()
                     if is_refused_prompt(response.text):
                         yield Piece("", finish="refused")
                         return
-                    if draft.text and response.status_code in (400, 422):
+                    if draft.budget.written and response.status_code in (400, 422):
                         raise _no_continuing(server, _message(response.text))
                     _complain(server, response.status_code, response.headers, response.text)
                 async for event in events(server, response):
@@ -284,6 +349,7 @@ class OpenAIEngine(ContinuingEngine):
                     if server.own:
                         thought = (usage.get("completion_tokens_details") or {}).get("reasoning_tokens", thought)
                     draft.prompt_tokens = draft.prompt_tokens or usage.get("prompt_tokens") or 0
+                    draft.prompt_ids = draft.prompt_ids or tuple(event.get("prompt_token_ids") or ())
                     for choice in event.get("choices") or []:
                         finish = (choice.get("exit") if server.own else finish_of(choice)) or finish
                         piece = _piece(draft, choice)
@@ -298,33 +364,53 @@ class OpenAIEngine(ContinuingEngine):
             raise LostError(f"{server.url} answered with nothing at all")
         yield Piece("", finish=cast(Finish, finish), total=total, thought=thought)
 
+    async def _know_prompt(self, server: Server, draft: Draft) -> None:
+        """Have the prompt's tokens for a reply that is continued, where vLLM gives them (not with images)."""
+        if server.vllm and draft.budget.written and not draft.prompt_ids and not draft.request.images:
+            messages = self._prompt(server, draft.request)["messages"]
+            found = await self._tokenize(server, messages=messages, add_generation_prompt=True)
+            draft.prompt_ids = tuple(found[0]) if found else ()
+
     def _body(self, server: Server, draft: Draft, tokens: int) -> dict[str, Any]:
-        sampling = draft.sampling
+        sampling, budget = draft.sampling, draft.budget
         body: dict[str, Any] = {
-            **self._prompt(server, draft.request, draft.text),
+            **self._reply_so_far(server, draft),
             "max_tokens": tokens,
             "temperature": sampling.temperature,
             "top_p": sampling.top_p,
-            "seed": seed_of(sampling, draft.sample, draft.sampled),
+            "seed": seed_of(sampling, draft.sample, budget.sampled),
             "stream": True,
             "stream_options": {"include_usage": True},
         }
-        if sampling.stop:
-            body["stop"] = list(sampling.stop)
         if sampling.logprobs:
-            body["logprobs"] = True
+            body["logprobs"] = 1 if "prompt" in body else True
         if sampling.top_k:
             body["top_k"] = sampling.top_k
-        if server.own:  # it keeps both budgets itself
+        if server.own:  # it keeps both budgets itself, and knows the thought; others would stop inside it
             del body["max_tokens"]
             names = ("thinking_budget", "answer_budget", "exit_text", "exit_on_repeats")
             body |= {name: getattr(sampling, name) for name in names}
+            if sampling.stop:
+                body |= {"stop": list(sampling.stop), "stop_in_thought": sampling.stop_in_thought}
             body["prompt"] = "none"  # the messages have been through the prompt already
         if server.vllm:  # it would take these from the checkpoint's generation_config.json
             body |= {"top_k": sampling.top_k, "repetition_penalty": 1.0, "return_token_ids": True}
+            body["skip_special_tokens"] = False  # the tags may be special tokens
         return body
 
-    def _prompt(self, server: Server, request: Request, given: str) -> dict[str, Any]:
+    def _reply_so_far(self, server: Server, draft: Draft) -> dict[str, Any]:
+        """The prompt and what is written of the reply: as tokens where they are known, which is exact.
+
+        As text, the server tokenizes the reply again, and its tokens are no longer those that were sampled.
+        """
+        budget = draft.budget
+        if server.vllm and budget.written and budget.ids_known and draft.prompt_ids and not draft.request.images:
+            return {"model": server.model, "prompt": [*draft.prompt_ids, *budget.ids]}
+        budget.ids_known &= not budget.written
+        return self._prompt(server, draft.request, budget.written)
+
+    def _prompt(self, server: Server, request: Request, given: str = "") -> dict[str, Any]:
+        """The prompt as a chat. given: the beginning of the reply, without what the template writes itself."""
         shown = [resized(image.convert("RGB"), request) for image in request.images]
         images = iter(shown)
         messages = [
@@ -338,7 +424,13 @@ class OpenAIEngine(ContinuingEngine):
             sizes = [image.width * image.height for image in shown]
             body |= {"min_pixels": min(sizes), "max_pixels": max(sizes)}
         if given:
-            messages.append({"role": "assistant", "content": plain(given)})
+            thought, closed, rest = plain(given).partition(CLOSE)
+            if server.opening and closed:  # such a template writes the thought itself, from a field of its own
+                messages.append(
+                    {"role": "assistant", "reasoning_content": thought, "reasoning": thought, "content": rest}
+                )
+            else:
+                messages.append({"role": "assistant", "content": plain(given)})
             body |= {"add_generation_prompt": False, "continue_final_message": True}
         return body
 
@@ -368,13 +460,14 @@ class OpenAIEngine(ContinuingEngine):
             try:
                 if not server.model:
                     await self._describe(server, self._model)
-                body = await asyncio.to_thread(self._prompt, server, request, text)
+                path, body = await self._to_score(server, request, text.removeprefix(server.opening))
                 body |= {"max_tokens": 1, "temperature": 0, "prompt_logprobs": 0}
                 with _losses(server):
-                    response = await self._client.post(server.url + "/chat/completions", json=body)
+                    response = await self._client.post(server.url + path, json=body)
                 _complain(server, response.status_code, response.headers, response.text)
                 with _losses(server):
-                    entries = response.json().get("prompt_logprobs")
+                    found = response.json()
+                    entries = found.get("prompt_logprobs") or (found.get("choices") or [{}])[0].get("prompt_logprobs")
                 server.worked()
                 break
             except BusyError as error:
@@ -394,6 +487,16 @@ class OpenAIEngine(ContinuingEngine):
         logprobs = [float(value["logprob"]) for _, value in pairs]
         check_logprobs(logprobs, f"of a prompt with an option at {server.url}")
         return [int(token) for token, _ in pairs], logprobs
+
+    async def _to_score(self, server: Server, request: Request, text: str) -> tuple[str, dict[str, Any]]:
+        """Route and body for a prompt with the beginning of a reply; a template that opens the thought needs tokens."""
+        body = await asyncio.to_thread(self._prompt, server, request, text)
+        if server.opening and server.vllm and not request.images:
+            prompt = await self._tokenize(server, messages=body["messages"][:-1], add_generation_prompt=True)
+            reply = await self._tokenize(server, prompt=plain(text), add_special_tokens=False)
+            if prompt is not None and reply is not None:
+                return "/completions", {"model": server.model, "prompt": [*prompt[0], *reply[0]]}
+        return "/chat/completions", body
 
 
 class RefusedError(LostError):
@@ -424,15 +527,6 @@ def _names_like(name: str, names: Sequence[str]) -> str:
 def _restore(draft: Draft, saved: Draft) -> None:
     for name in Draft.__dataclass_fields__:
         setattr(draft, name, getattr(saved, name))
-
-
-def _correct(draft: Draft, sampled: int, thought: int | None) -> None:
-    """The server's own count at the end of a pass is the right one."""
-    if thought is not None:
-        draft.thought_tokens = thought
-    elif not draft.closed:
-        draft.thought_tokens = sampled
-    draft.sampled = max(sampled, draft.thought_tokens)
 
 
 @contextmanager
@@ -665,16 +759,27 @@ def _piece(draft: Draft, choice: dict[str, Any]) -> Piece:
     """A choice of a stream, with a thought that the server told apart put back where it belongs."""
     delta = choice.get("delta") or choice.get("message") or {}
     reasoning = delta.get("reasoning") or delta.get("reasoning_content") or ""
-    content = _content_text(delta.get("content")) or delta.get("refusal") or ""
+    content = _content_text(delta.get("content")) or delta.get("refusal") or choice.get("text") or ""
     text = reasoning
-    if reasoning and not draft.text:
+    if reasoning and not draft.budget.written:
         draft.reasoning = True
-        text = OPEN + reasoning
+        text = reasoning if draft.budget.open else OPEN + reasoning
     if content:
-        text += (CLOSE if draft.reasoning and not draft.closed else "") + content
-    logprobs = tuple(float(entry["logprob"]) for entry in (choice.get("logprobs") or {}).get("content") or ())
+        text += (CLOSE if draft.reasoning and draft.budget.open and CLOSE not in text else "") + content
     ids = tuple(choice.get("token_ids") or ())
-    return Piece(text, len(ids) or len(logprobs) or bool(text), ids, logprobs)
+    logprobs, texts = _logprobs(choice.get("logprobs") or {})
+    return Piece(text, len(ids) or len(logprobs) or bool(text), ids, logprobs, texts)
+
+
+def _logprobs(found: dict[str, Any]) -> tuple[tuple[float, ...], tuple[str, ...]]:
+    """Log-probability and text of each token, in the form of a chat or of a completion."""
+    entries = found.get("content")
+    if entries is None:
+        entries = [
+            {"logprob": logprob, "token": token}
+            for logprob, token in zip(found.get("token_logprobs") or (), found.get("tokens") or (), strict=True)
+        ]
+    return tuple(float(entry["logprob"]) for entry in entries), tuple(str(entry.get("token", "")) for entry in entries)
 
 
 def _content_text(content: Any) -> str:

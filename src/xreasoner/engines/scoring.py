@@ -55,11 +55,13 @@ def score(engine: TorchEngine, request: Request, given: str, continuations: Sequ
     """
     if not continuations:
         return []
-    encode = engine.loaded.tokenizer.encode
+    encode, prompt = engine.loaded.tokenizer.encode, engine._encoded(request)
     shared, tails = parted(
-        lambda text: encode(plain(engine.loaded, text), add_special_tokens=False), given, continuations
+        lambda text: encode(plain(engine.loaded, text), add_special_tokens=False),
+        given.removeprefix(prompt.opening),
+        continuations,
     )
-    prompt = longer(engine._encoded(request), shared)
+    prompt = longer(prompt, shared)
     past, longest = len(prompt.input_ids), max(map(len, tails))
     most = engine.loaded.positions
     if past + longest > most:
@@ -128,9 +130,10 @@ def longer(prompt: Encoded, ids: Sequence[int]) -> Encoded:
 def _logprobs(engine: TorchEngine, logits_TV: Tensor, where: Callable[[int], str]) -> Tensor:
     """As when sampling: tokens that are never sampled have no share. Raises `NonFiniteError` that says where."""
     logits_TV = logits_TV.float()
-    bad = (~finite(logits_TV)).nonzero()
-    if len(bad):
-        raise failures.non_finite(f"{where(int(bad[0]))} the largest logit is {float(logits_TV[int(bad[0])].max())}")
+    good = finite(logits_TV)
+    if not all(good):
+        row = good.index(False)
+        raise failures.non_finite(f"{where(row)} the largest logit is {float(logits_TV[row].max())}")
     logits_TV[:, engine.banned] = -torch.inf
     return torch.log_softmax(logits_TV, dim=-1).cpu()
 

@@ -19,7 +19,7 @@ import threading
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -30,10 +30,11 @@ from xreasoner.completion import Completion, Exit
 from xreasoner.engines import failures, native, scoring
 from xreasoner.engines.base import GREEDY, Request, Sampling
 from xreasoner.engines.decoding import Decoder, fits
+from xreasoner.engines.reply_budget import ReplyBudget
 from xreasoner.engines.slots import Slots
 from xreasoner.errors import NonFiniteError, OutOfMemoryError, UserError, reason
 from xreasoner.models.loading import Encoded, Loaded, encode, plain
-from xreasoner.trace import CLOSE, OPEN, repeats, split
+from xreasoner.trace import CLOSE
 
 log = logging.getLogger("xreasoner.engines")
 
@@ -78,24 +79,23 @@ class _Row:
     sample: int
     sampling: Sampling
     noise: failures.Noise
-    tokens: list[int] = field(default_factory=list)
-    logprobs: list[float] = field(default_factory=list)
-    forced: list[bool] = field(default_factory=list)
-    queue: list[int] = field(default_factory=list)
-    head: str = ""
-    tail: str = ""
-    thought_tokens: int = 0
-    closed: bool = False
-    was_forced: bool = False
-    ended: Exit | None = None
-    text: str = ""
-    told: int = 0
+    budget: ReplyBudget
     prefix: int = 0
+    """Tokens before those that are decoded together next, and
+    read: before those whose text has been written."""
     read: int = 0
 
     @property
-    def opened(self) -> bool:
-        return self.head.lstrip().startswith(OPEN)
+    def tokens(self) -> list[int]:
+        return self.budget.ids
+
+    @property
+    def ended(self) -> Exit | None:
+        return self.budget.ended
+
+    @ended.setter
+    def ended(self, exit: Exit) -> None:
+        self.budget.ended = exit
 
 
 class Ticket:
@@ -180,6 +180,7 @@ class TorchEngine:
         self.max_prompt_tokens = max_prompt_tokens or (2048 if loaded.device.type == "cpu" else 65_536)
         self.cache_bytes = cache_bytes or _spare_bytes(loaded.device)
         self.banned, self.ends = _banned(loaded), _ends(loaded)
+        self.hidden = frozenset({*self.banned, *self.ends, loaded.tokenizer.pad_token_id})
         self._pieces: dict[int, str] = {}
         self._waiting: deque[_Group] = deque()
         self._joining: list[_Group] = []
@@ -301,6 +302,11 @@ class TorchEngine:
         """One token for every row that runs; False when there is nothing to do."""
         with self._driving:
             return self._step()
+
+    def release(self) -> None:
+        """Free the memory for keys and values, until there are requests again; nothing may be running."""
+        with self._driving:
+            self._clear()
 
     @torch.inference_mode()
     def _step(self) -> bool:
@@ -444,7 +450,7 @@ class TorchEngine:
 
     def _refuse_non_finite(self) -> None:
         """End the requests whose logits are not finite (`failures.finite`)."""
-        good = failures.finite(self._logits_BV).tolist()
+        good = failures.finite(self._logits_BV)
         if all(good):
             return
         for k, row in enumerate(self._rows):
@@ -598,7 +604,19 @@ class TorchEngine:
 
     def _row(self, ticket: Ticket, sample: int) -> _Row:
         sampling = ticket.sampling
-        return _Row(ticket, sample, sampling, failures.Noise(sampling.seed, sample))
+        row = _Row(
+            ticket,
+            sample,
+            sampling,
+            failures.Noise(sampling.seed, sample),
+            ReplyBudget(sampling, ticket.prompt.opening),
+        )
+        self._force_if_due(row)
+        return row
+
+    def _force_if_due(self, row: _Row) -> None:
+        if row.budget.exit_due:
+            row.budget.force(self._exit(row.sampling))
 
     def _prefill(self, prompts: Sequence[Encoded]) -> tuple[Tensor, DynamicCache, list[int], Tensor]:
         """Logits [P, V] after each prompt, keys and values, columns of padding, and the next positions [P]."""
@@ -669,7 +687,9 @@ class TorchEngine:
         logits_BV[:, self.banned] = -torch.inf
         token_B = logits_BV.argmax(dim=-1)
         sampled = [
-            k for k, row in enumerate(rows) if row.sampling.temperature > GREEDY and not row.queue and row.ended is None
+            k
+            for k, row in enumerate(rows)
+            if row.sampling.temperature > GREEDY and row.ended is None and not row.budget.pending
         ]
         if sampled:
             numbers = [rows[k].noise.at(len(rows[k].tokens)) for k in sampled]
@@ -677,10 +697,9 @@ class TorchEngine:
             token_B[sampled] = sample(
                 logits_BV[sampled], [rows[k].sampling for k in sampled], uniform.to(logits_BV.device)
             )
-        forced = [bool(row.queue) for row in rows]
         for k, row in enumerate(rows):
-            if row.queue:
-                token_B[k] = row.queue[0]
+            if row.budget.pending:
+                token_B[k] = row.budget.pending[0]
         logprob_B = [0.0] * len(rows)
         if any(row.sampling.logprobs for row in rows):
             logprob_B = torch.log_softmax(logits_BV, dim=-1).gather(1, token_B[:, None])[:, 0].tolist()
@@ -688,71 +707,47 @@ class TorchEngine:
             if row.ended is not None:
                 continue
             with self._blaming(row.ticket):
-                if token in self.ends and row.sampling.exit_on_end and row.opened and not (row.closed or forced[k]):
-                    row.queue, row.was_forced, forced[k] = self._exit(row.sampling), True, True
-                    token_B[k] = token = row.queue[0]
-                if forced[k]:
-                    row.queue = row.queue[1:]
-                self._append(row, token, 0.0 if forced[k] else logprob_B[k], forced[k])
+                written = self._append(row, token, logprob_B[k])
+                if written != token:
+                    token_B[k] = written
                 self._tell(row)
+                self._force_if_due(row)
         return token_B.cpu()
 
-    def _append(self, row: _Row, token: int, logprob: float, forced: bool) -> None:
-        """Write one token down; close the thought, force the exit, or end the row where a budget says so."""
-        sampling = row.sampling
-        row.tokens.append(token)
-        row.logprobs.append(logprob)
-        row.forced.append(forced)
-        if token in self.ends and not forced:
-            row.ended = "forced" if row.was_forced else "natural"
-            return
-        piece = self._piece(token)
-        if len(row.head) < 16:
-            row.head += piece
-        if not row.closed:
-            row.thought_tokens += 1
-            row.tail += piece
-            row.closed = CLOSE in row.tail
-            row.tail = row.tail[-len(CLOSE) :]
-        if row.queue:
-            return
-        total = len(row.tokens)
-        if not row.opened and total >= sampling.thinking_budget + sampling.answer_budget:
-            row.ended = "truncated"
-        elif row.closed:
-            answered = total - row.thought_tokens - sum(row.forced[row.thought_tokens :])
-            if answered >= sampling.answer_budget:
-                row.ended = "truncated"
-        elif row.opened and (total >= sampling.thinking_budget or self._loops(row)):
-            row.queue = self._exit(sampling)
-            row.was_forced = True
-
-    def _loops(self, row: _Row) -> bool:
-        """Whether the thought repeats itself, where the request asked to end it then; looked at now and then."""
-        return row.sampling.exit_on_repeats and len(row.tokens) % 32 == 0 and repeats(_free(row))
+    def _append(self, row: _Row, token: int, logprob: float) -> int:
+        """Write one token down. Returns it, or the exit text's first where the turn ended inside the thought."""
+        budget = row.budget
+        if token in self.ends and not budget.pending:
+            if not budget.must_exit_at_end():
+                budget.end_token(token, logprob)
+                return token
+            budget.end_turn()
+            self._force_if_due(row)
+        if budget.pending:
+            token = budget.pending.pop(0)
+            budget.add_token(token, self._piece(token), forced=True)
+        else:
+            budget.add_token(token, self._piece(token), logprob)
+        return token
 
     def _tell(self, row: _Row) -> None:
-        """Hand on the text that is settled, and end the row at a stop string."""
-        stops = row.sampling.stop
-        if row.ticket.on_text is None and not stops:
+        """Write down the text that is settled, and hand it on."""
+        budget, told = row.budget, row.ticket.on_text
+        if told is None and not row.sampling.stop:
             return
-        decode = self.loaded.tokenizer.decode
-        whole = decode(row.tokens[row.prefix :], skip_special_tokens=True)
-        if row.ended is None and whole.endswith("\ufffd"):
+        text = self._text(budget.ids[row.prefix :])
+        if budget.ended is None and text.endswith("\ufffd"):
             return  # the rest of a character is still to come
-        row.text += whole[len(decode(row.tokens[row.prefix : row.read], skip_special_tokens=True)) :]
-        row.prefix, row.read = row.read, len(row.tokens)
-        cuts = [at for stop in stops if (at := row.text.find(stop)) >= 0]
-        if cuts:
-            row.text, row.ended = row.text[: min(cuts)], row.ended or "natural"
-        # what may be the beginning of a stop string is held back
-        longest = max((len(stop) - 1 for stop in stops), default=0) if row.ended is None else 0
-        longest = min(longest, len(row.text))
-        held = next((n for n in range(longest, 0, -1) if any(stop.startswith(row.text[-n:]) for stop in stops)), 0)
-        settled = len(row.text) - held
-        if row.ticket.on_text is not None and settled > row.told:
-            row.ticket.on_text(row.sample, row.text[row.told : settled])
-            row.told = settled
+        budget.write(text[len(self._text(budget.ids[row.prefix : row.read])) :])
+        row.prefix, row.read = row.read, len(budget.ids)
+        new = budget.new_text()
+        if told is not None and new:
+            told(row.sample, new)
+
+    def _text(self, ids: Sequence[int]) -> str:
+        """The text of tokens, without the ends of turns and what stands for images; tags may be special tokens."""
+        text: str = self.loaded.tokenizer.decode([i for i in ids if i not in self.hidden], skip_special_tokens=False)
+        return text
 
     def _piece(self, token: int) -> str:
         if token not in self._pieces:
@@ -763,23 +758,9 @@ class TorchEngine:
         """The row's completion, handed to its ticket."""
         assert row.ended is not None
         ticket = row.ticket
-        text = self.loaded.tokenizer.decode(row.tokens, skip_special_tokens=True)
-        text = row.text if row.sampling.stop else text
-        trace = split(text)
-        thought_tokens = row.thought_tokens if row.opened or row.closed else 0
-        ticket.samples[row.sample] = Completion(
-            text=text,
-            token_ids=tuple(row.tokens),
-            logprobs=tuple(row.logprobs) if row.sampling.logprobs else (),
-            forced=tuple(row.forced),
-            thought=trace.thought,
-            answer=trace.answer if row.ended in ("natural", "forced") or trace.closed else "",
-            exit=row.ended,
-            prompt_tokens=len(ticket.prompt.input_ids),
-            thought_tokens=thought_tokens,
-            answer_tokens=len(row.tokens) - thought_tokens,
-            repeats=repeats(_free(row)),
-        )
+        budget = row.budget
+        text = budget.text if row.sampling.stop else budget.opening + self._text(budget.ids)
+        ticket.samples[row.sample] = budget.completion(row.ended, len(ticket.prompt.input_ids), text)
         if len(ticket.samples) == ticket.request.n:
             ticket.finish()
 
@@ -818,12 +799,6 @@ def _spare_bytes(device: torch.device) -> int:
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 4
 
 
-def _free(row: _Row) -> list[int]:
-    """The thought's tokens that the model chose."""
-    thought = slice(0, row.thought_tokens)
-    return [token for token, forced in zip(row.tokens[thought], row.forced[thought], strict=True) if not forced]
-
-
 def sample(logits_BV: Tensor, samplings: Sequence[Sampling], uniform_B: Tensor) -> Tensor:
     """Token ids [B] by the inverse of the cumulative distribution, after temperature, top-k and top-p."""
     temperature_B1 = torch.tensor([[s.temperature] for s in samplings], device=logits_BV.device)
@@ -836,9 +811,12 @@ def sample(logits_BV: Tensor, samplings: Sequence[Sampling], uniform_B: Tensor) 
 
 
 def _cut(probs_V: Tensor, sampling: Sampling) -> Tensor:
-    """Zero all but the top_k likeliest tokens and the smallest set whose mass reaches top_p."""
-    ordered_V, index_V = probs_V.sort(descending=True)
-    keep_V = ordered_V.cumsum(0) - ordered_V < sampling.top_p
+    """Zero all but the top_k likeliest tokens and their equals, and then all but the smallest set whose share of what
+    is left reaches top_p: in this order, as Transformers and vLLM do it.
+    """
+    ordered_V, index_V = probs_V.sort(descending=True, stable=True)
     if sampling.top_k > 0:
-        keep_V[sampling.top_k :] = False
+        ordered_V[ordered_V < ordered_V[min(sampling.top_k, len(ordered_V)) - 1]] = 0
+        ordered_V = ordered_V / ordered_V.sum()
+    keep_V = ordered_V.cumsum(0) - ordered_V < sampling.top_p
     return torch.zeros_like(probs_V).scatter(0, index_V[keep_V], ordered_V[keep_V])

@@ -8,15 +8,16 @@ from __future__ import annotations
 
 import asyncio
 import uuid
-from collections.abc import AsyncGenerator, Iterator, Sequence
+from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 from xreasoner.engines.base import Request
 from xreasoner.engines.continuing import ContinuingEngine, Draft, Finish, Piece, parts, plain, resized, seed_of
 from xreasoner.engines.failures import check_logprobs
+from xreasoner.engines.reply_budget import ReplyBudget
 from xreasoner.errors import EngineError, NonFiniteError, UserError
-from xreasoner.models.loading import find
+from xreasoner.models.loading import encode_chat, find, render_chat
 
 ENDS = ("<|im_end|>", "<|endoftext|>")
 BANNED = ("<|vision_start|>", "<|vision_end|>", "<|vision_pad|>", "<|image_pad|>", "<|video_pad|>")
@@ -86,16 +87,20 @@ class VllmEngine(ContinuingEngine):
     def _prompt(self, request: Request, reply: Sequence[int]) -> dict[str, Any]:
         """What vLLM is given: a picture is one token here, which vLLM widens to the picture's own number."""
         messages = [{**message, "content": [_safe(part) for part in parts(message)]} for message in request.messages]
-        text = self.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
-        ids = self.tokenizer.encode(text, add_special_tokens=False)
+        ids, _ = encode_chat(self.tokenizer, messages)
         prompt: dict[str, Any] = {"prompt_token_ids": [*ids, *reply]}
         if request.images:
             prompt["multi_modal_data"] = {"image": [resized(image.convert("RGB"), request) for image in request.images]}
         return prompt
 
-    def _exit_ids(self, draft: Draft) -> Sequence[int]:
-        ids: list[int] = self.tokenizer.encode(plain(draft.sampling.exit_text), add_special_tokens=False)
-        return ids
+    def _begun(self, request: Request, sample: int, followed: bool = False) -> Draft:
+        messages = [{**message, "content": [_safe(part) for part in parts(message)]} for message in request.messages]
+        budget = ReplyBudget(request.sampling, render_chat(self.tokenizer, messages)[1])
+        return Draft(request, sample, budget, followed=followed)
+
+    async def _exit_tokens(self, draft: Draft) -> Sequence[tuple[int, str]]:
+        ids = self.tokenizer.encode(plain(draft.sampling.exit_text), add_special_tokens=False)
+        return [(token, self.tokenizer.decode([token])) for token in ids]
 
     async def _passed(self, draft: Draft, tokens: int) -> AsyncGenerator[Piece, None]:
         from vllm.sampling_params import RequestOutputKind
@@ -106,19 +111,19 @@ class VllmEngine(ContinuingEngine):
             temperature=sampling.temperature,
             top_p=sampling.top_p,
             top_k=sampling.top_k,
-            seed=seed_of(sampling, draft.sample, draft.sampled),
-            stop=list(sampling.stop) or None,
+            seed=seed_of(sampling, draft.sample, draft.budget.sampled),
+            skip_special_tokens=False,  # the tags may be special tokens
             stop_token_ids=self._ends,
             logprobs=0,  # also where nobody asks for it: NaN logits show nowhere else
             logit_bias=dict.fromkeys(self._banned, -100.0),
             output_kind=RequestOutputKind.DELTA,
         )
-        prompt = await asyncio.to_thread(self._prompt, draft.request, draft.ids)
+        prompt = await asyncio.to_thread(self._prompt, draft.request, draft.budget.ids)
         with _complaints():
             async for output in self._llm.generate(prompt, params, uuid.uuid4().hex):
                 draft.prompt_tokens = draft.prompt_tokens or len(output.prompt_token_ids or ())
                 for said in output.outputs:
-                    yield _piece(said)
+                    yield _piece(said, self.tokenizer.decode)
 
     def score(self, request: Request, given: str, continuations: Sequence[str]) -> list[float]:
         """See `engines.base.Engine`."""
@@ -128,7 +133,9 @@ class VllmEngine(ContinuingEngine):
         if not continuations:
             return []
         shared, tails = parted(
-            lambda text: self.tokenizer.encode(plain(text), add_special_tokens=False), given, continuations
+            lambda text: self.tokenizer.encode(plain(text), add_special_tokens=False),
+            given.removeprefix(self._begun(request, 0).budget.opening),
+            continuations,
         )
         found: list[float] = self._now(self._scores(request, shared, tails))
         return found
@@ -150,7 +157,7 @@ class VllmEngine(ContinuingEngine):
         return sum(found)
 
 
-def _piece(said: Any) -> Piece:
+def _piece(said: Any, decode: Callable[[list[int]], str]) -> Piece:
     """One of vLLM's `CompletionOutput`s, of the kind that holds what is new."""
     ids = tuple(said.token_ids)
     logprobs = tuple(float(entry[token].logprob) for entry, token in zip(said.logprobs or (), ids, strict=False))
@@ -159,7 +166,7 @@ def _piece(said: Any) -> Piece:
     finish: Finish | None = (
         None if said.finish_reason is None else "length" if said.finish_reason == "length" else "stop"
     )
-    return Piece(said.text, len(ids), ids, logprobs, finish)
+    return Piece(said.text, len(ids), ids, logprobs, tuple(decode([token]) for token in ids), finish)
 
 
 def _safe(part: dict[str, Any]) -> dict[str, Any]:

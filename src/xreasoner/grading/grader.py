@@ -57,10 +57,13 @@ def judge(problem: Problem, text: str, exit: str = "natural") -> Verdict:
     """Judge a reply (the text after the prompt) to a problem.
 
     exit: how the completion ended (`completion.Exit`). A reply that was cut off before it closed an answer is
-    `truncated`, whatever else it holds; one that ended by itself is read for what it says. Only `latex` asks the pool
+    `truncated`, whatever else it holds (`refused` where a content filter cut it off); one that ended by itself is read
+    for what it says. Only `latex` asks the pool
     of workers (`mathematics`); all other kinds are judged in this process.
     """
-    reply = extraction.read_reply(text, cut=exit in ("truncated", "aborted"))
+    reply = extraction.read_reply(text, cut=exit in ("truncated", "aborted", "refused"))
+    if exit == "refused" and not (reply.reached and reply.content):
+        return Verdict("refused", reply.content)
     if not reply.reached:
         return Verdict("truncated", reply.content)
     if not reply.content:

@@ -20,6 +20,9 @@ from xreasoner.errors import UserError
 from xreasoner.models.freezing import fingerprint
 from xreasoner.reasoner_settings import ReasonerSettings, write_settings
 
+SHARD_SIZE = "4GB"
+"""Of one file of weights; a larger model has several and their index."""
+
 
 def export(
     model: Any,
@@ -52,7 +55,7 @@ def export(
     with _aside(folder) as aside:
         before = model.config.dtype  # which save_pretrained overwrites
         try:
-            model.save_pretrained(aside, state_dict=state)
+            model.save_pretrained(aside, state_dict=state, max_shard_size=SHARD_SIZE)
         finally:
             model.config.dtype = before
         tokenizer.save_pretrained(aside)

@@ -9,7 +9,7 @@ import pickle
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,11 +22,10 @@ from torch.nn import functional as F
 from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor, AutoTokenizer
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 from transformers.utils import logging as transformers_logging
-from transformers.utils.hub import cached_file
-from transformers.utils.peft_utils import find_adapter_config_file
 
 from xreasoner.engines.base import Message
 from xreasoner.errors import CheckpointError, NonFiniteWeightsError, UserError, XReasonerError
+from xreasoner.hub import optional_hub_file
 from xreasoner.models.checkpoint_checks import (
     ADAPTER_CONFIG,
     ADAPTER_FILES,
@@ -42,6 +41,7 @@ from xreasoner.models.checkpoint_checks import (
     tokenizer_problems,
 )
 from xreasoner.registry import MODELS, resolve
+from xreasoner.trace import OPEN, thought_opening
 
 QWEN_VL = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl", "qwen3_vl_moe")
 """Model types whose pictures are patches in grids and whose positions have a time, a row and a column."""
@@ -95,7 +95,8 @@ class Encoded:
 
     input_ids [T]; position_ids [3, T] (time, row, column), or [1, T] outside `QWEN_VL`; pixel_values [P, D], the
     patches of all N pictures, and image_grid_thw [N, 3], their grids in patches, or None where there is no picture.
-    more: what else the model's own processor made of the pictures.
+    more: what else the model's own processor made of the pictures. opening: the text with which the prompt opened the
+    reply's thought (`<think>` and what follows it), "" where it did not.
     """
 
     input_ids: Tensor
@@ -103,6 +104,7 @@ class Encoded:
     pixel_values: Tensor | None
     image_grid_thw: Tensor | None
     more: Mapping[str, Tensor] = field(default_factory=dict)
+    opening: str = ""
 
     @property
     def pictures(self) -> dict[str, Tensor]:
@@ -160,7 +162,7 @@ def load(
 
     Args:
         name: A registered name, a folder or a hub id.
-        device: A GPU if there is one, by default.
+        device: A GPU if there is one, by default; "meta" reads no weights.
         dtype: What the weights are held in.
         device_map: "auto" spreads a model that does not fit one GPU.
         attn_implementation: "flash_attention_2", "sdpa" or "eager" for prompts and pictures; None is transformers'
@@ -182,7 +184,7 @@ def load(
             if problems:
                 _add_tensor_problems(where, problems)
                 raise report(name, problems, _mend(name))
-            model, info = _read(where, device, dtype, device_map, attn_implementation)
+            model, info = _read(where, device, dtype, "meta" if device == "meta" else device_map, attn_implementation)
     except Exception as error:
         if problems and not isinstance(error, CheckpointError):
             raise report(name, problems, _mend(name)) from error
@@ -192,7 +194,7 @@ def load(
         problems.append(adapter_beside([ADAPTER_CONFIG], None))
     if problems:
         raise report(name, problems, _mend(name))
-    problems = nonfinite_problems(model)
+    problems = [] if device == "meta" else nonfinite_problems(model)
     if problems:
         raise report(name, problems, _mend(name), NonFiniteWeightsError)
     model.eval()
@@ -203,8 +205,12 @@ def load(
 
 def _hub_problems(hub: str) -> list[Problem]:
     """What can be told of a hub id before anything large is fetched: whether it holds an adapter."""
-    found = find_adapter_config_file(hub)
-    return [] if found is None else [adapter_alone(adapter_base(Path(found).parent))]
+    adapter = optional_hub_file(hub, ADAPTER_CONFIG)
+    if adapter is None:
+        return []
+    base = adapter_base(adapter.parent)
+    alone = optional_hub_file(hub, "config.json") is None
+    return [adapter_alone(base) if alone else adapter_beside([ADAPTER_CONFIG], base)]
 
 
 def _parts(name: str, where: str, problems: list[Problem]) -> tuple[Any, Any, tuple[Any, Any]]:
@@ -253,14 +259,10 @@ def _use_processor_template(where: str, tokenizer: Any) -> list[Problem]:
 
 def _optional_file(where: str, name: str) -> Path | None:
     """A file of a folder or hub id, if there is one."""
-    found = cached_file(
-        where,
-        name,
-        _raise_exceptions_for_gated_repo=False,
-        _raise_exceptions_for_missing_entries=False,
-        _raise_exceptions_for_connection_errors=False,
-    )
-    return None if found is None else Path(found)
+    if not Path(where).is_dir():
+        return optional_hub_file(where, name)
+    path = Path(where) / name
+    return path if path.is_file() else None
 
 
 def _add_tensor_problems(where: str, problems: list[Problem]) -> None:
@@ -407,7 +409,10 @@ _LOOKALIKE = str.maketrans({"|": "¦"})
 
 
 def plain(loaded: Loaded, text: str) -> str:
-    """Text in which no special token is spelled: `<|image_pad|>` typed by a user is not a picture."""
+    """Text in which no special token is spelled: `<|image_pad|>` typed by a user is not a picture.
+
+    Special tokens without a `|`, as some checkpoints' tags, are left to whoever encodes the text.
+    """
     for token in loaded.tokenizer.added_tokens_decoder.values():
         if token.special and token.content in text:
             text = text.replace(token.content, token.content.translate(_LOOKALIKE))
@@ -421,6 +426,43 @@ def _safe(loaded: Loaded, messages: Sequence[Message]) -> list[Message]:
         content = plain(loaded, content) if isinstance(content, str) else _safe_parts(loaded, content)
         safe.append({**message, "role": plain(loaded, message["role"]), "content": content})
     return safe
+
+
+_SEAM = "\ufdd0"
+"""Put into a special token that a message spells, so that it is encoded in two parts, as text. (A code point that
+Unicode keeps out of text.)"""
+
+
+def _with_seams(tokenizer: Any, messages: Sequence[Message]) -> Sequence[Message]:
+    """The messages with a seam in every special token that they spell, but for the assistant's, whose tags are tags."""
+    special = [t.content for t in tokenizer.added_tokens_decoder.values() if t.special and len(t.content) > 1]
+
+    def seam(text: str) -> str:
+        for token in special:
+            text = text.replace(token, token[0] + _SEAM + token[1:])
+        return text
+
+    def sewn(message: Message) -> Message:
+        content = message["content"]
+        if isinstance(content, str):
+            return {**message, "content": seam(content)}
+        parts = [{**part, "text": seam(part["text"])} if part["type"] == "text" else part for part in content]
+        return {**message, "content": parts}
+
+    return [message if message["role"] == "assistant" else sewn(message) for message in messages]
+
+
+def encode_chat(tokenizer: Any, messages: Sequence[Message]) -> tuple[list[int], str]:
+    """The ids of a chat prompt, an image as one token, and the part with which its template opened the thought.
+
+    A special token that a user's text spells (a checkpoint may have `<think>` as one) is text.
+    """
+    text, opening = render_chat(tokenizer, _with_seams(tokenizer, messages))
+    ids: list[int] = []
+    for part in text.split(_SEAM):
+        # verbose: the tokenizer warns of what is too long, which is refused in our own words
+        ids += tokenizer.encode(part, add_special_tokens=False, verbose=False)
+    return ids, opening
 
 
 def _safe_parts(loaded: Loaded, parts: Sequence[Any]) -> list[Any]:
@@ -449,14 +491,14 @@ def encode(
     resized to lie between; None: the model's own. Raises `UserError` when the number of pictures differs from that of
     the placeholders, and for limits that the model cannot keep.
     """
-    text = loaded.tokenizer.apply_chat_template(_safe(loaded, messages), tokenize=False, add_generation_prompt=True)
+    safe = _safe(loaded, messages)
     size = _size(loaded, min_pixels, max_pixels)
     pictures = [image.convert("RGB") for image in images]
     if loaded.processor is not None:
-        return _encode_by_processor(loaded, text, pictures)
+        text, opening = render_chat(loaded.tokenizer, safe)
+        return replace(_encode_by_processor(loaded, text, pictures), opening=opening)
     pad = loaded.model.config.image_token_id
-    # verbose: the tokenizer warns of what is too long, which is refused in our own words
-    ids: list[int] = loaded.tokenizer.encode(text, add_special_tokens=False, verbose=False)
+    ids, opening = encode_chat(loaded.tokenizer, safe)
     _check_count(ids.count(pad), images)
     patches = grids = None
     if images:
@@ -470,12 +512,32 @@ def encode(
         ids = [token for i in ids for token in ([pad] * next(counts) if i == pad else [i])]
     input_ids = torch.tensor(ids)
     if grids is None:
-        return Encoded(input_ids, torch.arange(len(ids)).expand(3, -1), None, None)
+        return Encoded(input_ids, torch.arange(len(ids)).expand(3, -1), None, None, opening=opening)
     kinds = (input_ids == pad).long()
     position_ids, _ = loaded.model.model.get_rope_index(
         input_ids[None], mm_token_type_ids=kinds[None], image_grid_thw=grids
     )
-    return Encoded(input_ids, position_ids[:, 0], patches, grids)
+    return Encoded(input_ids, position_ids[:, 0], patches, grids, opening=opening)
+
+
+def render_chat(tokenizer: Any, messages: Sequence[Message]) -> tuple[str, str]:
+    """A chat prompt as text, and the part of it with which the template opened the reply's thought.
+
+    Only what the template writes after the messages counts: a message may speak of the tags.
+    """
+    text: str = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+    if OPEN not in text[-_LONGEST_TAIL:]:
+        return text, ""
+    bare: str = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=False)
+    return text, thought_opening(text[_common_prefix(text, bare) :])
+
+
+def _common_prefix(one: str, other: str) -> int:
+    return next((k for k, (a, b) in enumerate(zip(one, other, strict=False)) if a != b), min(len(one), len(other)))
+
+
+_LONGEST_TAIL = 1000
+"""Characters at a prompt's end among which a template's own `<think>` is looked for."""
 
 
 def _check_count(places: int, images: Sequence[Image]) -> None:

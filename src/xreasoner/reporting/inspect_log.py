@@ -23,7 +23,10 @@ from xreasoner.problem import Problem
 from xreasoner.prompts import PROMPTS, render
 from xreasoner.reporting.page import write_text
 
-STOP = {"natural": "stop", "forced": "stop", "truncated": "max_tokens", "aborted": "unknown"}
+STOP = {
+    **{"natural": "stop", "forced": "stop", "truncated": "max_tokens", "aborted": "unknown"},
+    "refused": "content_filter",
+}
 REASONS = {
     "unparsed": "invalid_response_format",
     "refused": "refusal",

@@ -21,8 +21,9 @@ from markdown_it.token import Token
 from mdit_py_plugins.dollarmath import dollarmath_plugin
 from mdit_py_plugins.texmath import texmath_plugin
 
-MOST_CHARACTERS = 100_000
-"""A longer text is shown as it is."""
+MOST_CHARACTERS = 20_000
+MOST_OPENINGS = 1_000
+"""A longer text, or one with more opening brackets, is shown as it is: reading it takes quadratic time."""
 MOST_MATH = 2_000
 """Characters of one formula; a longer one is shown as it is written."""
 
@@ -74,7 +75,7 @@ def render_markdown(text: str) -> str:
     Returns:
         HTML without scripts, styles, images, forms, event handlers, or addresses other than http, https and mailto.
     """
-    if len(text) > MOST_CHARACTERS:
+    if len(text) > MOST_CHARACTERS or text.count("[") + text.count("\\(") > MOST_OPENINGS:
         return f"<pre>{html.escape(text)}</pre>"
     formula = _whole_formula(text)
     found = f"<p>{_math(formula, 'inline')}</p>" if formula else _parser().render(_delimited_boxes(text))

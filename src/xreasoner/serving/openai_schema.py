@@ -159,6 +159,7 @@ HONORED: dict[str, Field] = {
         "what closes the thought at its budget",
     ),
     "exit_on_repeats": Field("honored", _is_bool, _BOOL, "also close a thought that repeats itself"),
+    "stop_in_thought": Field("honored", _is_bool, _BOOL, "stop strings close the thought too"),
     "min_pixels": Field("honored", whole_number(1), "a whole number from 1", "minimum image area in pixels"),
     "max_pixels": Field("honored", whole_number(1), "a whole number from 1", "maximum image area in pixels"),
     "options": Field(

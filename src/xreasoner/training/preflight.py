@@ -6,11 +6,11 @@ A stage trains for hours; whatever would stop it or its export then is found in 
 from __future__ import annotations
 
 import shutil
-import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
 from xreasoner.benchmarks.opening import open_benchmark
+from xreasoner.checks import check_output
 from xreasoner.errors import UserError
 from xreasoner.models.export import check_exportable
 from xreasoner.models.freezing import VISION
@@ -24,24 +24,20 @@ STATES = 3
 """Tensors that a checkpoint holds for each trained weight: itself and AdamW's two moments."""
 
 
-def check_output(out: Path) -> None:
-    """Try to write in a run's folder.
+def check_run_files(out: Path) -> None:
+    """Check that a run can write its files.
 
     Args:
-        out: the folder; it is made where it is missing.
+        out: the run's folder; it is made where it is missing.
 
     Raises:
         UserError: the folder cannot be made or written in, or a folder has the name of one of the run's files.
     """
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=out) as file:
-            file.write(b"0")
-    except OSError as error:
-        raise UserError(f"--out {out}: cannot be written ({error.strerror}); choose another --out") from None
+    check_output(out, folder=True)
     taken = [name for name in RUN_FILES if (out / name).is_dir()]
     if taken:
         raise UserError(f"--out {out}: {', '.join(taken)} is a folder, expected a file; choose another --out")
+    out.mkdir(parents=True, exist_ok=True)
 
 
 def check_benchmarks(settings: Evaluation) -> None:
@@ -73,7 +69,8 @@ def check_stage(recipe: Recipe, stage: SFTStage | RLStage, loaded: Loaded, out: 
         UserError: all problems at once.
     """
     checks: list[Callable[[], None]] = [
-        lambda: check_output(out),
+        lambda: _check_end_of_turn(loaded),
+        lambda: check_run_files(out),
         lambda: check_disk(recipe, stage, loaded, out),
         lambda: _check_export(loaded, out / stage.name),
     ]
@@ -85,6 +82,14 @@ def check_stage(recipe: Recipe, stage: SFTStage | RLStage, loaded: Loaded, out: 
             problems.append(str(error))
     if problems:
         raise UserError(f"stage {stage.name}: " + "; ".join(problems))
+
+
+def _check_end_of_turn(loaded: Loaded) -> None:
+    if loaded.tokenizer.eos_token_id is None:
+        raise UserError(
+            f"model {loaded.name!r}: its tokenizer has no eos_token, which ends every reply that is trained on; set "
+            f"eos_token in {loaded.folder}/tokenizer_config.json"
+        )
 
 
 def _check_export(loaded: Loaded, folder: Path) -> None:

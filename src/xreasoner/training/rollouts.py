@@ -11,7 +11,7 @@ import shutil
 import warnings
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from functools import lru_cache
 from pathlib import Path
 from random import Random
@@ -204,17 +204,24 @@ class Sampler(Protocol):
 
 
 class InProcess:
-    """Rollouts by an engine that shares the trainer's weights, or a whole copy of them where they are sharded."""
+    """Rollouts by an engine that shares the trainer's weights, or samples from a copy (`Learner.sampler`)."""
 
     def __init__(self, asking: Asking, learner: Learner, engine: Any) -> None:
         self.asking, self.learner, self.engine = asking, learner, engine
         self.banned: Sequence[int] = engine.banned
 
-    def updated(self, version: int) -> None:
-        parallel.copy_weights(self.learner.model, self.learner.replica.model)
+    def updated(self, version: int) -> None: ...
 
     def take(self, step: int, drawn: int, begun: Filled | None) -> Filled:
-        return self.asking.fill(self.engine, step, drawn)
+        sampler = self.learner.sampler
+        if sampler is not None:
+            sampler.fill(self.learner.model)
+        try:
+            return self.asking.fill(self.engine, step, drawn)
+        finally:  # the update needs the memory
+            self.engine.release()
+            if sampler is not None:
+                sampler.release()
 
     def ahead(self, step: int, drawn: int) -> None: ...
 
@@ -242,7 +249,9 @@ class Remote:
             return
         self.begun()
         folder = self.out / f"step-{version:06d}"
-        export(merged(replica.model), replica.tokenizer, replica.image_processor, folder)
+        dtype = torch.bfloat16 if self.asking.stage.rollouts_in_bfloat16 else torch.float32
+        self.out.mkdir(parents=True, exist_ok=True)
+        export(merged(replica.model, self.out, dtype), replica.tokenizer, replica.image_processor, folder, dtype)
         self.fleet.load(folder, version)
         for old in self.out.glob("step-*"):
             if old != folder:
@@ -296,32 +305,40 @@ class Fleet(OpenAIEngine):
 
     def __init__(self, settings: Servers, loaded: Loaded) -> None:
         super().__init__(list(settings.urls), patience=settings.patience_seconds)
-        self.servers = [Versioned(server.url, server.model, server.context, server.vllm) for server in self.servers]
+        names = [field.name for field in fields(Server)]
+        self.servers = [Versioned(**{name: getattr(server, name) for name in names}) for server in self.servers]
         self.tokenizer, self.version, self.settings = loaded.tokenizer, -1, settings
 
-    def _exit_ids(self, draft: Draft) -> Sequence[int]:
+    async def _exit_tokens(self, draft: Draft) -> Sequence[tuple[int, str]]:
         ids: list[int] = self.tokenizer.encode(draft.sampling.exit_text, add_special_tokens=False)
-        return ids
+        return [(token, self.tokenizer.decode([token])) for token in ids]
 
     def generate(
         self, requests: Sequence[Request], on_done: Callable[[int, list[Completion]], None] | None = None
     ) -> list[list[Completion]]:
-        """See `engines.base.Engine`. Raises `TrainingError` for a server that gives no token ids."""
+        """See `engines.base.Engine`. Raises `TrainingError` for a reply of which the sampled tokens are not known."""
         found = super().generate(requests, on_done)
-        if not all(len(one.token_ids) == len(one.logprobs) > 0 for group in found for one in group):
-            raise TrainingError("rollouts.urls: a server gives no token ids or log-probabilities; expected vLLM's")
+        for one in (one for group in found for one in group if one.exit != "aborted"):
+            if not len(one.token_ids) == len(one.logprobs) > 0:
+                raise TrainingError(
+                    "rollouts.urls: a server gives no token ids or log-probabilities, or cannot continue a reply from "
+                    "its tokens; expected vLLM's (return_token_ids, /tokenize, and /v1/completions with token ids)"
+                )
         return found
 
     def load(self, folder: Path, version: int) -> None:
-        """Have every server load the weights in a folder. Raises `EngineError` where none does.
+        """Have all servers load the weights in a folder, at the same time. Raises `EngineError` where none does.
+
+        A server that does not is left out, with a warning that names it.
 
         vLLM: `collective_rpc` of `reload_weights(weights_path=…)`, which it offers with VLLM_SERVER_DEV_MODE=1; the
         prefix cache of the old weights is emptied.
         """
         complaints = []
-        for server in self.servers:
+        with ThreadPoolExecutor(len(self.servers)) as pool:
+            errors = list(pool.map(lambda server: self._load(server.url.removesuffix("/v1"), folder), self.servers))
+        for server, error in zip(self.servers, errors, strict=True):
             assert isinstance(server, Versioned)
-            error = self._load(server.url.removesuffix("/v1"), folder)
             server.current = not error
             if error:
                 complaints.append(f"{server.url}: {error}")
@@ -330,6 +347,12 @@ class Fleet(OpenAIEngine):
                 server.until = 0.0
         if len(complaints) == len(self.servers):
             raise EngineError(f"no server loaded the weights of step {version} ({'; '.join(complaints)})")
+        if complaints:
+            warnings.warn(
+                f"the weights of step {version} were not loaded by {'; '.join(complaints)}; the other servers take its "
+                "requests until the next step",
+                stacklevel=2,
+            )
         self.version = version
 
     def _load(self, root: str, folder: Path) -> str:
@@ -339,7 +362,9 @@ class Fleet(OpenAIEngine):
             answer = httpx2.post(root + "/collective_rpc", json=body, timeout=self.settings.load_seconds)
             if answer.status_code != 200:
                 return f"/collective_rpc: status {answer.status_code}; start it with VLLM_SERVER_DEV_MODE=1"
-            httpx2.post(root + "/reset_prefix_cache", timeout=self.settings.load_seconds)
+            answer = httpx2.post(root + "/reset_prefix_cache", timeout=self.settings.load_seconds)
+            if answer.status_code != 200:  # replies would begin with the old weights' keys and values
+                return f"/reset_prefix_cache: status {answer.status_code}; start it with VLLM_SERVER_DEV_MODE=1"
         except httpx2.HTTPError as error:
             return f"{type(error).__name__}: {error}"
         return ""
