@@ -1,21 +1,24 @@
 """Planned beside measured memory: one training step of every form on a small random model (`make plan-check`).
 
-One process imports everything and reads the model's files; each form then runs in a fork of it, so that a measurement
-takes a second. Resident memory is counted from before the model is loaded: weights, gradients, moments, activations
-and the allocator's own.
+One process imports everything; each form then runs in a fork of it. Counted is resident memory of the process's own,
+from before the model is loaded: weights, gradients, moments, activations, and what kernels and the allocator take.
+Pages of files (code, the vision tower) come and go as the operating system likes.
 """
 
 from __future__ import annotations
 
 import argparse
-import ctypes
 import gc
 import itertools
 import json
 import os
 import re
+import sys
 import tempfile
+import threading
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -25,9 +28,10 @@ from transformers import AutoModelForImageTextToText, Qwen2_5_VLConfig
 
 from xreasoner.completion import Completion
 from xreasoner.data.packing import Tokens
-from xreasoner.models.freezing import freeze
+from xreasoner.models.freezing import VISION, freeze
 from xreasoner.models.loading import load
 from xreasoner.models.lora import adapt
+from xreasoner.models.offloading import offload_vision
 from xreasoner.planning import memory as planned
 from xreasoner.planning import published
 from xreasoner.planning.machine import Machine
@@ -44,21 +48,29 @@ TEXT: dict[str, Any] = {"hidden_size": 512, "intermediate_size": 1408, "num_hidd
 TEXT |= {"num_key_value_heads": 4, "layer_types": ["full_attention"] * 8, "vocab_size": 4096}
 TEXT |= {"rope_parameters": {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [8, 12, 12]}}
 LENGTH = 256
+GIVE_BACK = "MALLOC_MMAP_THRESHOLD_"
+"""glibc gives larger pieces back to the operating system when they are freed."""
 
 
 def forms() -> dict[str, dict[str, Any]]:
     """Every form of a stage: {its name: the recipe's fields}."""
     found = {}
     kinds = itertools.product(
-        ("sft", "rl"), ("full", "lora"), ("padded", "packed"), ("", "checkpointed"), ("float32", "bfloat16")
+        ("sft", "rl"),
+        ("full", "lora", "lora-bf16"),
+        ("padded", "packed"),
+        ("", "checkpointed"),
+        ("float32", "bfloat16"),
     )
     for kind, weights, batching, again, precision in kinds:
         if kind == "rl" and batching == "padded" and again:
             continue  # refused by the recipe
         fields: dict[str, Any] = {"kind": kind, "batching": batching, "precision": precision}
         fields["activation_checkpointing"] = bool(again)
-        if weights == "lora":
-            fields["lora"] = {"rank": 16}
+        if weights != "full":
+            fields["lora"] = {"rank": 16, "base_dtype": "bfloat16" if weights == "lora-bf16" else "float32"}
+        if weights == "lora-bf16" and precision == "float32":
+            continue  # refused by the recipe
         found[" ".join(filter(None, (kind, weights, batching, again, precision)))] = fields
     return found
 
@@ -75,7 +87,7 @@ def stage_of(fields: dict[str, Any]) -> SFTStage | RLStage:
         common |= {"max_length": LENGTH, "chunk_tokens": 4 * LENGTH, "batch_examples": 8}
     else:
         common |= {"steps": 1, "thinking_budget": 184, "answer_budget": 8, "group_size": 4, "prompts_per_step": 2}
-        common |= {"max_prompt": 64, "chunk_tokens": 4 * LENGTH}
+        common |= {"max_prompt": 64, "chunk_tokens": 64 + 4 * 192 if fields["batching"] == "padded" else 4 * LENGTH}
     recipe = Recipe.model_validate({"name": "r", "model": "tiny-base", "stages": [{**common, **fields}]})
     return recipe.stages[0]
 
@@ -92,43 +104,57 @@ def save_model(folder: Path, source: str = "tiny-base") -> Path:
     return folder
 
 
-def resident(field: str) -> int:
-    """VmRSS or VmHWM of this process in bytes."""
-    found = re.search(rf"{field}:\s+(\d+) kB", Path("/proc/self/status").read_text())
+def anonymous() -> int:
+    """RssAnon of this process in bytes."""
+    found = re.search(r"RssAnon:\s+(\d+) kB", Path("/proc/self/status").read_text())
     assert found is not None
     return int(found[1]) * 1024
 
 
-def release_freed() -> None:
-    """Give what is freed back to the operating system; pages that are held in memory cannot be given back."""
+@contextmanager
+def watched() -> Iterator[dict[str, int]]:
+    """The most memory of this process's own (no file's) inside the block, above what there was before."""
     gc.collect()
-    ctypes.CDLL(None).malloc_trim(0)
+    before, ended = anonymous(), threading.Event()
+    found = {"measured": 0}
+
+    def watch() -> None:
+        while not ended.wait(0.002):
+            found["measured"] = max(found["measured"], anonymous() - before)
+
+    watcher = threading.Thread(target=watch, daemon=True)
+    watcher.start()
+    try:
+        yield found
+    finally:
+        ended.set()
+        watcher.join()
 
 
-def step(stage: SFTStage | RLStage, folder: str) -> dict[str, float]:
-    """The resident peak of training steps, in bytes above what was there before the model was loaded."""
+def step(stage: SFTStage | RLStage, folder: str) -> dict[str, int]:
+    """What a model takes that is loaded and trained for one step."""
     torch.manual_seed(0)
-    release_freed()
-    before = resident("VmRSS")
-    loaded = load(folder, dtype=torch.float32)
-    if stage.lora is not None:
-        adapt(loaded.model, stage.lora)
-    freeze(loaded.model, stage.lower_layers_frozen, stage.embeddings_frozen, lora=stage.lora is not None)
-    learner = ready(stage, loaded)
-    sum(parameter.sum().item() for parameter in loaded.model.parameters())  # mapped files are resident when read
-    standing = resident("VmRSS") - before
-    Path("/proc/self/clear_refs").write_text("5")
-    with tempfile.TemporaryDirectory() as out:
+    with tempfile.TemporaryDirectory() as out, watched() as found:
+        halved = stage.lora is not None and stage.lora.base_dtype == "bfloat16"
+        loaded = load(folder, dtype=torch.bfloat16 if halved else torch.float32)
+        if stage.lora is not None:
+            adapt(loaded.model, stage.lora)
+        freeze(loaded.model, stage.lower_layers_frozen, stage.embeddings_frozen, lora=stage.lora is not None)
+        offload_vision(loaded.model, Path(out))
+        for name, parameter in loaded.model.named_parameters():
+            if VISION not in name:
+                parameter.data = parameter.data.clone()  # on a GPU they are in memory too, and not in a file
+        learner = ready(stage, loaded)
         if isinstance(stage, SFTStage):
             rows = [Tokens(tuple(torch.randint(20, 1000, (LENGTH,)).tolist()), 32) for _ in range(8)]
             train_sft(stage, learner, rows, Path(out), 0, quiet)
         else:
             optimiser = make_optimiser(learner.model, stage.optimiser)
-            context = StepContext("s", 1, Path(out))
             loaded.model.train()
             Journal(Path(out), learner.model, optimiser, stage).resume()  # which makes AdamW's moments
+            context = StepContext("s", 1, Path(out))
             improve(stage, learner, optimiser, rollouts(stage), (), 1e-5, Random(0), context)
-    return {"measured": resident("VmHWM") - before, "standing": standing}
+    return found
 
 
 def rollouts(stage: RLStage) -> list[Rollout]:
@@ -167,22 +193,6 @@ def forked(task: Callable[[], Any]) -> Any:
     return json.loads(text or b"null")
 
 
-def measure(stage: SFTStage | RLStage, folder: str) -> dict[str, float]:
-    """One form, in a fork: a small model takes the same step first, so that code and tables are in memory.
-
-    They are held there where that is allowed, for the operating system may drop a file's pages at any time.
-    """
-
-    def task() -> dict[str, float]:
-        step(stage, "tiny-base")
-        release_freed()
-        ctypes.CDLL(None).mlockall(1)
-        return step(stage, folder)
-
-    found: dict[str, float] = forked(task)
-    return found
-
-
 def compare(names: Sequence[str]) -> Iterator[tuple[str, dict[str, float]]]:
     """Each form's name, and its planned and measured bytes."""
     with tempfile.TemporaryDirectory() as parent:
@@ -196,7 +206,7 @@ def compare(names: Sequence[str]) -> Iterator[tuple[str, dict[str, float]]]:
             parts = planned.phases(found, stage, machine)
             parts.pop("rollouts", None)
             phase = planned.largest_phase(parts)
-            yield name, {"planned": planned.peak(parts), **measure(stage, folder), **parts[phase]}
+            yield name, {"planned": planned.peak(parts), **forked(partial(step, stage, folder)), **parts[phase]}
 
 
 def main() -> None:
@@ -204,8 +214,9 @@ def main() -> None:
     parser.add_argument("names", nargs="*", help="only forms whose names hold one of these")
     parser.add_argument("--json", action="store_true", help="one line of JSON instead of the tables")
     arguments = parser.parse_args()
+    if GIVE_BACK not in os.environ:
+        os.execve(sys.executable, [sys.executable, *sys.argv], {**os.environ, GIVE_BACK: "65536"})
     torch.set_num_threads(1)
-    ctypes.CDLL(None).mallopt(-3, 1_000_000)  # M_MMAP_THRESHOLD: what is freed goes back to the operating system
     rows = {}
     for name, row in compare(arguments.names):
         rows[name] = row

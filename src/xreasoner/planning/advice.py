@@ -91,7 +91,7 @@ def reasons(found: Shape, stage: Stage, machine: Machine, lengths: Lengths | Non
 
 
 def _rollout_reasons(found: Shape, stage: RLStage, machine: Machine, lengths: Lengths) -> Iterator[str]:
-    size = memory.rollout_bytes(stage, machine)
+    size = memory.rollout_bytes(stage)
     if stage.rollouts is not None:
         room = work.server_room(found, machine)
         one = size * found.kv * memory.longest(stage)

@@ -46,7 +46,8 @@ def sizes(stage: Stage, machine: Machine) -> Sizes:
     sharded models compute wholly in bfloat16."""
     half = stage.precision == "bfloat16"
     computed = 2 if half else 4
-    return Sizes(base=4, computed=computed, stream=computed if machine.gpus > 1 else 4)
+    base = 2 if stage.lora is not None and stage.lora.base_dtype == "bfloat16" else 4
+    return Sizes(base=base, computed=computed, stream=computed if machine.gpus > 1 else 4)
 
 
 def phases(found: Shape, stage: Stage, machine: Machine) -> dict[str, dict[str, float]]:
@@ -72,18 +73,15 @@ def largest_phase(memory: Mapping[str, Mapping[str, float]]) -> str:
 
 
 def standing_parts(found: Shape, stage: Stage, machine: Machine) -> dict[str, float]:
-    """What is there in every phase."""
+    """What is there in every phase. The vision tower is not: a text stage keeps it in a file."""
     ranks, trained, adapters = machine.gpus, trainable(found, stage), adapter_count(found, stage)
-    base = sizes(stage, machine).base if stage.lora else 4
+    base = sizes(stage, machine).base
     memory = {
         "weights": (base * found.text + 4 * adapters) / ranks,
-        "vision tower": 4.0 * found.vision,
         "optimizer states": 8 * trained / ranks,
     }
     if (stage.kl if isinstance(stage, RLStage) else stage.kl_to_base) > 0:
-        memory["reference"] = 4 * found.text / ranks + 4 * found.vision
-    if ranks > 1 and isinstance(stage, RLStage) and stage.rollouts is None:
-        memory["rollout copy"] = 4.0 * (found.text + found.vision)
+        memory["reference"] = base * found.text / ranks
     return memory
 
 
@@ -109,12 +107,14 @@ def training_parts(found: Shape, stage: Stage, machine: Machine) -> dict[str, fl
 
 def copies(found: Shape, stage: Stage, machine: Machine) -> dict[str, float]:
     """Weights in the form that they are computed in, beside the ones that are kept."""
-    half = stage.precision == "bfloat16"
+    size = sizes(stage, machine)
     if machine.gpus > 1:
         gathered = found.root + LAYERS_GATHERED * found.layer
-        return {"gathered weights": float(sizes(stage, machine).computed * gathered)}
-    if not half:
+        return {"gathered weights": float(size.computed * gathered)}
+    if size.computed == 4:
         return {}
+    if stage.lora is not None and size.base == 2:
+        return {"bfloat16 copies": 2.0 * adapter_count(found, stage)}
     alone = stage.lora is not None and stage.activation_checkpointing  # frozen weights' copies go with the layer
     return {"bfloat16 copies": 2.0 * (found.layer + found.vocab * found.hidden if alone else found.computed)}
 
@@ -130,30 +130,49 @@ def update_parts(found: Shape, stage: Stage, machine: Machine) -> dict[str, floa
 
 
 def rollout_parts(found: Shape, stage: RLStage, machine: Machine) -> dict[str, float]:
-    """What the engine in this process takes: its cache, and the logits of the rows that run."""
+    """What the engine in this process takes: the copy that it samples from, its cache, and the rows' logits."""
     rows = rows_at_once(stage, machine)
-    return {"KV cache": cache_bytes(found, stage, machine), "logits": float(LOGIT_BYTES * rows * found.vocab)}
+    return {
+        "rollout copy": rollout_copy(found, stage, machine),
+        "KV cache": cache_bytes(found, stage, machine),
+        "logits": float(LOGIT_BYTES * rows * found.vocab),
+    }
+
+
+def rollout_copy(found: Shape, stage: RLStage, machine: Machine) -> float:
+    """Bytes of the text weights that rollouts are sampled from, where the trainer's own do not serve: these are
+    sharded, or of another type (`training.common.ready`)."""
+    size = rollout_bytes(stage)
+    if machine.gpus == 1 and size == sizes(stage, machine).base:
+        return 0.0
+    return float(size * (found.text + adapter_count(found, stage)))
 
 
 def cache_bytes(found: Shape, stage: RLStage, machine: Machine) -> float:
     """Of the rows that run together, and no more than there is room for."""
-    reply = float(rollout_bytes(stage, machine) * found.kv * longest(stage))
+    reply = float(rollout_bytes(stage) * found.kv * longest(stage))
     return max(0.0, min(reply * rows_at_once(stage, machine), cache_room(found, stage, machine)))
 
 
 def cache_room(found: Shape, stage: RLStage, machine: Machine) -> float:
-    """Half of what the standing parts leave; less than 0 where they do not fit."""
-    return (machine.usable - sum(standing_parts(found, stage, machine).values())) / 2
+    """What the engine's cache may take; less than 0 where the rest does not fit.
+
+    The engine takes half of what is free when it is made, which is before AdamW's moments are.
+    """
+    standing, copied = standing_parts(found, stage, machine), rollout_copy(found, stage, machine)
+    left = machine.usable - sum(standing.values()) - copied
+    return min((left + standing["optimizer states"]) / 2, left)
 
 
-def rollout_bytes(stage: RLStage, machine: Machine) -> int:
-    """Bytes of a number in what rollouts are computed in: float32 in this process, bfloat16 on servers."""
-    return 4 if stage.rollouts is None else 2
+def rollout_bytes(stage: RLStage) -> int:
+    """Bytes of a number in what rollouts are computed in, here or on servers."""
+    halved = stage.lora is not None and stage.lora.base_dtype == "bfloat16"
+    return 2 if stage.rollouts_in_bfloat16 or halved else 4
 
 
 def sync_bytes(found: Shape, stage: RLStage) -> float:
-    """Bytes of the weights that the engine or the servers get after each step."""
-    return 4.0 * found.text
+    """Bytes of the weights that all ranks put together after each step."""
+    return 4.0 * (found.text if stage.lora is None else adapter_count(found, stage))
 
 
 def rows_at_once(stage: RLStage, machine: Machine) -> int:
@@ -210,6 +229,11 @@ def kept_of_layer(found: Shape, stage: Stage, machine: Machine) -> float:
         norms = (6 if autocast else 4) * wide
     if machine.cpu and packs(stage, machine):
         kept += size.computed * query
+    if isinstance(stage, RLStage) and not packs(stage, machine):
+        # a prompt's keys and values are put before each reply's and repeated for the heads that share them; on a CPU
+        # attention under a mask keeps its scores
+        kept += 2 * size.computed * (query + found.key)
+        kept += 8 * found.heads * longest(stage) if machine.cpu else 0
     if stage.lora is not None:
         kept += size.computed * stage.lora.rank * len(stage.lora.targets) - norms
     return float(kept)
@@ -250,10 +274,24 @@ def pass_tokens(stage: Stage) -> int:
 
 
 def host_memory(found: Shape, stage: Stage, machine: Machine) -> dict[str, float]:
-    """Bytes in the main memory of the machine with rank 0 by part, at the most."""
+    """Bytes in the main memory of the machine with rank 0 by part.
+
+    Rank 0 reads the weights and keeps them for the export; the other ranks get their shards from it. A CPU's training
+    comes on top. Pages of mapped files (the vision tower) are the operating system's to drop.
+    """
     ranks = min(machine.gpus, PER_NODE)
-    return {
-        "processes": PROCESS * ranks,
-        "weights being loaded": 4.0 * (found.text + found.vision) * ranks,
-        "rank 0's copy": 4.0 * (found.text + found.vision) * (machine.gpus > 1),
-    }
+    whole = float(sizes(stage, machine).base * found.text + 4 * adapter_count(found, stage))
+    memory = {"processes": PROCESS * ranks}
+    if machine.cpu:
+        return (
+            memory
+            | {"training": ranks * peak(phases(found, stage, machine))}
+            | ({"rank 0's copy": whole} if ranks > 1 else {})
+        )
+    if machine.gpus > 1:
+        memory["rank 0's copy"] = whole
+    else:
+        memory["weights being loaded"] = whole
+    if isinstance(stage, RLStage) and stage.rollouts is not None:
+        memory["weights for servers"] = float(rollout_bytes(stage) * found.text)
+    return memory

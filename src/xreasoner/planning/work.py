@@ -132,7 +132,7 @@ def sync_seconds(found: Shape, stage: RLStage, machine: Machine) -> float:
     size = memory.sync_bytes(found, stage)
     gathering = machine.exchange_seconds(size)
     if stage.rollouts is not None:  # written once, read by all servers at the same time
-        gathering += 2 * size / DISK
+        gathering += 2 * memory.rollout_bytes(stage) * (found.text + found.vision) / DISK
     return stage.steps * gathering
 
 
@@ -141,7 +141,7 @@ def rollout_seconds(found: Shape, stage: RLStage, machine: Machine, lengths: Len
     replies = stage.prompts_per_step * stage.group_size
     gpus = machine.gpus if stage.rollouts is None else len(stage.rollouts.urls)
     share = -(-replies // gpus)
-    size = memory.rollout_bytes(stage, machine)
+    size = memory.rollout_bytes(stage)
     rows = max(1, min(share, rollout_rows(found, stage, machine, lengths)))
     seconds = decode_seconds(
         found, machine, lengths, share, rows, size, lengths.expected_longest(replies), stage.rollouts is None
@@ -152,7 +152,7 @@ def rollout_seconds(found: Shape, stage: RLStage, machine: Machine, lengths: Len
 
 def rollout_rows(found: Shape, stage: RLStage, machine: Machine, lengths: Lengths) -> int:
     """Replies that one GPU's cache holds at a time; 0 or less where it has no room."""
-    size = memory.rollout_bytes(stage, machine)
+    size = memory.rollout_bytes(stage)
     if stage.rollouts is None:
         room = memory.cache_room(found, stage, machine)
         return min(memory.MOST_ROWS, int(room / (size * found.kv * memory.longest(stage))))
