@@ -7,7 +7,7 @@ BIN := .venv/bin
 JOBS ?= $(shell nproc 2>/dev/null || sysctl -n hw.ncpu)
 export TOKENIZERS_PARALLELISM = false
 
-.PHONY: demo report test test-tools test-slow test-peers test-card test-vllm bench-inference lint format docs base evidence load peers bench-evaluation test-trl kills bench-training plan-check forced-exit true-shapes clean
+.PHONY: demo report test test-tools test-slow test-peers test-card test-vllm bench-inference lint format docs base evidence load peers bench-evaluation test-trl kills bench-training plan-check forced-exit true-shapes fuzz clean
 
 demo: .venv/ready
 	$(BIN)/xreasoner demo $(ARGS)
@@ -22,6 +22,10 @@ test: .venv/ready lint test-tools
 # Chromium, a C compiler and openssl: installed by apt-get where they are missing, or the command that does it is printed
 test-tools: .venv/ready
 	scripts/install_test_tools.sh $(BIN)/python
+
+# ten minutes of random inputs: grader, data reader, recipes, images, tags, and the service by Schemathesis
+fuzz: .venv/ready
+	XREASONER_FUZZ_SECONDS=$${XREASONER_FUZZ_SECONDS:-75} $(BIN)/python -m pytest -q --timeout 900 tests/fuzz $(ARGS)
 
 test-slow: .venv/ready
 	$(BIN)/python -m pytest -q -m slow

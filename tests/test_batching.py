@@ -185,7 +185,7 @@ def test_pictures_come_through_the_guard(tiny: Reasoner, tmp_path: Path) -> None
     assert outcome.refused == [2, 3, 4, 5, 6]
     said = {row["custom_id"]: row["error"] for row in _rows(tmp_path / "out.jsonl")}
     assert "outside the folder" in said["q1"]["message"]
-    assert "remote pictures are off" in said["q3"]["message"]
+    assert "remote images are off" in said["q3"]["message"]
     assert "no picture" not in said["q5"]["message"]
 
 

@@ -436,9 +436,9 @@ def test_no_picture_and_no_foreign_domain_enters(tmp_path: Path) -> None:
     stage = load_recipe("demo").stages[1]
     with pytest.raises(RecipeError, match="clinical"):
         check(stage, [Problem("p", "q?", "1", "integer", domain="clinical")])
-    with pytest.raises(RecipeError, match="picture"):
+    with pytest.raises(RecipeError, match="image"):
         check(stage, [Problem("p", "q?", "1", "integer", images=(Image.new("RGB", (56, 56)),))])
-    with pytest.raises(RecipeError, match="picture"):
+    with pytest.raises(RecipeError, match="image"):
         check(stage, [Problem("p", "q?", "1", "integer", modality="image")])
 
 

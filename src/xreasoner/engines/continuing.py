@@ -271,7 +271,7 @@ class ContinuingEngine:
             raise UserError(f"exit_text {request.sampling.exit_text!r} does not hold {CLOSE}; expected it to")
         places = sum(part.get("type") == "image" for message in request.messages for part in parts(message))
         if places != len(request.images):
-            raise UserError(f"the messages have {places} places for pictures, {len(request.images)} were given")
+            raise UserError(f"the messages have {places} places for images, {len(request.images)} were given")
         least, most = request.min_pixels or 1, request.max_pixels or 1 << 60
         if not 1 <= least <= most or most < CELL:
             raise UserError(

@@ -575,7 +575,9 @@ def _complain(server: Server, status: int, headers: Any, text: str) -> None:
     if status == 404:
         mend = "an address such as http://localhost:8000/v1, and a model that it has"
         raise ServerError(f"{said}; expected {mend}", status, words)
-    raise ServerError(f"the server refuses the request: {said}", status, words)
+    code = _error_fields(text).get("code")
+    known = code if code in STREAM_STATUS[400] else None
+    raise ServerError(f"the server refuses the request: {said}", status, words, known)
 
 
 def retry_seconds(headers: Mapping[str, str]) -> float:

@@ -32,7 +32,7 @@ from xreasoner.engines.base import GREEDY, Request, Sampling
 from xreasoner.engines.decoding import Decoder, fits
 from xreasoner.engines.reply_budget import ReplyBudget
 from xreasoner.engines.slots import Slots
-from xreasoner.errors import NonFiniteError, OutOfMemoryError, UserError, reason
+from xreasoner.errors import ContextLengthError, NonFiniteError, OutOfMemoryError, UserError, reason
 from xreasoner.models.loading import Encoded, Loaded, encode, plain
 from xreasoner.trace import CLOSE
 
@@ -272,9 +272,9 @@ class TorchEngine:
         limit = self.loaded.positions
         room = limit - len(prompt.input_ids) - exit_tokens
         if room < 1:
-            raise UserError(
+            raise ContextLengthError(
                 f"the prompt has {len(prompt.input_ids)} tokens and the model takes {limit}, of which the exit text "
-                f"and an answer need {exit_tokens + 1}; shorten it, or lower max_pixels if pictures take the room"
+                f"and an answer need {exit_tokens + 1}; shorten it, or lower max_pixels if images take the room"
             )
         answer = min(request.sampling.answer_budget, room)
         thinking = min(request.sampling.thinking_budget, room - answer)

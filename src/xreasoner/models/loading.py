@@ -505,7 +505,7 @@ def encode(
         try:
             pixels = loaded.image_processor(pictures, **size, return_tensors="pt")
         except ValueError as error:
-            raise UserError(f"a picture cannot be read by the model: {first_line(error)}") from error
+            raise UserError(f"an image cannot be read by the model: {first_line(error)}") from error
         patches, grids = pixels["pixel_values"], pixels["image_grid_thw"]
         merge = loaded.image_processor.merge_size**2
         counts = iter((grids.prod(-1) // merge).tolist())
@@ -542,7 +542,7 @@ _LONGEST_TAIL = 1000
 
 def _check_count(places: int, images: Sequence[Image]) -> None:
     if places != len(images):
-        raise UserError(f"the messages have {places} places for pictures, {len(images)} were given")
+        raise UserError(f"the messages have {places} places for images, {len(images)} were given")
 
 
 def _size(loaded: Loaded, min_pixels: int | None, max_pixels: int | None) -> dict[str, Any]:
@@ -551,7 +551,7 @@ def _size(loaded: Loaded, min_pixels: int | None, max_pixels: int | None) -> dic
         return {}
     if loaded.processor is not None:
         raise UserError(
-            f"min_pixels and max_pixels are given, and {loaded.model.config.model_type} resizes pictures in its own "
+            f"min_pixels and max_pixels are given, and {loaded.model.config.model_type} resizes images in its own "
             "way; expected neither"
         )
     own = loaded.image_processor.size

@@ -308,6 +308,7 @@ class Fleet(OpenAIEngine):
         names = [field.name for field in fields(Server)]
         self.servers = [Versioned(**{name: getattr(server, name) for name in names}) for server in self.servers]
         self.tokenizer, self.version, self.settings = loaded.tokenizer, -1, settings
+        self._behind: set[str] = set()
 
     async def _exit_tokens(self, draft: Draft) -> Sequence[tuple[int, str]]:
         ids: list[int] = self.tokenizer.encode(draft.sampling.exit_text, add_special_tokens=False)
@@ -329,30 +330,32 @@ class Fleet(OpenAIEngine):
     def load(self, folder: Path, version: int) -> None:
         """Have all servers load the weights in a folder, at the same time. Raises `EngineError` where none does.
 
-        A server that does not is left out, with a warning that names it.
+        A server that does not is left out, with a warning that names it the first time.
 
         vLLM: `collective_rpc` of `reload_weights(weights_path=…)`, which it offers with VLLM_SERVER_DEV_MODE=1; the
         prefix cache of the old weights is emptied.
         """
-        complaints = []
+        complaints: dict[str, str] = {}
         with ThreadPoolExecutor(len(self.servers)) as pool:
             errors = list(pool.map(lambda server: self._load(server.url.removesuffix("/v1"), folder), self.servers))
         for server, error in zip(self.servers, errors, strict=True):
             assert isinstance(server, Versioned)
             server.current = not error
             if error:
-                complaints.append(f"{server.url}: {error}")
+                complaints[server.url] = f"{server.url}: {error}"
             else:
                 server.worked()
                 server.until = 0.0
         if len(complaints) == len(self.servers):
-            raise EngineError(f"no server loaded the weights of step {version} ({'; '.join(complaints)})")
-        if complaints:
+            raise EngineError(f"no server loaded the weights of step {version} ({'; '.join(complaints.values())})")
+        news = [text for url, text in complaints.items() if url not in self._behind]
+        if news:
             warnings.warn(
-                f"the weights of step {version} were not loaded by {'; '.join(complaints)}; the other servers take its "
-                "requests until the next step",
+                f"the weights of step {version} were not loaded by {'; '.join(news)}; the other servers take over "
+                "until it loads later ones",
                 stacklevel=2,
             )
+        self._behind = set(complaints)
         self.version = version
 
     def _load(self, root: str, folder: Path) -> str:

@@ -249,7 +249,7 @@ def check(stage: SFTStage | RLStage, problems: Sequence[Problem]) -> None:
     """No picture and no foreign domain enters post-training. Raises `RecipeError` that names the problem."""
     for problem in problems:
         if problem.images or problem.modality != "text":
-            raise RecipeError(f"stage {stage.name}: problem {problem.id!r} has a picture; post-training is text only")
+            raise RecipeError(f"stage {stage.name}: problem {problem.id!r} has an image; post-training is text only")
         if problem.domain not in stage.allowed_domains:
             allowed = ", ".join(stage.allowed_domains)
             raise RecipeError(f"stage {stage.name}: problem {problem.id!r} is {problem.domain}; allowed: {allowed}")
