@@ -67,6 +67,7 @@ PUBLIC: dict[str, dict[str, Any]] = {
         "vision_config": {**_VISION_3, "out_hidden_size": 2560},
     },
 }
+PUBLIC["microsoft/X-Reasoner-7B"] = PUBLIC["Qwen/Qwen2.5-VL-7B-Instruct"]
 """The public configurations of the shipped recipes' models, so that a plan needs no network."""
 
 
