@@ -141,7 +141,7 @@ def test_two_ranks_sample_from_bfloat16_copies_as_one(random_folder: Path, tmp_p
     """A whole copy on each rank, filled from the shards for the rollouts and freed before the update."""
     taught = coin(random_folder, tmp_path, sft={"checkpoint_seconds": 1000})
     start = run_stage(taught, taught.stages[0], tmp_path)
-    settings = {"from": "base", "steps": 2, "checkpoint_seconds": 1000, "rollout_dtype": "bfloat16", "kl": 0.01}
+    settings = {"from": "base", "steps": 2, "checkpoint_seconds": 1000, "rollout_dtype": "bfloat16", "refills": 3}
     whole = coin(start, tmp_path, rl={**settings, "batching": "packed", "chunk_tokens": 64})
     recipe = whole.model_copy(update={"stages": whole.stages[1:]})
     path = tmp_path / "rl.yaml"
