@@ -26,6 +26,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import transformers
 from tokenizers import normalizers
 from transformers import AutoConfig, AutoModelForImageTextToText, PreTrainedTokenizerFast
 from transformers.convert_slow_tokenizer import TikTokenConverter
@@ -201,6 +202,7 @@ def main() -> None:
     parser.add_argument("--memory", default="24GB")
     parser.add_argument("--part", choices=("checkpoint", "sft", "rl", "plan"))
     arguments = parser.parse_args()
+    transformers.utils.logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     folder, model = arguments.folder, arguments.folder / "base"
     folder.mkdir(parents=True, exist_ok=True)
     if arguments.part is None:
