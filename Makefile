@@ -7,7 +7,7 @@ BIN := .venv/bin
 JOBS ?= $(shell nproc 2>/dev/null || sysctl -n hw.ncpu)
 export TOKENIZERS_PARALLELISM = false
 
-.PHONY: demo report test test-tools fuzz test-slow test-peers test-card test-vllm bench-inference lint format docs base evidence load peers bench-evaluation test-trl kills bench-training forced-exit true-shapes clean
+.PHONY: demo report test test-tools test-slow test-peers test-card test-vllm bench-inference lint format docs base evidence load peers bench-evaluation test-trl kills bench-training plan-check forced-exit true-shapes fuzz clean
 
 demo: .venv/ready
 	$(BIN)/xreasoner demo $(ARGS)
@@ -57,6 +57,10 @@ format: .venv/ready
 # 200 clients for a minute against the service
 load: .venv/ready
 	$(BIN)/python benchmarks/serving.py
+
+# planned beside measured memory in every form of a stage, and the plan's hours beside published runs
+plan-check: .venv/ready
+	$(BIN)/python benchmarks/planning.py $(ARGS)
 
 # the commands' help, in docs/cli.md; a test compares
 docs: .venv/ready

@@ -26,6 +26,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import transformers
 from tokenizers import normalizers
 from transformers import AutoConfig, AutoModelForImageTextToText, PreTrainedTokenizerFast
 from transformers.convert_slow_tokenizer import TikTokenConverter
@@ -40,7 +41,7 @@ from xreasoner.models.offloading import offload_vision
 from xreasoner.problem import Problem
 from xreasoner.recipe import Recipe, RLStage, load_recipe
 from xreasoner.tiny.tokenizer import CHAT_TEMPLATE
-from xreasoner.training.common import ready
+from xreasoner.training.common import MOST_LOGITS, ready
 from xreasoner.training.rl import train_rl
 from xreasoner.training.rollouts import Asking, Filled, InProcess
 from xreasoner.training.run import _load, run_stage
@@ -189,9 +190,10 @@ def run_rl(recipe: Recipe, out: Path) -> None:
 def show_plan(recipe: Recipe, memory: str) -> None:
     """What the planner says of the same stages on one GPU."""
     planned = recipe.model_copy(update={"model": MODEL})
-    for each in planning.plan(planned, planning.Machine.of(1, memory)):
-        parts = ", ".join(f"{part} {size / GB:.2f}" for part, size in each.memory.items())
-        print(f"{'plan: ' + each.stage:<22} at most {each.peak / GB:6.2f} GB ({parts})", flush=True)
+    for each in planning.plan(planned, replace(planning.Machine.of(1, memory), logits=MOST_LOGITS["cpu"], cpu=True)):
+        for phase, parts in each.memory.items():
+            shown = ", ".join(f"{part} {size / GB:.2f}" for part, size in parts.items())
+            print(f"plan: {each.stage}, {phase}: {sum(parts.values()) / GB:.2f} GB ({shown})", flush=True)
 
 
 def main() -> None:
@@ -200,6 +202,7 @@ def main() -> None:
     parser.add_argument("--memory", default="24GB")
     parser.add_argument("--part", choices=("checkpoint", "sft", "rl", "plan"))
     arguments = parser.parse_args()
+    transformers.utils.logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     folder, model = arguments.folder, arguments.folder / "base"
     folder.mkdir(parents=True, exist_ok=True)
     if arguments.part is None:

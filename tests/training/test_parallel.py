@@ -136,6 +136,25 @@ def test_two_ranks_reinforce_as_one(random_folder: Path, tmp_path: Path) -> None
     assert 0 < apart < 0.05 * moved  # AdamW makes a sign of a gradient near 0
 
 
+@pytest.mark.slow
+def test_two_ranks_sample_from_bfloat16_copies_as_one(random_folder: Path, tmp_path: Path) -> None:
+    """A whole copy on each rank, filled from the shards for the rollouts and freed before the update."""
+    taught = coin(random_folder, tmp_path, sft={"checkpoint_seconds": 1000})
+    start = run_stage(taught, taught.stages[0], tmp_path)
+    settings = {"from": "base", "steps": 2, "checkpoint_seconds": 1000, "rollout_dtype": "bfloat16", "refills": 3}
+    whole = coin(start, tmp_path, rl={**settings, "batching": "packed", "chunk_tokens": 64})
+    recipe = whole.model_copy(update={"stages": whole.stages[1:]})
+    path = tmp_path / "rl.yaml"
+    path.write_text(yaml.safe_dump(recipe.model_dump(mode="json", by_alias=True)))
+    run_recipe(recipe, tmp_path / "1")
+    train(2, str(path), "--out", str(tmp_path / "2"))
+    one, two = (metrics(tmp_path / ranks / "rl") for ranks in "12")
+    assert one[0]["outcomes"] == two[0]["outcomes"]
+    assert two[0]["loss"] == pytest.approx(one[0]["loss"], abs=1e-4)
+    assert two[0]["logprob_gap"] == pytest.approx(one[0]["logprob_gap"], rel=1e-2)
+    assert len(two) == 2
+
+
 def stop(ranks: int, recipe: Path, out: Path, at: int) -> None:
     """Train until so many steps are written, then SIGTERM, which saves first."""
     process = subprocess.Popen(command(ranks, str(recipe), "--out", str(out), "--resume"), env=environment())
