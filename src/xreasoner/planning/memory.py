@@ -95,7 +95,9 @@ def training_parts(found: Shape, stage: Stage, machine: Machine) -> dict[str, fl
         **copies(found, stage, machine),
     }
     turns = {
-        "logits": LOGIT_BYTES * logits_at_once(found, machine, tokens) + head_gradients(found, stage, machine),
+        "logits": LOGIT_BYTES * logits_at_once(found, machine, tokens)
+        + (2 * found.vocab * found.hidden if size.computed < size.stream else 0)  # cast for the product with the slope
+        + head_gradients(found, stage, machine),
         "one layer backward": layer_backward(found, stage, machine, tokens) + head_gradients(found, stage, machine) / 2,
     }
     largest = max(turns, key=lambda part: turns[part])
@@ -208,7 +210,10 @@ def layer_backward(found: Shape, stage: Stage, machine: Machine, tokens: int) ->
     """Bytes of one layer's gradients on their way back, and of its activations where they are computed again."""
     size = sizes(stage, machine)
     again = kept_of_layer(found, stage, machine) if stage.activation_checkpointing else 0.0
-    return tokens * (again + size.computed * 3 * found.intermediate + 2 * size.stream * found.hidden)
+    autocast = size.computed < size.stream
+    # adapters are float32: under autocast their inputs and gradients are cast
+    wide = 16 if stage.lora is not None and autocast else 3 * size.computed
+    return tokens * (again + wide * found.intermediate + 2 * size.stream * found.hidden)
 
 
 def kept_of_layer(found: Shape, stage: Stage, machine: Machine) -> float:
