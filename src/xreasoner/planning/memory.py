@@ -235,10 +235,8 @@ def kept_of_layer(found: Shape, stage: Stage, machine: Machine) -> float:
     if machine.cpu and packs(stage, machine):
         kept += size.computed * query
     if isinstance(stage, RLStage) and not packs(stage, machine):
-        # a prompt's keys and values are put before each reply's and repeated for the heads that share them; on a CPU
-        # attention under a mask keeps its scores
+        # a prompt's keys and values are put before each reply's, and repeated for the heads that share them
         kept += 2 * size.computed * (query + found.key)
-        kept += 8 * found.heads * longest(stage) if machine.cpu else 0
     if stage.lora is not None:
         kept += size.computed * stage.lora.rank * len(stage.lora.targets) - norms
     return float(kept)
