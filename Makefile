@@ -7,7 +7,7 @@ BIN := .venv/bin
 JOBS ?= $(shell nproc 2>/dev/null || sysctl -n hw.ncpu)
 export TOKENIZERS_PARALLELISM = false
 
-.PHONY: demo report test test-tools fuzz test-slow test-peers test-clients test-card test-vllm bench-inference lint format docs base evidence load peers bench-evaluation test-trl kills bench-training forced-exit clean
+.PHONY: demo report test test-tools test-slow test-peers test-clients test-card test-vllm bench-inference lint format docs base evidence load peers bench-evaluation test-trl kills bench-training plan-check forced-exit true-shapes fuzz clean
 
 demo: .venv/ready
 	$(BIN)/xreasoner demo $(ARGS)
@@ -62,6 +62,10 @@ format: .venv/ready
 load: .venv/ready
 	$(BIN)/python benchmarks/serving.py
 
+# planned beside measured memory in every form of a stage, and the plan's hours beside published runs
+plan-check: .venv/ready
+	$(BIN)/python benchmarks/planning.py $(ARGS)
+
 # the commands' help, in docs/cli.md; a test compares
 docs: .venv/ready
 	$(BIN)/python tests/test_docs.py
@@ -82,6 +86,10 @@ forced-exit: .venv/ready
 # tokens a second, seconds of a step and memory beside TRL's; ratios in one run
 bench-training: .venv/ready .venv-trl/ready
 	$(BIN)/python benchmarks/training.py $(ARGS)
+
+# Qwen2.5-VL-3B in its true shape, random weights: an SFT and an RL step within 24 GB, 40 GB of disk, ten minutes
+true-shapes: .venv/ready
+	$(BIN)/python benchmarks/true_shapes.py $(ARGS)
 
 base: .venv/ready
 	$(BIN)/python -m xreasoner.tiny.base

@@ -393,7 +393,15 @@ def test_a_plan_needs_no_weights_and_no_network(run: Run) -> None:
     arguments = ["plan", "x-reasoner-7b", "--gpus", "32", "--memory", "40GB", "--price", "1.5", "--length", "3000"]
     result = run(*arguments)
     assert result.code == 0, result.err
-    for promised in ("8,292,166,656 parameters", "optimiser", "activations", "logits", "KV cache", "FLOPs", "cost"):
+    for promised in (
+        "8,292,166,656 parameters",
+        "optimizer states",
+        "activations",
+        "logits",
+        "KV cache",
+        "FLOPs",
+        "cost",
+    ):
         assert promised in result.out
     lower = run(*arguments, "--set", "stages.sft.epochs=1")
     assert lower.out != result.out

@@ -86,7 +86,7 @@ def train(
     """Run a recipe's stages; where it names benchmarks, measure each and report. Under torchrun, on all processes."""
     wanted = _checked_recipe(recipe, set_ or [], None if dry_run else out)
     from xreasoner.demo import claim, run_demo
-    from xreasoner.planning import check_layers
+    from xreasoner.planning import check_recipe
     from xreasoner.progress import Screen, matrix
     from xreasoner.training import parallel
     from xreasoner.training.preflight import check_benchmarks, check_run_files
@@ -98,7 +98,7 @@ def train(
 
         _print(showing.dry_run(wanted))
         return
-    check_layers(wanted)
+    check_recipe(wanted)
     known_sources(wanted, out)
     check_run_files(out)  # last: it makes the folder
     measured = wanted.evaluation.measures
@@ -148,18 +148,30 @@ def _check_benches(names: Iterable[str]) -> None:
 def plan(
     recipe: Annotated[str, typer.Argument(help="A shipped recipe's name, or a YAML file.")],
     gpus: Annotated[int, typer.Option(min=1, help="Number of GPUs.")],
-    memory: Annotated[str, typer.Option(help="Memory per GPU: 24GB, 40GB, 80GB, …")],
+    memory: Annotated[str | None, typer.Option(help="Memory per GPU: 24GB, 40GB, 80GB, …; default: --gpu's.")] = None,
+    gpu: Annotated[str | None, typer.Option(help="Kind of GPU, such as 'A100 80GB'; default: by its memory.")] = None,
     price: Annotated[float | None, typer.Option(min=0, help="Price per GPU hour, in any currency.")] = None,
-    length: Annotated[int | None, typer.Option(min=1, help="Mean length of an example or reply in tokens.")] = None,
+    length: Annotated[
+        int | None, typer.Option(min=1, help="Mean length of an example or reply in tokens; default: the limits.")
+    ] = None,
+    length_spread: Annotated[
+        float, typer.Option(min=0, max=5, help="Standard deviation of these lengths over their mean.")
+    ] = 0.7,
+    network: Annotated[float, typer.Option(help="Gbit/s between machines for each GPU.")] = 200.0,
+    host_memory: Annotated[
+        str | None, typer.Option(help="Main memory per machine, such as 512GB; default: not checked.")
+    ] = None,
     set_: Annotated[list[str] | None, typer.Option("--set", help="Change a field: key=value.")] = None,
 ) -> None:
-    """Estimate memory by part, tokens, FLOPs, hours and cost of a recipe, and what makes it fit. Trains nothing."""
+    """Estimate memory by part, tokens, FLOPs, hours and cost of a recipe, and what makes it run. Trains nothing."""
     from xreasoner import planning
     from xreasoner.recipe import load_recipe
 
-    wanted, machine = load_recipe(recipe, set_ or []), planning.Machine.of(gpus, memory, price)
+    machine = planning.Machine.of(gpus, memory, price, gpu, network, host_memory)
+    wanted = load_recipe(recipe, set_ or [])
     _quiet(wanted.model)
-    typer.echo(planning.told(planning.plan(wanted, machine, length), wanted, machine, length))
+    plans = planning.plan(wanted, machine, length, length_spread)
+    typer.echo(planning.told(plans, wanted, machine, length, length_spread))
 
 
 data = typer.Typer(help="Inspect training data, decontaminate it, and distill chains of thought.", no_args_is_help=True)

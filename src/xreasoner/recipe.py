@@ -96,6 +96,8 @@ class LoRA(_Part):
     """The adapters' output is scaled by alpha / rank."""
     dropout: float = Field(0.0, ge=0, lt=1)
     """Dropout of the adapters' input."""
+    base_dtype: Literal["float32", "bfloat16"] = "float32"
+    """Type of the frozen weights; the adapters are float32, and the export holds the sums in float32."""
     targets: tuple[str, ...] = Field(
         ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"), min_length=1
     )
@@ -140,6 +142,15 @@ class _Stage(_Part):
     @classmethod
     def _known_prompt(cls, prompt: str) -> str:
         return _check_prompt(prompt)
+
+    @model_validator(mode="after")
+    def _base_in_its_type(self) -> _Stage:
+        if self.lora is not None and self.lora.base_dtype == "bfloat16" and self.precision == "float32":
+            raise ValueError(
+                "lora.base_dtype: bfloat16 weights compute in bfloat16, and precision is float32; set precision: "
+                "bfloat16, or lora.base_dtype: float32"
+            )
+        return self
 
     @property
     def optimiser(self) -> AdamW:
@@ -245,6 +256,8 @@ class RLStage(_Stage):
     """penalize: tokens before the budgets' end over which the loss of reward grows to 1."""
     rollouts: Servers | None = None
     """Servers that generate the rollouts; default: this process."""
+    rollout_dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    """Type of the weights that rollouts are sampled from, here or on servers; auto: that of `precision`."""
     format_reward: float = Field(0.0, ge=0, le=1)
     """Added for a well-formed reply; 0 in the paper."""
 
@@ -264,6 +277,11 @@ class RLStage(_Stage):
         return self.normalize_std
 
     @property
+    def rollouts_in_bfloat16(self) -> bool:
+        """Whether rollouts are sampled from bfloat16 weights."""
+        return "bfloat16" in (self.rollout_dtype, self.precision if self.rollout_dtype == "auto" else "")
+
+    @property
     def recomputes_old_logprobs(self) -> bool:
         """Whether the trainer computes the old log-probabilities itself, before a step's first update.
 
@@ -271,7 +289,8 @@ class RLStage(_Stage):
         temperature 1. bfloat16 against float32 differs by 2e-3 a token on average, and a ratio over a whole reply is
         then outside GSPO's bounds before anything is learned.
         """
-        same_numbers = self.rollouts is None and self.precision == "float32" and self.temperature == 1
+        float32 = self.precision == "float32" and not self.rollouts_in_bfloat16
+        same_numbers = self.rollouts is None and float32 and self.temperature == 1
         return not same_numbers or self.correction != "none"
 
     @model_validator(mode="after")

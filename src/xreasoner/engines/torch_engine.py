@@ -303,6 +303,11 @@ class TorchEngine:
         with self._driving:
             return self._step()
 
+    def release(self) -> None:
+        """Free the memory for keys and values, until there are requests again; nothing may be running."""
+        with self._driving:
+            self._clear()
+
     @torch.inference_mode()
     def _step(self) -> bool:
         try:

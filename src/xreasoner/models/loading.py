@@ -162,7 +162,7 @@ def load(
 
     Args:
         name: A registered name, a folder or a hub id.
-        device: A GPU if there is one, by default.
+        device: A GPU if there is one, by default; "meta" reads no weights.
         dtype: What the weights are held in.
         device_map: "auto" spreads a model that does not fit one GPU.
         attn_implementation: "flash_attention_2", "sdpa" or "eager" for prompts and pictures; None is transformers'
@@ -184,7 +184,7 @@ def load(
             if problems:
                 _add_tensor_problems(where, problems)
                 raise report(name, problems, _mend(name))
-            model, info = _read(where, device, dtype, device_map, attn_implementation)
+            model, info = _read(where, device, dtype, "meta" if device == "meta" else device_map, attn_implementation)
     except Exception as error:
         if problems and not isinstance(error, CheckpointError):
             raise report(name, problems, _mend(name)) from error
@@ -194,7 +194,7 @@ def load(
         problems.append(adapter_beside([ADAPTER_CONFIG], None))
     if problems:
         raise report(name, problems, _mend(name))
-    problems = nonfinite_problems(model)
+    problems = [] if device == "meta" else nonfinite_problems(model)
     if problems:
         raise report(name, problems, _mend(name), NonFiniteWeightsError)
     model.eval()
