@@ -349,18 +349,20 @@ Stage = Annotated[SFTStage | RLStage, Field(discriminator="kind")]
 
 
 class Evaluation(_Part):
-    """What each stage is measured on."""
+    """What the base and each stage are measured on, and how: one harness for all."""
 
     benches: tuple[str, ...] = ()
-    """The cells: benchmarks that are asked with the stage's own prompt."""
+    """The cells: benchmarks that are measured blind too."""
     reading: tuple[str, ...] = ()
-    """Perception: benchmarks asked with `base_prompt` at every stage."""
+    """Perception: benchmarks that are asked alike at every stage, with `base_prompt` if it is set."""
     others: tuple[str, ...] = ()
-    """Further benchmarks, with the stage's own prompt."""
+    """Further benchmarks."""
     swapped: bool = False
     """Also measure the image cells with another item's image."""
-    base_prompt: str = "brief-direct"
-    """The prompt under which the base, and reading, is asked."""
+    prompt: str | None = None
+    """The prompt under which the base and all stages are asked; default: each benchmark's own."""
+    base_prompt: str | None = None
+    """The base's own prompt, which makes it a declared control; default: none, the base is asked as the stages are."""
     n: int = Field(500, gt=0)
     """Items per benchmark."""
     seed: Seed = 0
@@ -368,12 +370,31 @@ class Evaluation(_Part):
     thinking_budget: int = Field(4096, gt=0)
     """Thinking tokens until the engine ends the thought."""
     answer_budget: int = Field(64, gt=0)
-    """Tokens after the thought."""
+    """Tokens after a thought that the engine ended; a reply that ends its thought by itself has both budgets' sum."""
+    exit_text: str = " </think> <answer>"
+    """Text that ends the thought; the paper's is `</think>`."""
+    min_pixels: int | None = Field(None, gt=0)
+    """Least image area; default: the model card's 262,144, or the image processor's own if it takes no such images."""
+    max_pixels: int | None = Field(None, gt=0)
+    """Largest image area; default: as for `min_pixels`."""
+    preprocessing: Literal["processor", "qwen-vl-utils"] = "processor"
+    """Resize images by the processor alone, or first by qwen-vl-utils, as the card's Transformers snippet does."""
 
-    @field_validator("base_prompt")
+    @field_validator("prompt", "base_prompt")
     @classmethod
-    def _known_prompt(cls, prompt: str) -> str:
-        return _check_prompt(prompt)
+    def _known_prompt(cls, prompt: str | None) -> str | None:
+        return None if prompt is None else _check_prompt(prompt)
+
+    @field_validator("exit_text")
+    @classmethod
+    def _closes(cls, text: str) -> str:
+        return _check_exit_text(text)
+
+    @model_validator(mode="after")
+    def _limits_do_not_cross(self) -> Evaluation:
+        if self.min_pixels and self.max_pixels and self.min_pixels > self.max_pixels:
+            raise ValueError(f"min_pixels: found {self.min_pixels}, expected at most max_pixels, {self.max_pixels}")
+        return self
 
     @property
     def measures(self) -> bool:
