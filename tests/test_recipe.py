@@ -235,7 +235,7 @@ def test_names_that_lead_nowhere_are_reported_with_the_fields(tmp_path: Path) ->
         "- {kind: sft, name: sft, optimizer: {lrr: 1e-5}, prompt: breif, data: [{source: tiny/sum, n: 10}]}\n"
     )
     (tmp_path / "x.yaml").write_text(text)
-    with pytest.raises(RecipeError, match="recipe .*: 6 problems") as caught:
+    with pytest.raises(RecipeError, match=r"recipe .*: 6 problems") as caught:
         load_recipe(str(tmp_path / "x.yaml"), [], check_model, check_name)
     for line in (
         "line 7: stages.sft.optimizer.lrr: unknown field; did you mean 'lr'?",

@@ -102,9 +102,7 @@ def llm(service: Background, tmp_path: Path) -> Llm:
 
 
 def test_the_newest_openai_client(service: Background, reasoner: Reasoner, image: Path) -> None:
-    code, out, err = run(
-        [str(BIN / "python"), "-c", OPENAI_CLIENT, f"{service.url}/v1", QUESTION, str(image), SHAPES]
-    )
+    code, out, err = run([str(BIN / "python"), "-c", OPENAI_CLIENT, f"{service.url}/v1", QUESTION, str(image), SHAPES])
     assert code == 0, err
     found, expected = json.loads(out), reasoner.ask(QUESTION)
     assert found["content"] == found["streamed"] == expected.answer
