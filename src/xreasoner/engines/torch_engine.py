@@ -30,6 +30,7 @@ from xreasoner.completion import Completion, Exit
 from xreasoner.engines import failures, native, scoring
 from xreasoner.engines.base import GREEDY, Request, Sampling
 from xreasoner.engines.decoding import Decoder, fits
+from xreasoner.engines.info import EngineInfo
 from xreasoner.engines.reply_budget import ReplyBudget
 from xreasoner.engines.slots import Slots
 from xreasoner.errors import ContextLengthError, NonFiniteError, OutOfMemoryError, UserError, reason
@@ -194,6 +195,11 @@ class TorchEngine:
         self._decoder = Decoder(loaded.model) if fits(loaded.model) else None
         self._clear()
 
+    @property
+    def info(self) -> EngineInfo:
+        """See `engines.base.Engine`."""
+        return _info_of(self.loaded)
+
     def _clear(self) -> None:
         weight = self.loaded.model.get_input_embeddings().weight
         text = self.loaded.text_config
@@ -250,7 +256,14 @@ class TorchEngine:
         if CLOSE not in request.sampling.exit_text:
             raise UserError(f"exit_text {request.sampling.exit_text!r} does not hold {CLOSE}; expected it to")
         try:
-            return encode(self.loaded, request.messages, request.images, request.min_pixels, request.max_pixels)
+            return encode(
+                self.loaded,
+                request.messages,
+                request.images,
+                request.min_pixels,
+                request.max_pixels,
+                request.preprocessing,
+            )
         except Exception as error:
             if not failures.is_out_of_memory(error):
                 raise
@@ -773,6 +786,20 @@ def _halves(groups: Sequence[_Group], rows_too: bool) -> list[Sequence[_Group]]:
     prompt, rows = groups[0].prompt, groups[0].rows
     middle = len(rows) // 2
     return [[_Group(prompt, rows[:middle])], [_Group(prompt, rows[middle:])]] if rows_too and middle else []
+
+
+def _info_of(loaded: Loaded) -> EngineInfo:
+    """What is known of a model that is in this process."""
+    has_grids = loaded.processor is None
+    size = dict(loaded.image_processor.size) if has_grids else {}
+    return EngineInfo(
+        model_name=loaded.name,
+        context_length=loaded.positions if loaded.positions < 1 << 60 else None,
+        min_pixels=size.get("shortest_edge"),
+        max_pixels=size.get("longest_edge"),
+        patch_size=loaded.patch_size,
+        supports_logprobs=True,
+    )
 
 
 def _banned(loaded: Loaded) -> list[int]:

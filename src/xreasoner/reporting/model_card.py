@@ -67,6 +67,7 @@ def _body(run: Run, stage: str, name: str, base: str) -> str:
         f"# {name}",
         findings.headline(gains, run.baseline),
         findings.losses_sentence(findings.losses(gains, run.baseline)),
+        *findings.not_compared(gains),
     ]
     lines += [findings.compared_with(run), findings.can_show(gains)]
     if base:
