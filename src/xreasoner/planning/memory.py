@@ -23,6 +23,8 @@ LEAST_ROWS = 128
 """Tokens whose logits are made at a time, at least."""
 MOST_ROWS = 256
 """Replies that the engine in this process writes at a time; its cache takes half of the memory that is free."""
+PARTS = 4
+"""Calls of the model for the replies of a padded pass, after that for their prompts (`training.rl.PARTS`)."""
 LAYERS_GATHERED = 3
 """Layers whose weights are whole on a GPU at once: the one that computes, the next one, and its receive buffer."""
 PROCESS = 1.5 * GB
@@ -118,7 +120,12 @@ def copies(found: Shape, stage: Stage, machine: Machine) -> dict[str, float]:
     if stage.lora is not None and size.base == 2:
         return {"bfloat16 copies": 2.0 * adapter_count(found, stage)}
     alone = stage.lora is not None and stage.activation_checkpointing  # frozen weights' copies go with the layer
-    return {"bfloat16 copies": 2.0 * (found.layer + found.vocab * found.hidden if alone else found.computed)}
+    if alone:
+        return {"bfloat16 copies": 2.0 * (found.layer + found.vocab * found.hidden)}
+    calls = 1
+    if isinstance(stage, RLStage) and stage.lora is not None and not packs(stage, machine):
+        calls += min(PARTS, stage.group_size)  # autocast keeps a copy of frozen weights for every call
+    return {"bfloat16 copies": 2.0 * found.computed * calls}
 
 
 def update_parts(found: Shape, stage: Stage, machine: Machine) -> dict[str, float]:
