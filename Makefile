@@ -7,7 +7,7 @@ BIN := .venv/bin
 JOBS ?= $(shell nproc 2>/dev/null || sysctl -n hw.ncpu)
 export TOKENIZERS_PARALLELISM = false
 
-.PHONY: demo report test test-tools test-slow test-peers test-card test-vllm bench-inference lint format docs base evidence load peers bench-evaluation test-trl kills bench-training plan-check forced-exit true-shapes fuzz clean
+.PHONY: demo report test test-tools test-slow test-peers test-clients test-card test-vllm bench-inference lint format docs base evidence load peers bench-evaluation test-trl kills bench-training plan-check forced-exit true-shapes fuzz clean
 
 demo: .venv/ready
 	$(BIN)/xreasoner demo $(ARGS)
@@ -36,6 +36,10 @@ test-card: .venv/ready .venv-card/ready
 
 test-vllm: .venv/ready .venv-vllm/ready
 	$(BIN)/python -m pytest -q -m vllm tests/peers
+
+# the newest openai client and simonw's llm against the running service
+test-clients: .venv/ready .venv-clients/ready
+	$(BIN)/python -m pytest -q -m clients tests/peers/test_clients.py
 
 # our logs read by Inspect itself
 test-peers: .venv/ready .venv-peers/ready
@@ -99,6 +103,11 @@ bench-evaluation: .venv/ready peers
 
 # others' packages, in an environment of their own
 peers: .venv-peers/ready .venv-lmms/ready
+
+.venv-clients/ready:
+	test -x .venv-clients/bin/python || $(PYTHON) -m venv .venv-clients
+	.venv-clients/bin/python -m pip install -q --upgrade openai llm
+	touch $@
 
 .venv-peers/ready:
 	test -x .venv-peers/bin/python || $(PYTHON) -m venv .venv-peers

@@ -101,8 +101,8 @@ def test_killed_again_and_again_it_ends_with_each_line_answered_once(tmp_path: P
             _command(source, out, served.url), capture_output=True, text=True, timeout=240, check=False
         )
     assert result.returncode == 2  # the bad lines
-    assert "6 lines are no good requests (lines 1, 11, 21," in result.stderr
-    assert "mended ones are asked with another -o" in result.stderr
+    assert "6 lines are invalid requests (lines 1, 11, 21," in result.stderr
+    assert "fix them and run again with another -o" in result.stderr
     rows = _rows(out)
     assert sorted(int(row["id"].removeprefix("batch_req_")) for row in rows) == list(range(1, n + 1))
     assert sum(row["error"] is not None for row in rows) == 6

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
@@ -13,7 +13,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 from pydantic_core import ErrorDetails
 
-from xreasoner.errors import RecipeError
+from xreasoner.errors import RecipeError, XReasonerError
 from xreasoner.prompts import PROMPTS
 from xreasoner.registry import nearest
 from xreasoner.trace import CLOSE
@@ -510,8 +510,26 @@ class _Problem:
 UNKNOWN, MISSING, TYPE, VALUE = range(4)
 
 
-def load_recipe(name: str, overrides: Sequence[str] = ()) -> Recipe:
+NameCheck = Callable[[str], object]
+"""Raises `XReasonerError` for a name that leads nowhere."""
+
+
+def load_recipe(
+    name: str,
+    overrides: Sequence[str] = (),
+    check_model: NameCheck | None = None,
+    check_benchmark: NameCheck | None = None,
+) -> Recipe:
     """Read a recipe by name or path, with `key.sub=value` overrides.
+
+    Args:
+        name: a shipped recipe's name, or a path.
+        overrides: fields to set, as `--set` takes them.
+        check_model: checks the name of the model, so that its problem is reported with those of the fields.
+        check_benchmark: the same, for each benchmark.
+
+    Returns:
+        The recipe.
 
     Raises:
         RecipeError: with every problem of the file and of the overrides, each with its field and line.
@@ -521,9 +539,37 @@ def load_recipe(name: str, overrides: Sequence[str] = ()) -> Recipe:
     problems = [found for override in overrides if (found := _override(document.value, override, changed))]
     document.value = _in_american(document, Recipe, document.value, (), problems)
     problems += _problems(document, changed)
+    problems += _name_problems(document, changed, check_model, check_benchmark)
     if not problems:
         return Recipe.model_validate(document.value)
     raise RecipeError(_report(name, problems))
+
+
+def _name_problems(
+    document: Document,
+    changed: Mapping[tuple[str | int, ...], str],
+    check_model: NameCheck | None,
+    check_benchmark: NameCheck | None,
+) -> Iterator[_Problem]:
+    """The names in a recipe that lead nowhere, whatever else is wrong with it."""
+    raw, named = document.value, list[tuple[tuple[str | int, ...], Any, NameCheck]]()
+    if check_model is not None:
+        named.append((("model",), raw.get("model"), check_model))
+    if check_benchmark is not None:
+        for field in ("benches", "reading", "others"):
+            names = _get(raw.get("evaluation"), field)
+            paths = [
+                (("evaluation", field, k), each) for k, each in enumerate(names if isinstance(names, list) else ())
+            ]
+            named += [(path, each, check_benchmark) for path, each in paths]
+    for path, found, check in named:
+        if not isinstance(found, str):
+            continue  # a problem of the field
+        try:
+            check(found)
+        except XReasonerError as error:
+            place, line = _where(document, changed, path)
+            yield _Problem(VALUE, place, line, str(error))
 
 
 def _read(name: str) -> Document:
@@ -757,14 +803,21 @@ def _problem(document: Document, changed: dict[tuple[str | int, ...], str], erro
     path, kind = _path(document.value, error["loc"]), error["type"]
     if kind.startswith("union_tag"):
         path = (*path, "kind")
-    place = _place(document.value, path) or "recipe"
-    override = next((text for at, text in changed.items() if path[: len(at)] == at), "")
-    line = None if override else document.line(path)
+    place, line = _where(document, changed, path)
     ranks = {"extra_forbidden": UNKNOWN, "missing": MISSING, "union_tag_not_found": MISSING}
     rank = ranks.get(kind, TYPE if kind.endswith(("_type", "_parsing")) else VALUE)
-    if override:
-        place = override if override.endswith(f" {place}") else f"{override}: {place}"
     return _Problem(rank, place, line, _message(error, path))
+
+
+def _where(
+    document: Document, changed: Mapping[tuple[str | int, ...], str], path: tuple[str | int, ...]
+) -> tuple[str, int | None]:
+    """(place, line) of a field as messages name it: with the `--set` that wrote it, or the line of the file."""
+    place = _place(document.value, path) or "recipe"
+    override = next((text for at, text in changed.items() if path[: len(at)] == at), "")
+    if override:
+        return (override if override.endswith(f" {place}") else f"{override}: {place}"), None
+    return place, document.line(path)
 
 
 def _message(error: ErrorDetails, path: Sequence[str | int]) -> str:
