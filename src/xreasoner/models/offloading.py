@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import copy
+import ctypes
 import os
+import sys
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -70,7 +72,16 @@ def offload_vision(model: Any, folder: Path) -> int:
         if VISION in name and not parameter.is_meta:
             parameter.data = to_file(parameter.detach(), folder)
             moved += parameter.nbytes
+    _return_freed_memory()
     return moved
+
+
+def _return_freed_memory() -> None:
+    """glibc keeps what was freed in blocks of up to 32 MB, which most of a tower's tensors are."""
+    if sys.platform == "linux":
+        trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # other libraries have none
+        if trim is not None:
+            trim(0)
 
 
 def to_file(tensor: Tensor, folder: Path) -> Tensor:

@@ -23,6 +23,8 @@ LEAST_ROWS = 128
 """Tokens whose logits are made at a time, at least."""
 MOST_ROWS = 256
 """Replies that the engine in this process writes at a time; its cache takes half of the memory that is free."""
+PARTS = 4
+"""Calls of the model for the replies of a padded pass, after that for their prompts (`training.rl.PARTS`)."""
 LAYERS_GATHERED = 3
 """Layers whose weights are whole on a GPU at once: the one that computes, the next one, and its receive buffer."""
 PROCESS = 1.5 * GB
@@ -95,7 +97,9 @@ def training_parts(found: Shape, stage: Stage, machine: Machine) -> dict[str, fl
         **copies(found, stage, machine),
     }
     turns = {
-        "logits": LOGIT_BYTES * logits_at_once(found, machine, tokens) + head_gradients(found, stage, machine),
+        "logits": LOGIT_BYTES * logits_at_once(found, machine, tokens)
+        + (2 * found.vocab * found.hidden if size.computed < size.stream else 0)  # cast for the product with the slope
+        + head_gradients(found, stage, machine),
         "one layer backward": layer_backward(found, stage, machine, tokens) + head_gradients(found, stage, machine) / 2,
     }
     largest = max(turns, key=lambda part: turns[part])
@@ -116,7 +120,12 @@ def copies(found: Shape, stage: Stage, machine: Machine) -> dict[str, float]:
     if stage.lora is not None and size.base == 2:
         return {"bfloat16 copies": 2.0 * adapter_count(found, stage)}
     alone = stage.lora is not None and stage.activation_checkpointing  # frozen weights' copies go with the layer
-    return {"bfloat16 copies": 2.0 * (found.layer + found.vocab * found.hidden if alone else found.computed)}
+    if alone:
+        return {"bfloat16 copies": 2.0 * (found.layer + found.vocab * found.hidden)}
+    calls = 1
+    if isinstance(stage, RLStage) and stage.lora is not None and not packs(stage, machine):
+        calls += min(PARTS, stage.group_size)  # autocast keeps a copy of frozen weights for every call
+    return {"bfloat16 copies": 2.0 * found.computed * calls}
 
 
 def update_parts(found: Shape, stage: Stage, machine: Machine) -> dict[str, float]:
@@ -208,7 +217,10 @@ def layer_backward(found: Shape, stage: Stage, machine: Machine, tokens: int) ->
     """Bytes of one layer's gradients on their way back, and of its activations where they are computed again."""
     size = sizes(stage, machine)
     again = kept_of_layer(found, stage, machine) if stage.activation_checkpointing else 0.0
-    return tokens * (again + size.computed * 3 * found.intermediate + 2 * size.stream * found.hidden)
+    autocast = size.computed < size.stream
+    # adapters are float32: under autocast their inputs and gradients are cast
+    wide = 16 if stage.lora is not None and autocast else 3 * size.computed
+    return tokens * (again + wide * found.intermediate + 2 * size.stream * found.hidden)
 
 
 def kept_of_layer(found: Shape, stage: Stage, machine: Machine) -> float:
@@ -230,10 +242,8 @@ def kept_of_layer(found: Shape, stage: Stage, machine: Machine) -> float:
     if machine.cpu and packs(stage, machine):
         kept += size.computed * query
     if isinstance(stage, RLStage) and not packs(stage, machine):
-        # a prompt's keys and values are put before each reply's and repeated for the heads that share them; on a CPU
-        # attention under a mask keeps its scores
+        # a prompt's keys and values are put before each reply's, and repeated for the heads that share them
         kept += 2 * size.computed * (query + found.key)
-        kept += 8 * found.heads * longest(stage) if machine.cpu else 0
     if stage.lora is not None:
         kept += size.computed * stage.lora.rank * len(stage.lora.targets) - norms
     return float(kept)
