@@ -7,7 +7,7 @@ BIN := .venv/bin
 JOBS ?= $(shell nproc 2>/dev/null || sysctl -n hw.ncpu)
 export TOKENIZERS_PARALLELISM = false
 
-.PHONY: demo report test test-tools test-slow test-peers test-card test-vllm bench-inference lint format docs base evidence load peers bench-evaluation test-trl kills bench-training forced-exit clean
+.PHONY: demo report test test-tools test-slow test-peers test-clients test-card test-vllm bench-inference lint format docs base evidence load peers bench-evaluation test-trl kills bench-training plan-check forced-exit true-shapes fuzz clean
 
 demo: .venv/ready
 	$(BIN)/xreasoner demo $(ARGS)
@@ -23,6 +23,10 @@ test: .venv/ready lint test-tools
 test-tools: .venv/ready
 	scripts/install_test_tools.sh $(BIN)/python
 
+# ten minutes of random inputs: grader, data reader, recipes, images, tags, and the service by Schemathesis
+fuzz: .venv/ready
+	XREASONER_FUZZ_SECONDS=$${XREASONER_FUZZ_SECONDS:-75} $(BIN)/python -m pytest -q --timeout 900 tests/fuzz $(ARGS)
+
 test-slow: .venv/ready
 	$(BIN)/python -m pytest -q -m slow
 
@@ -32,6 +36,10 @@ test-card: .venv/ready .venv-card/ready
 
 test-vllm: .venv/ready .venv-vllm/ready
 	$(BIN)/python -m pytest -q -m vllm tests/peers
+
+# the newest openai client and simonw's llm against the running service
+test-clients: .venv/ready .venv-clients/ready
+	$(BIN)/python -m pytest -q -m clients tests/peers/test_clients.py
 
 # our logs read by Inspect itself
 test-peers: .venv/ready .venv-peers/ready
@@ -54,6 +62,10 @@ format: .venv/ready
 load: .venv/ready
 	$(BIN)/python benchmarks/serving.py
 
+# planned beside measured memory in every form of a stage, and the plan's hours beside published runs
+plan-check: .venv/ready
+	$(BIN)/python benchmarks/planning.py $(ARGS)
+
 # the commands' help, in docs/cli.md; a test compares
 docs: .venv/ready
 	$(BIN)/python tests/test_docs.py
@@ -75,6 +87,10 @@ forced-exit: .venv/ready
 bench-training: .venv/ready .venv-trl/ready
 	$(BIN)/python benchmarks/training.py $(ARGS)
 
+# Qwen2.5-VL-3B in its true shape, random weights: an SFT and an RL step within 24 GB, 40 GB of disk, ten minutes
+true-shapes: .venv/ready
+	$(BIN)/python benchmarks/true_shapes.py $(ARGS)
+
 base: .venv/ready
 	$(BIN)/python -m xreasoner.tiny.base
 
@@ -87,6 +103,11 @@ bench-evaluation: .venv/ready peers
 
 # others' packages, in an environment of their own
 peers: .venv-peers/ready .venv-lmms/ready
+
+.venv-clients/ready:
+	test -x .venv-clients/bin/python || $(PYTHON) -m venv .venv-clients
+	.venv-clients/bin/python -m pip install -q --upgrade openai llm
+	touch $@
 
 .venv-peers/ready:
 	test -x .venv-peers/bin/python || $(PYTHON) -m venv .venv-peers

@@ -101,8 +101,8 @@ def test_killed_again_and_again_it_ends_with_each_line_answered_once(tmp_path: P
             _command(source, out, served.url), capture_output=True, text=True, timeout=240, check=False
         )
     assert result.returncode == 2  # the bad lines
-    assert "6 lines are no good requests (lines 1, 11, 21," in result.stderr
-    assert "mended ones are asked with another -o" in result.stderr
+    assert "6 lines are invalid requests (lines 1, 11, 21," in result.stderr
+    assert "fix them and run again with another -o" in result.stderr
     rows = _rows(out)
     assert sorted(int(row["id"].removeprefix("batch_req_")) for row in rows) == list(range(1, n + 1))
     assert sum(row["error"] is not None for row in rows) == 6
@@ -185,7 +185,7 @@ def test_pictures_come_through_the_guard(tiny: Reasoner, tmp_path: Path) -> None
     assert outcome.refused == [2, 3, 4, 5, 6]
     said = {row["custom_id"]: row["error"] for row in _rows(tmp_path / "out.jsonl")}
     assert "outside the folder" in said["q1"]["message"]
-    assert "remote pictures are off" in said["q3"]["message"]
+    assert "remote images are off" in said["q3"]["message"]
     assert "no picture" not in said["q5"]["message"]
 
 

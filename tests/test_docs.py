@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import ast
 import inspect
 import json
 import re
+import shlex
 import tomllib
 from importlib.metadata import version
 from pathlib import Path
@@ -196,6 +198,66 @@ def test_the_data_page_names_every_field_that_is_read() -> None:
     text = (ROOT / "docs" / "data.md").read_text()
     for name in sorted(rows._QUESTION | rows._MESSAGES):
         assert f"`{name}`" in text, f"docs/data.md does not name {name}"
+
+
+def blocks(kind: str) -> list[tuple[str, str]]:
+    """(page, text) of the code blocks of a kind on all pages."""
+    pattern = rf"^```{kind}\n(.*?)^```"
+    return [(page.name, found) for page in PAGES for found in re.findall(pattern, page.read_text(), re.M | re.S)]
+
+
+def shell_lines() -> list[tuple[str, str]]:
+    """(page, command) of every shell example outside the README, whose commands test_readme.py runs."""
+    found = []
+    for kind in ("console", "bash", "sh", ""):
+        for page, text in blocks(kind):
+            lines = text.replace("\\\n", " ").splitlines()
+            is_command = kind != "" or lines[0].startswith("xreasoner ")
+            shown = [line.removeprefix("$ ") for line in lines if line.startswith("$ ") or (kind in ("bash", "sh", ""))]
+            found += [(page, line) for line in shown if is_command and page != "README.md"]
+    return found
+
+
+OTHERS = ("hf", "vllm", "sbatch", "ray")
+"""Programs of other projects that examples call; their files must exist, and what follows is theirs."""
+
+
+@pytest.mark.parametrize(("page", "line"), shell_lines())
+def test_a_shell_example_is_valid(page: str, line: str) -> None:
+    words = [word for word in shlex.split(line, comments=True) if not re.fullmatch(r"\w+=\S*", word)]
+    if "xreasoner.cli" in words:  # under torchrun
+        assert words[0] == "torchrun"
+        words = ["xreasoner", *words[words.index("xreasoner.cli") + 1 :]]
+    for word in words:
+        if re.match(r"(recipes|scripts|benchmarks|examples)/", word):
+            assert (ROOT / word).exists(), f"{page} names {word}"
+    if words[0] != "xreasoner":
+        assert words[0] in OTHERS, f"{page}: {line}"
+        return
+    command: Any = typer.main.get_command(cli.app)
+    rest = words[1:]
+    while hasattr(command, "commands"):
+        command, rest = command.commands[rest[0]], rest[1:]
+    parameters = command.make_context(str(command.name), rest).params
+    if "recipe" in parameters:
+        recipe.load_recipe(parameters["recipe"], parameters.get("set_") or ())
+
+
+def test_there_are_shell_examples() -> None:
+    assert {"scale.md", "serving.md", "grading.md"} <= {page for page, _ in shell_lines()}
+
+
+@pytest.mark.parametrize(("page", "text"), [each for each in blocks("python") if each[0] != "reasoner.md"])
+def test_a_python_example_calls_what_there_is(page: str, text: str) -> None:
+    """Names are imported for real, and calls of ours have arguments that bind (those of reasoner.md are run)."""
+    tree, names = ast.parse(text), dict[str, Any]()
+    for node in tree.body:
+        if isinstance(node, ast.Import | ast.ImportFrom):
+            exec(ast.unparse(node), names)
+    for call in (node for node in ast.walk(tree) if isinstance(node, ast.Call)):
+        if isinstance(call.func, ast.Name) and call.func.id in names:
+            arguments = [None] * len(call.args), {str(each.arg): None for each in call.keywords}
+            inspect.signature(names[call.func.id]).bind(*arguments[0], **arguments[1])
 
 
 if __name__ == "__main__":

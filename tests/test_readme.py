@@ -14,6 +14,7 @@ import typer
 
 from xreasoner import cli
 from xreasoner.models.loading import find
+from xreasoner.reasoner import Reasoner
 from xreasoner.recipe import load_recipe
 from xreasoner.registry import MODELS
 
@@ -32,6 +33,8 @@ def commands() -> list[str]:
 
 MAKE = [line for line in commands() if line.startswith("make ")]
 OURS = [line for line in commands() if line.startswith("xreasoner ")]
+SHOWN = "\n".join(f"{line}: {rest}" for line, rest in re.findall(r"^- `(xreasoner eval .*?)`: (.*)$", README, re.M))
+"""What the README says that its evaluations give, a line each."""
 USAGE = re.findall(r"^\| `(xreasoner .*?)` \|", README, flags=re.MULTILINE)
 
 
@@ -77,6 +80,10 @@ def test_the_command_runs(
     output = capfd.readouterr()
     assert code == 0, output.err
     assert output.out.strip()
+    for name, percent in re.findall(
+        r"`([\w-]+)` (\d+\.\d) %", "".join(re.findall(rf"^{re.escape(line)}: (.*)$", SHOWN, re.M))
+    ):
+        assert re.search(rf"^{name} +8 +{re.escape(percent)} ", output.out, re.MULTILINE), output.out
 
 
 @pytest.mark.parametrize("usage", USAGE)
@@ -94,3 +101,37 @@ def test_usage_names_real_options(usage: str) -> None:
 def test_usage_shows_every_command() -> None:
     group: Any = typer.main.get_command(cli.app)
     assert [usage.split()[1] for usage in USAGE] == list(group.commands)
+
+
+@pytest.fixture(scope="module")
+def reasoner() -> Reasoner:
+    return Reasoner("tiny")
+
+
+def test_the_answer_that_is_shown_is_the_real_one(reasoner: Reasoner) -> None:
+    ask, shown = re.findall(r"^```console\n\$ (xreasoner ask [^\n]*)\n```\n\n```text\n(.*?)^```", README, re.M | re.S)[
+        0
+    ]
+    answer = reasoner.ask(shlex.split(ask)[3])
+    assert shown.splitlines() == [*answer.thought.splitlines(), answer.answer]
+
+
+def test_the_mistake_that_is_told_is_made(reasoner: Reasoner) -> None:
+    assert "the total of Ana and Cara, it adds them, goes one step too far and says 54" in README.replace("\n", " ")
+    answer = reasoner.ask("Ana has 14, Ben has 9, Cara has 20. What is the total of Ana and Cara?")
+    assert answer.answer == "54"
+    assert "34 + Cara 20 = 54" in answer.thought
+
+
+def test_the_python_example_runs() -> None:
+    (block,) = re.findall(r"^```python\n(.*?)^```", README, flags=re.MULTILINE | re.DOTALL)
+    *lines, last = block.strip().splitlines()
+    names: dict[str, Any] = {}
+    exec("\n".join(lines), names)
+    answer, thought, exit_, probabilities, usage = eval(last, names)
+    assert answer in ("Ana", "Ben", "Cara")
+    assert thought
+    assert exit_ in ("natural", "forced")
+    assert list(probabilities) == ["Ana", "Ben", "Cara"]
+    assert sum(probabilities.values()) == pytest.approx(1)
+    assert usage.prompt_tokens > 0

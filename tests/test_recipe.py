@@ -11,6 +11,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from xreasoner.benchmarks.opening import check_name
+from xreasoner.checks import check_model
 from xreasoner.demo import known_benches
 from xreasoner.errors import RecipeError, UserError
 from xreasoner.recipe import difference, load_recipe, shipped
@@ -225,3 +227,24 @@ def test_a_misspelt_field_anywhere_is_named_with_its_line(name: str, data: st.Da
             load_recipe(str(path))
     assert f"line {k + 1}: " in str(caught.value)
     assert f"{match[2]}x: unknown field; did you mean {match[2]!r}" in str(caught.value)
+
+
+def test_names_that_lead_nowhere_are_reported_with_the_fields(tmp_path: Path) -> None:
+    text = (
+        "name: x\nmodel: tinny\nevaluation:\n  benches: [easy-vqa, esy-vqa]\n  reading: [gym:nope]\nstages:\n"
+        "- {kind: sft, name: sft, optimizer: {lrr: 1e-5}, prompt: breif, data: [{source: tiny/sum, n: 10}]}\n"
+    )
+    (tmp_path / "x.yaml").write_text(text)
+    with pytest.raises(RecipeError, match=r"recipe .*: 6 problems") as caught:
+        load_recipe(str(tmp_path / "x.yaml"), [], check_model, check_name)
+    for line in (
+        "line 7: stages.sft.optimizer.lrr: unknown field; did you mean 'lr'?",
+        "line 7: stages.sft.optimizer.lr: is missing",
+        "line 2: model: model 'tinny': no such folder; did you mean 'tiny'?",
+        "line 4: evaluation.benches.1: unknown benchmark 'esy-vqa'; did you mean 'easy-vqa'?",
+        "line 5: evaluation.reading.0: unknown benchmark 'gym:nope'",
+        "line 7: stages.sft.prompt: unknown prompt 'breif'",
+    ):
+        assert f"\n  {line}" in str(caught.value)
+    with pytest.raises(RecipeError, match=r"--set evaluation.benches: evaluation.benches.0: unknown benchmark 'a'"):
+        load_recipe("demo", ["evaluation.benches=[a]"], check_benchmark=check_name)

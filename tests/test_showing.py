@@ -104,7 +104,7 @@ def test_a_dry_run_prints_the_recipe_the_plan_and_the_batch(
     assert cli.run(["train", "demo", "--dry-run", *arguments]) == 0
     out = capfd.readouterr().out
     assert "group_size: 8" in out
-    assert "GB a card: fits" in out
+    assert "GB per GPU: fits" in out
     assert "first batch: 5 examples" in out
     assert cli.run(["data", "show", "demo", "--examples", "1", *arguments]) == 0
     assert "⟦" in capfd.readouterr().out

@@ -12,11 +12,15 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from xreasoner.errors import RequestsError, UserError, XReasonerError, reason
+
+if TYPE_CHECKING:
+    from xreasoner.cli_options import EngineOptions, SamplingOptions
+    from xreasoner.reasoner import Reasoner
 
 app = typer.Typer(
     help="Make vision-language models reason with text alone, and show what that did.",
@@ -83,7 +87,7 @@ def train(
     """Run a recipe's stages; where it names benchmarks, measure each and report. Under torchrun, on all processes."""
     wanted = _checked_recipe(recipe, set_ or [], None if dry_run else out)
     from xreasoner.demo import claim, run_demo
-    from xreasoner.planning import check_layers
+    from xreasoner.planning import check_recipe
     from xreasoner.progress import Screen, matrix
     from xreasoner.training import parallel
     from xreasoner.training.preflight import check_benchmarks, check_run_files
@@ -95,9 +99,9 @@ def train(
 
         _print(showing.dry_run(wanted))
         return
-    check_layers(wanted)
+    check_recipe(wanted)
     known_sources(wanted, out)
-    check_run_files(out)
+    check_run_files(out)  # last: it makes the folder
     measured = wanted.evaluation.measures
     with Screen() as screen:
         with parallel.world():
@@ -118,42 +122,57 @@ def train(
 
 def _checked_recipe(name: str, overrides: list[str], out: Path | None) -> Any:
     """A recipe whose names and folder are checked; nothing heavy is imported, nothing written."""
-    from xreasoner.checks import check_all, check_model
+    from xreasoner.checks import check_model
     from xreasoner.recipe import load_recipe
     from xreasoner.run_folder import check_run_folder
 
-    recipe = load_recipe(name, overrides)
-    checks = [lambda: _check_benches(recipe.evaluation.names), lambda: check_model(recipe.model)]
+    recipe = load_recipe(name, overrides, check_model, _check_bench)
     if out is not None:
-        checks.append(lambda: check_run_folder(recipe, out))
-    check_all(checks)
+        check_run_folder(recipe, out)
     return recipe
+
+
+def _check_bench(name: str) -> None:
+    from xreasoner.benchmarks.opening import check_name
+
+    check_name(name)
 
 
 def _check_benches(names: Iterable[str]) -> None:
     """Raise `UserError` with every unknown benchmark."""
-    from xreasoner.benchmarks.opening import check_name
     from xreasoner.checks import check_all
 
-    check_all(lambda name=name: check_name(name) for name in names)  # type: ignore[misc]
+    check_all(lambda name=name: _check_bench(name) for name in names)  # type: ignore[misc]
 
 
 @app.command()
 def plan(
     recipe: Annotated[str, typer.Argument(help="A shipped recipe's name, or a YAML file.")],
     gpus: Annotated[int, typer.Option(min=1, help="Number of GPUs.")],
-    memory: Annotated[str, typer.Option(help="Memory per GPU: 24GB, 40GB, 80GB, …")],
+    memory: Annotated[str | None, typer.Option(help="Memory per GPU: 24GB, 40GB, 80GB, …; default: --gpu's.")] = None,
+    gpu: Annotated[str | None, typer.Option(help="Kind of GPU, such as 'A100 80GB'; default: by its memory.")] = None,
     price: Annotated[float | None, typer.Option(min=0, help="Price per GPU hour, in any currency.")] = None,
-    length: Annotated[int | None, typer.Option(min=1, help="Mean length of an example or reply in tokens.")] = None,
+    length: Annotated[
+        int | None, typer.Option(min=1, help="Mean length of an example or reply in tokens; default: the limits.")
+    ] = None,
+    length_spread: Annotated[
+        float, typer.Option(min=0, max=5, help="Standard deviation of these lengths over their mean.")
+    ] = 0.7,
+    network: Annotated[float, typer.Option(help="Gbit/s between machines for each GPU.")] = 200.0,
+    host_memory: Annotated[
+        str | None, typer.Option(help="Main memory per machine, such as 512GB; default: not checked.")
+    ] = None,
     set_: Annotated[list[str] | None, typer.Option("--set", help="Change a field: key=value.")] = None,
 ) -> None:
-    """Estimate memory by part, tokens, FLOPs, hours and cost of a recipe, and what makes it fit. Trains nothing."""
+    """Estimate memory by part, tokens, FLOPs, hours and cost of a recipe, and what makes it run. Trains nothing."""
     from xreasoner import planning
     from xreasoner.recipe import load_recipe
 
-    wanted, machine = load_recipe(recipe, set_ or []), planning.Machine.of(gpus, memory, price)
+    machine = planning.Machine.of(gpus, memory, price, gpu, network, host_memory)
+    wanted = load_recipe(recipe, set_ or [])
     _quiet(wanted.model)
-    typer.echo(planning.told(planning.plan(wanted, machine, length), wanted, machine, length))
+    plans = planning.plan(wanted, machine, length, length_spread)
+    typer.echo(planning.told(plans, wanted, machine, length, length_spread))
 
 
 data = typer.Typer(help="Inspect training data, decontaminate it, and distill chains of thought.", no_args_is_help=True)
@@ -337,16 +356,22 @@ def evaluate(
     list_: Annotated[bool, typer.Option("--list", help="List the benchmarks and exit.")] = False,
 ) -> None:
     """Evaluate a model on benchmarks; prints a table and stores every reply."""
-    given = dict(locals())
     if list_:
         benches()
         return
-    from xreasoner.checks import check_all, check_output
+    from xreasoner.checks import check_all, check_exit_text, check_output, check_prompt
+    from xreasoner.cli_options import EngineOptions
 
+    place = EngineOptions(
+        model=model, engine=engine, served_model=served_model, api_key=api_key, device=device, dtype=dtype,
+        attn_implementation=attn_implementation, min_pixels=min_pixels, max_pixels=max_pixels,
+    )  # fmt: skip
     names = list(dict.fromkeys(name.strip() for name in (bench or "").split(",") if name.strip()))
     check_all(
         [
-            *_model_checks(given),
+            *place.checks(),
+            lambda: check_prompt(prompt),
+            lambda: check_exit_text(exit_text),
             lambda: _check_conditions(blind, swapped, samples, temperature),
             lambda: _check_bench_option(names, data),
             lambda: _check_name(name),
@@ -374,7 +399,7 @@ def evaluate(
     failures: list[str] = []
     with Screen() as screen:
         found = evaluate_model(
-            model, names, out, settings, screen.show, engine=engine, name=name, failures=failures, **_place(given)
+            model, names, out, settings, screen.show, engine=engine, name=name, failures=failures, **place.placement()
         )
     typer.echo(ensembles(found))
     for line in _without_credit(found, prompt):
@@ -497,21 +522,30 @@ def ask(
     full: Annotated[bool, typer.Option("--full", help="With --json: also text, token ids and log-probs.")] = False,
 ) -> None:
     """Ask a model one question. The answer goes to standard output, the thought to standard error."""
-    given = dict(locals())
     from xreasoner.checks import check_all, check_images
+    from xreasoner.cli_options import EngineOptions, SamplingOptions
     from xreasoner.reasoner import check_question
     from xreasoner.talking import Paper, as_mapping, epilogue, read_question, show
 
+    place = EngineOptions(
+        model=model, engine=engine, served_model=served_model, api_key=api_key, device=device, dtype=dtype,
+        attn_implementation=attn_implementation, min_pixels=min_pixels, max_pixels=max_pixels,
+    )  # fmt: skip
+    sampling = SamplingOptions(
+        budget=budget, answer_budget=answer_budget, exit_text=exit_text, exit_on_repeats=exit_on_repeats,
+        temperature=temperature, seed=seed, prompt=prompt, system=system,
+    )  # fmt: skip
     text = read_question(question)
     check_all(
         [
-            *_model_checks(given),
+            *place.checks(),
+            *sampling.checks(),
             lambda: check_question(text, option or []),
             lambda: check_images(image or []),
             lambda: _check_full(full, as_json),
         ]
     )
-    with _reasoner(given) as reasoner:
+    with _reasoner(place, sampling) as reasoner:
         stream = reasoner.stream(text, image or [], option or [])
         if as_json:
             typer.echo(json.dumps(as_mapping(stream.answer, full), ensure_ascii=False))
@@ -525,32 +559,6 @@ def ask(
 def _check_full(full: bool, as_json: bool) -> None:
     if full and not as_json:
         raise UserError("--full adds fields to --json; give --json too")
-
-
-def _model_checks(given: dict[str, Any]) -> list[Callable[[], object]]:
-    """What can be said of a command's model and engine options before anything is loaded."""
-    from xreasoner import checks
-
-    def has(name: str) -> Any:
-        return given.get(name)
-
-    return [
-        lambda: checks.check_model(given["model"]),
-        lambda: _place(given),
-        lambda: checks.check_prompt(None if has("prompt") == "none" and "media_root" in given else has("prompt")),
-        lambda: checks.check_exit_text(has("exit_text")),
-        lambda: checks.check_device(has("device")),
-        lambda: checks.check_dtype(has("dtype")),
-        lambda: checks.check_attention(has("attn_implementation")),
-        lambda: checks.check_pixels(has("min_pixels"), has("max_pixels")),
-        lambda: _check_engine(given["model"], has("engine")),
-    ]
-
-
-def _check_engine(model: str, engine: str | None) -> None:
-    from xreasoner.engines.opening import check_kind
-
-    check_kind(model, engine)
 
 
 @app.command()
@@ -575,12 +583,20 @@ def chat(
     show_thoughts: Annotated[bool, typer.Option(help="Show the thoughts.")] = True,
 ) -> None:
     """Chat with a model. Write an image's path in a message to show it; /help lists commands, Ctrl-C stops a reply."""
-    given = dict(locals())
     from xreasoner.chatting import Chat, converse
     from xreasoner.checks import check_all
+    from xreasoner.cli_options import EngineOptions, SamplingOptions
 
-    check_all(_model_checks(given))
-    with _reasoner(given) as reasoner:
+    place = EngineOptions(
+        model=model, engine=engine, served_model=served_model, api_key=api_key, device=device, dtype=dtype,
+        attn_implementation=attn_implementation, min_pixels=min_pixels, max_pixels=max_pixels,
+    )  # fmt: skip
+    sampling = SamplingOptions(
+        budget=budget, answer_budget=answer_budget, exit_text=exit_text, exit_on_repeats=exit_on_repeats,
+        temperature=temperature, seed=seed, prompt=prompt, system=system,
+    )  # fmt: skip
+    check_all([*place.checks(), *sampling.checks()])
+    with _reasoner(place, sampling) as reasoner:
         converse(Chat(reasoner, show_thoughts))
 
 
@@ -612,15 +628,23 @@ def batch(
     ] = None,
 ) -> None:
     """Answer a file of OpenAI batch lines. Stopped and started again, it answers each line once."""
-    given = dict(locals())
     from xreasoner.batching import run_batch
     from xreasoner.checks import check_all, check_output
+    from xreasoner.cli_options import EngineOptions, SamplingOptions
     from xreasoner.media import Guard
     from xreasoner.progress import Screen
 
-    check_all([*_model_checks(given), lambda: _check_batch_input(source), lambda: check_output(out)])
+    place = EngineOptions(
+        model=model, engine=engine, served_model=served_model, api_key=api_key, device=device, dtype=dtype,
+        attn_implementation=attn_implementation, min_pixels=min_pixels, max_pixels=max_pixels,
+    )  # fmt: skip
+    sampling = SamplingOptions(
+        budget=budget, answer_budget=answer_budget, exit_text=exit_text, exit_on_repeats=exit_on_repeats,
+        temperature=temperature, seed=seed, prompt=prompt, raw_is_possible=True,
+    )  # fmt: skip
+    check_all([*place.checks(), *sampling.checks(), lambda: _check_batch_input(source), lambda: check_output(out)])
     guard = Guard(hosts=frozenset(allow_host or ()), root=media_root or source.absolute().parent)
-    with _reasoner(given) as reasoner, Screen() as screen:
+    with _reasoner(place, sampling) as reasoner, Screen() as screen:
         done = run_batch(
             *(reasoner, source, out, guard),
             lambda done, total: screen.show("answers", done, total),
@@ -691,7 +715,6 @@ def serve(
     grace: Annotated[float, typer.Option(min=0, help="Shutdown grace period in seconds.")] = 60.0,
 ) -> None:
     """Serve a model, or a pool of servers, through OpenAI's API, with a web page at /."""
-    given = {**locals(), "model": ",".join(models)}
     from xreasoner.engines.opening import addresses
     from xreasoner.media import Guard
     from xreasoner.serving.desk import Limits
@@ -700,12 +723,21 @@ def serve(
     if len(models) > 1 and not addresses(models):
         raise UserError(f"{' '.join(models)}: expected one model, or servers' addresses")
     from xreasoner.checks import check_all
+    from xreasoner.cli_options import EngineOptions, SamplingOptions
 
-    check_all(_model_checks(given))
+    place = EngineOptions(
+        model=",".join(models), engine=engine, served_model=served_model, api_key=api_key, device=device, dtype=dtype,
+        attn_implementation=attn_implementation, min_pixels=min_pixels, max_pixels=max_pixels,
+    )  # fmt: skip
+    sampling = SamplingOptions(
+        budget=budget, answer_budget=answer_budget, exit_text=exit_text, exit_on_repeats=exit_on_repeats,
+        temperature=temperature, seed=seed, prompt=prompt, raw_is_possible=True,
+    )  # fmt: skip
+    check_all([*place.checks(), *sampling.checks()])
     guard = Guard(hosts=frozenset(allow_host or ()), root=media_root, max_images=max_images)
     limits = Limits(max_body=max_body * 2**20, max_tokens=max_tokens, max_running=max_running, max_queue=max_queue)
     run_service(
-        lambda: _reasoner(given),
+        lambda: _reasoner(place, sampling),
         host=host,
         port=port,
         key=key,
@@ -719,30 +751,10 @@ def serve(
     )
 
 
-def _reasoner(given: dict[str, Any]) -> Any:
+def _reasoner(engine: EngineOptions, sampling: SamplingOptions) -> Reasoner:
     """The `Reasoner` of a command's options."""
-    from xreasoner.reasoner import Reasoner
-
-    model: str = given["model"]
-    _quiet(model)
-    same = ("answer_budget", "exit_text", "exit_on_repeats", "temperature", "seed", "prompt", "system", "engine")
-    names = {"budget": "thinking_budget"} | {name: name for name in (*same, "min_pixels", "max_pixels")}
-    place = _place(given)
-    if given.get("prompt") == "none":  # the requests are read without one
-        given = {**given, "prompt": None}
-    return Reasoner(model, **{names[name]: given[name] for name in names if name in given}, **place)
-
-
-def _place(given: dict[str, Any]) -> dict[str, Any]:
-    """The options of a command that say how a model runs, here or at servers."""
-    here = ("device", "dtype", "attn_implementation")
-    there = ("served_model", "api_key")
-    is_remote = given["model"].startswith(("http://", "https://"))
-    for name in here if is_remote else there[:1]:
-        if given[name] is not None:
-            expected = "a model in this process" if is_remote else "a server's URL"
-            raise UserError(f"--{name.replace('_', '-')} is for {expected}; MODEL is {given['model']}")
-    return {name: given[name] for name in (there if is_remote else here)}
+    _quiet(engine.model)
+    return sampling.open_reasoner(engine)
 
 
 def _terminated(number: int, frame: FrameType | None) -> None:

@@ -5,38 +5,23 @@ It is `train`, `eval` and `report` with one recipe, and resumes from whatever is
 
 from __future__ import annotations
 
-import hashlib
 import shlex
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from xreasoner.benchmarks.opening import check_name
-from xreasoner.benchmarks.running import evaluate
-from xreasoner.benchmarks.store import Condition, read_rows
+from xreasoner.benchmarks.store import read_rows
 from xreasoner.benchmarks.summary import summary_of
-from xreasoner.engines.base import Sampling
-from xreasoner.engines.torch_engine import TorchEngine
-from xreasoner.models.freezing import fingerprint
-from xreasoner.models.loading import load
-from xreasoner.prompts import PROMPTS
-from xreasoner.recipe import Evaluation, Recipe
+from xreasoner.evaluating import evaluate_stage
+from xreasoner.progress import Show, silent
+from xreasoner.recipe import Evaluation, Recipe, RLStage, SFTStage
 from xreasoner.reporting import write_report
 from xreasoner.run_folder import check_run_folder
 from xreasoner.training.preflight import check_run_files
 from xreasoner.training.run import read_json, run_stage, versions, write_json
-
-
-class Show(Protocol):
-    """Where progress goes: show(task, done, total, note)."""
-
-    def __call__(self, task: str, done: int, total: int, note: str = "") -> None: ...
-
-
-def silent(task: str, done: int, total: int, note: str = "") -> None:
-    """A `Show` that shows nothing."""
 
 
 def run_demo(recipe: Recipe, out: Path, show: Show = silent) -> dict[str, Any]:
@@ -45,15 +30,15 @@ def run_demo(recipe: Recipe, out: Path, show: Show = silent) -> dict[str, Any]:
     Raises `UserError` when the folder belongs to another recipe or seed.
     """
     claim(recipe, out)
-    evaluate_stage(recipe.model, "base", recipe.evaluation.base_prompt, recipe.evaluation, out, show)
+    measure_stage(recipe, None, out, show)
     # what the end of the run does, tried on the base alone before hours of training
     gather(recipe, out)
     summarise_run(recipe, out)
     write_report(out)
     for stage in recipe.stages:
         with clock(out, f"train {stage.name}"):
-            exported = run_stage(recipe, stage, out, training_note(show))
-        evaluate_stage(str(exported), stage.name, stage.prompt, recipe.evaluation, out, show)
+            run_stage(recipe, stage, out, training_note(show))
+        measure_stage(recipe, stage, out, show)
     gather(recipe, out)
     summary = summarise_run(recipe, out)
     write_report(out)
@@ -89,52 +74,13 @@ def gather(recipe: Recipe, out: Path) -> None:
     write_json(out / "manifest.json", manifest)
 
 
-def evaluate_stage(model: str, stage: str, prompt: str, settings: Evaluation, out: Path, show: Show) -> None:
-    """Everything that a stage is measured on; done once."""
-    marker = out / "eval" / stage / "done.json"
-    if marker.exists():
-        return
-    with clock(out, f"eval {stage}"):
-        loaded = load(model)
-        model_hash = fingerprint(sorted(loaded.model.state_dict().items()))[:16]
-        engine = TorchEngine(loaded)
-        sampling = Sampling(thinking_budget=settings.thinking_budget, answer_budget=settings.answer_budget)
-        parts: list[tuple[str, Sequence[str], str, Condition]] = [
-            ("cells", settings.benches, prompt, "seen"),
-            ("blind", settings.benches, prompt, "blind"),
-            ("swapped", settings.benches if settings.swapped else (), prompt, "swapped"),
-            ("reading", settings.reading, settings.base_prompt, "seen"),
-            ("others", settings.others, prompt, "seen"),
-        ]
-        for name, benches, asked, condition in parts:
-            if not benches:
-                continue
-            evaluate(
-                engine,
-                list(benches),
-                out,
-                stage=stage,
-                model_hash=model_hash,
-                prompt=asked,
-                n=settings.n,
-                seed=settings.seed,
-                sampling=sampling,
-                condition=condition,
-                progress=_evaluating(show, f"measure {stage}: {name}"),
-            )
-    template = f"{loaded.tokenizer.chat_template}\n{PROMPTS[prompt]}"
-    write_json(
-        marker,
-        {
-            "model_sha256": model_hash,
-            "prompt": prompt,
-            "template_sha256": hashlib.sha256(template.encode()).hexdigest()[:16],
-        },
-    )
-
-
-def _evaluating(show: Show, task: str) -> Callable[[int, int], None]:
-    return lambda done, total: show(task, done, total)
+def measure_stage(recipe: Recipe, stage: SFTStage | RLStage | None, out: Path, show: Show) -> None:
+    """Measure the base (None) or a stage, once."""
+    name = "base" if stage is None else stage.name
+    marker = out / "eval" / name / "done.json"
+    if not marker.exists():
+        with clock(out, f"eval {name}"):
+            write_json(marker, evaluate_stage(recipe, stage, out, show))
 
 
 def training_note(show: Show) -> Callable[[str, int, int, dict[str, Any]], None]:

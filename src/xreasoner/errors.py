@@ -8,12 +8,13 @@
     ├── OutOfMemoryError      a request does not fit the memory, even alone
     ├── RequestsError         some of many requests failed; the others were finished
     ├── TrainingError         training cannot go on (packed text that leaks, a frozen tensor that moved)
-    └── UserError(ValueError) exit code 2: the user's mistake (an unknown key, a text file given as a picture)
+    └── UserError(ValueError) exit code 2: the user's mistake (an unknown key, a text file given as an image)
         ├── ServerError       a server refuses the request, or the key or model it was given
         ├── RequestError      a request's body has a wrong field; `param` is the first one
+        ├── ContextLengthError  a prompt leaves no room for an answer in the model's context
         ├── RecipeError       a recipe's field is unknown, missing or out of bounds
         ├── DataError         a data file's line lacks a field or holds a wrong value
-        └── MediaError        a picture cannot be read
+        └── MediaError        an image cannot be read
 
 A new class is added only when somebody catches it. An error that reports several problems of one input has a line for
 each. Messages say what was wrong, what was found, what was
@@ -79,19 +80,23 @@ class UserError(XReasonerError, ValueError):
 
 
 class ServerError(UserError):
-    """A server refuses: `status` is its reply's, `said` its words without its address."""
+    """A server refuses: `status` is its reply's, `said` its message without its address, `code` OpenAI's, if any."""
 
-    def __init__(self, message: str, status: int, said: str) -> None:
+    def __init__(self, message: str, status: int, said: str, code: str | None = None) -> None:
         super().__init__(message)
-        self.status, self.said = status, said
+        self.status, self.said, self.code = status, said, code
 
 
 class RequestError(UserError):
-    """A request's body is wrong: the message names every field, `param` the first."""
+    """A request's body is wrong: the message names every field, `param` the first; `code` is OpenAI's, if any."""
 
-    def __init__(self, message: str, param: str) -> None:
+    def __init__(self, message: str, param: str, code: str | None = None) -> None:
         super().__init__(message)
-        self.param = param
+        self.param, self.code = param, code
+
+
+class ContextLengthError(UserError):
+    """A prompt leaves no room for an answer in the model's context."""
 
 
 class RecipeError(UserError):
@@ -103,7 +108,7 @@ class DataError(UserError):
 
 
 class MediaError(UserError):
-    """A picture cannot be read."""
+    """An image cannot be read."""
 
 
 def reason(error: BaseException) -> str:

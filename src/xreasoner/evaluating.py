@@ -1,4 +1,8 @@
-"""What `xreasoner eval` does: one model on any engine, some benchmarks, every sample kept."""
+"""The one evaluator: any model on any engine, some benchmarks, every sample kept with its protocol.
+
+`xreasoner eval` measures one model (`evaluate_model`); a recipe's run measures its base and every stage
+(`evaluate_stage`). Both open an engine, name the model by the same identity, and run the same `measure`.
+"""
 
 from __future__ import annotations
 
@@ -6,27 +10,29 @@ import hashlib
 import json
 import re
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from xreasoner.benchmarks.opening import check_name, default_prompt_of, open_benchmark
+from xreasoner.benchmarks.protocol import ImageSettings
 from xreasoner.benchmarks.running import evaluate
 from xreasoner.benchmarks.samples import ensemble
 from xreasoner.benchmarks.store import Condition, Row, read_rows
 from xreasoner.benchmarks.summary import by_place, summarise
 from xreasoner.benchmarks.table import CLOSED_AND_OPEN, TABLE
-from xreasoner.demo import Show, silent
-from xreasoner.engines.base import Engine, Sampling, sized
+from xreasoner.engines.base import Engine, Preprocessing, Sampling, sized
 from xreasoner.engines.opening import addresses, open_engine
 from xreasoner.errors import UserError
 from xreasoner.models.freezing import fingerprint
 from xreasoner.models.loading import find
 from xreasoner.problem import Problem
+from xreasoner.progress import Show, silent
 from xreasoner.prompts import PROMPTS, trained_prompt
-from xreasoner.reasoner import EXIT_TEXT, checked, context, default_pixels, fitted_budget, served_name
+from xreasoner.reasoner import check_preprocessing, checked, context, default_pixels, fitted_budget, served_name
 from xreasoner.reasoner_settings import ReasonerSettings, read_reasoner_settings, warn_of_fallback
+from xreasoner.recipe import Evaluation, Recipe, RLStage, SFTStage
 from xreasoner.registry import nearest
 from xreasoner.training.run import read_json, write_json
 
@@ -34,6 +40,8 @@ PAPER_BUDGET = 4096
 """Thinking tokens until the forced exit."""
 PAPER_TEMPERATURE = 0.3
 """Of several samples an item."""
+PAPER_EXIT = "</think>"
+"""What the paper appends at the forced exit; the model then writes its answer itself."""
 ANSWER_BUDGET = 256
 
 
@@ -42,7 +50,8 @@ class Settings:
     """How a model is asked. None: what the paper does, or, for the embedded models, what suits them.
 
     n: items of each benchmark; None: all. temperature: 0 for one sample, 0.3 for several. budget: thinking tokens,
-    4096. prompt: the benchmark's own. data: a folder in place of the hub. exit_text, exit_on_repeats: see `Sampling`.
+    4096. prompt: the benchmark's own. data: a folder in place of the hub. preprocessing: see `engines.base.Request`.
+    exit_text, exit_on_repeats: see `Sampling`.
     """
 
     n: int | None = None
@@ -55,8 +64,108 @@ class Settings:
     data: Path | None = None
     min_pixels: int | None = None
     max_pixels: int | None = None
+    preprocessing: Preprocessing = "processor"
     exit_text: str | None = None
     exit_on_repeats: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Subject:
+    """A model that is measured.
+
+    Attributes:
+        engine: What runs it.
+        stage: The name under which its results are kept.
+        model: As the user named it.
+        identity: What stands for its weights and chat template; see `identity`.
+    """
+
+    engine: Engine
+    stage: str
+    model: str
+    identity: str
+
+
+@dataclass(frozen=True, slots=True)
+class Harness:
+    """What is the same for everything that is measured together.
+
+    Attributes:
+        n: Items of each benchmark; None: all.
+        seed: Seed of the choice of items, and of sampling.
+        samples: Samples of each item.
+        sampling: Budgets, temperature, exit text.
+        images: How images are resized.
+        opened: The benchmarks' problems.
+    """
+
+    n: int | None
+    seed: int
+    samples: int
+    sampling: Sampling
+    images: ImageSettings
+    opened: Mapping[str, Sequence[Problem]]
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """Some benchmarks that are asked in the same way.
+
+    Attributes:
+        benches: Their names.
+        prompt: Name of the prompt; None: each benchmark's own.
+        condition: What becomes of the images.
+        control: Whether the prompt is one that a declared control has by design.
+    """
+
+    benches: Sequence[str]
+    prompt: str | None
+    condition: Condition = "seen"
+    control: bool = False
+
+
+def measure(
+    subject: Subject,
+    harness: Harness,
+    part: Part,
+    out: Path,
+    progress: Callable[[int, int], None] | None = None,
+    failures: list[str] | None = None,
+) -> list[Row]:
+    """Ask a model some benchmarks; their rows go to out/eval/STAGE/results.jsonl, the protocol beside them.
+
+    Args:
+        subject: The model.
+        harness: What is the same for all that is measured together.
+        part: The benchmarks, and how they are asked.
+        out: The run's folder.
+        progress: Is called with the samples that are done, and all of them.
+        failures: Is told of benchmarks that are not whole, in place of raising `XReasonerError`.
+
+    Returns:
+        The rows asked for, in the order of the benchmarks.
+    """
+    folder = out / "eval" / subject.stage
+    for bench in part.benches:
+        _note(folder / "protocol.json", bench, subject, harness, part)
+    return evaluate(
+        subject.engine,
+        list(part.benches),
+        out,
+        stage=subject.stage,
+        model_hash=subject.identity,
+        prompt=part.prompt,
+        n=harness.n,
+        seed=harness.seed,
+        sampling=harness.sampling,
+        condition=part.condition,
+        samples=harness.samples,
+        progress=progress,
+        images=harness.images,
+        control=part.control,
+        opened=harness.opened,
+        failures=failures,
+    )
 
 
 def evaluate_model(
@@ -83,7 +192,7 @@ def evaluate_model(
         check_name(bench)
     if settings.prompt is not None and settings.prompt not in PROMPTS:
         raise UserError(f"unknown prompt {settings.prompt!r}; {nearest(settings.prompt, PROMPTS)}")
-    temperature = _temperature(settings)
+    temperature, preprocessing = _temperature(settings), check_preprocessing(settings.preprocessing)
     opened = {bench: open_benchmark(bench, settings.n, settings.seed, settings.data) for bench in benches}
     running = open_engine(model, engine=engine, **options)
     carried = _own_settings(model, settings)
@@ -93,35 +202,22 @@ def evaluate_model(
             temperature=temperature,
             thinking_budget=_budget(running, settings.budget, own),
             answer_budget=own.answer_budget or ANSWER_BUDGET,
-            exit_text=settings.exit_text or own.exit_text or EXIT_TEXT,
+            exit_text=settings.exit_text or own.exit_text or PAPER_EXIT,
             exit_on_repeats=settings.exit_on_repeats,
             seed=settings.seed,
         )
     )
     pixels = sized(settings.min_pixels, settings.max_pixels, default_pixels(carried, running))
-    stage, known = name or stage_name(model), identity(model, running)
-    claim_name(out, stage, model, known)
-    prompt = settings.prompt or own_prompt(model, carried)
+    images = ImageSettings(*pixels, preprocessing)
+    harness = Harness(settings.n, settings.seed, settings.samples, sampling, images, opened)
+    subject = Subject(running, name or stage_name(model), model, identity(model, running))
+    claim_name(out, subject.stage, model, subject.identity)
+    trained = own_prompt(model, carried)
+    is_control = settings.prompt is None and bool(trained) and str(trained).endswith("-direct")
     found: dict[str, dict[str, Any]] = {}
     for bench in benches:
-        _note(out / "eval" / stage / "protocol.json", bench, opened[bench], settings, sampling, prompt, known, running)
-        rows = evaluate(
-            running,
-            [bench],
-            out,
-            stage=stage,
-            model_hash=known,
-            prompt=prompt,
-            n=settings.n,
-            seed=settings.seed,
-            sampling=sampling,
-            condition=settings.condition,
-            samples=settings.samples,
-            progress=lambda done, total, bench=bench: show(bench, done, total),  # type: ignore[misc]
-            pixels=pixels,
-            opened=opened,
-            failures=failures,
-        )
+        part = Part([bench], settings.prompt or trained, settings.condition, is_control)
+        rows = measure(subject, harness, part, out, lambda done, total, bench=bench: show(bench, done, total), failures)  # type: ignore[misc]
         if rows:
             found |= _results(bench, rows)
     if not found and not failures:
@@ -130,6 +226,77 @@ def evaluate_model(
             "omit --blind and --swapped"
         )
     return found
+
+
+def evaluate_stage(
+    recipe: Recipe, stage: SFTStage | RLStage | None, out: Path, show: Show = silent, engine: Engine | None = None
+) -> dict[str, Any]:
+    """Everything that a recipe's base (stage: None) or one of its stages is measured on.
+
+    One harness for all: the same prompt, pixels and budgets, whatever a checkpoint says of itself.
+
+    Args:
+        recipe: The run's.
+        stage: The stage, whose export is measured; None: the base.
+        out: The run's folder.
+        show: Where progress goes.
+        engine: What runs the model; default: opened as the recipe says.
+
+    Returns:
+        model_sha256 (the model's identity) and prompts (of each part).
+    """
+    evaluation, name = recipe.evaluation, "base" if stage is None else stage.name
+    model = recipe.model if stage is None else str(out / stage.name / "export")
+    running = engine or open_engine(model)
+    names = dict.fromkeys(evaluation.names)
+    opened = {bench: open_benchmark(bench, evaluation.n, evaluation.seed) for bench in names}
+    harness = recipe_harness(evaluation, running, opened)
+    subject = Subject(running, name, model, identity(model, running))
+    claim_name(out, name, model, subject.identity)
+    parts = stage_parts(evaluation, stage)
+    for label, part in parts.items():
+        measure(subject, harness, part, out, _progress(show, f"measure {name}: {label}"))
+    return {
+        "model_sha256": subject.identity,
+        "prompts": {label: part.prompt or "the benchmark's own" for label, part in parts.items()},
+    }
+
+
+def recipe_harness(evaluation: Evaluation, engine: Engine, opened: Mapping[str, Sequence[Problem]]) -> Harness:
+    """How a recipe measures its base and all of its stages: by the recipe alone."""
+    says = "thinking_budget" in evaluation.model_fields_set
+    sampling = Sampling(
+        thinking_budget=fitted_budget(evaluation.thinking_budget, context(engine), says),
+        answer_budget=evaluation.answer_budget,
+        exit_text=evaluation.exit_text,
+    )
+    pixels = sized(evaluation.min_pixels, evaluation.max_pixels, default_pixels(None, engine))
+    images = ImageSettings(*pixels, evaluation.preprocessing)
+    return Harness(evaluation.n, evaluation.seed, 1, sampling, images, opened)
+
+
+def stage_parts(evaluation: Evaluation, stage: SFTStage | RLStage | None) -> dict[str, Part]:
+    """What a recipe measures of its base (None) or of a stage, by the name that progress shows.
+
+    A declared control has a prompt of its own: the base where the recipe sets `base_prompt`, and a stage that was
+    trained on bare answers (`style: direct`). Reading is asked alike at every stage.
+    """
+    own = evaluation.base_prompt if stage is None else None
+    if isinstance(stage, SFTStage) and stage.style == "direct":
+        own = stage.prompt
+    prompt, is_control = own or evaluation.prompt, own is not None
+    parts = {
+        "cells": Part(evaluation.benches, prompt, "seen", is_control),
+        "blind": Part(evaluation.benches, prompt, "blind", is_control),
+        "swapped": Part(evaluation.benches if evaluation.swapped else (), prompt, "swapped", is_control),
+        "reading": Part(evaluation.reading, evaluation.base_prompt or evaluation.prompt),
+        "others": Part(evaluation.others, prompt, "seen", is_control),
+    }
+    return {name: part for name, part in parts.items() if part.benches}
+
+
+def _progress(show: Show, task: str) -> Callable[[int, int], None]:
+    return lambda done, total: show(task, done, total)
 
 
 def _results(bench: str, rows: Sequence[Row]) -> dict[str, dict[str, Any]]:
@@ -241,16 +408,7 @@ def _sha_file(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _note(
-    path: Path,
-    bench: str,
-    problems: Sequence[Problem],
-    settings: Settings,
-    sampling: Sampling,
-    prompt: str | None,
-    model: str,
-    engine: Engine,
-) -> None:
+def _note(path: Path, bench: str, subject: Subject, harness: Harness, part: Part) -> None:
     """Write down the protocol of a benchmark's number; those of other benchmarks stay."""
     entry = TABLE.get(bench)
     names = ("hub", "revision", "config", "split", "where", "count", "licence", "note")
@@ -258,18 +416,21 @@ def _note(
     noted = read_json(path)
     protocol = {
         **source,
-        "items": len(problems),
-        "prompt": prompt or default_prompt_of(bench),
-        "condition": settings.condition,
-        "samples": settings.samples,
-        "seed": settings.seed,
-        "sampling": asdict(sampling),
-        "model": model,
-        "engine": engine.name,
+        "items": len(harness.opened[bench]),
+        "prompt": part.prompt or default_prompt_of(bench),
+        "control": part.control,
+        "condition": part.condition,
+        "samples": harness.samples,
+        "seed": harness.seed,
+        "sampling": asdict(harness.sampling),
+        "images": harness.images._asdict(),
+        "model": subject.identity,
+        "engine": subject.engine.name,
     }
     path.parent.mkdir(parents=True, exist_ok=True)
     aside = path.with_suffix(".part")
-    aside.write_text(json.dumps({**noted, f"{bench} ({settings.condition})": protocol}, indent=1), encoding="utf-8")
+    text = json.dumps({**noted, f"{bench} ({part.condition})": protocol}, indent=1)
+    aside.write_text(text, encoding="utf-8")
     aside.replace(path)
 
 

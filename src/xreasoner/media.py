@@ -34,7 +34,6 @@ from threading import Thread
 from typing import TYPE_CHECKING, cast
 from urllib.parse import unquote_to_bytes, urljoin
 
-import numpy as np
 from PIL import Image, UnidentifiedImageError
 
 from xreasoner import image_forms
@@ -139,7 +138,7 @@ class Guard:
             if getattr(self, name) <= 0:
                 raise UserError(f"{name} is {getattr(self, name)}; expected more than 0")
         if self.root is not None and not self.root.is_dir():
-            raise UserError(f"{self.root}: no such folder; expected the one that pictures' files are read below")
+            raise UserError(f"{self.root}: no such folder; expected the one that images' files are read below")
         for host in (self.hosts - {"*"}) | self.private_hosts:
             if _spelled(host) != host:
                 raise UserError(f"the host {host!r}; expected a name as in example.org or example.org:8443")
@@ -162,7 +161,7 @@ def picture(reference: Reference, guard: Guard, name: str | None = None) -> Imag
 def pictures(references: Sequence[Reference], guard: Guard) -> tuple[Image.Image, ...]:
     """The pictures of one question, in order. Raises `MediaError` that names each bad one by its place from 1."""
     if len(references) > guard.max_images:
-        raise MediaError(f"{len(references)} pictures; expected at most {guard.max_images}")
+        raise MediaError(f"{len(references)} images; expected at most {guard.max_images}")
     end, left, found = time.monotonic() + guard.seconds, guard.max_total_pixels, list[Image.Image]()
     problems: list[str] = []
     for place, reference in enumerate(references, 1):
@@ -199,7 +198,7 @@ def _picture(reference: Reference, guard: Guard, name: str, end: float, pixels: 
         return _opened(lambda: _open(data), pixels, data)
     except MediaError as error:
         problem = str(error)
-    raise MediaError(f"picture {name}: {problem}")  # outside, so that no traceback shows what led to it
+    raise MediaError(f"image {name}: {problem}")  # outside, so that no traceback shows what led to it
 
 
 def _read(reference: str | Path | bytes, guard: Guard, end: float) -> bytes:
@@ -266,7 +265,9 @@ def _standard_base64(text: str) -> str:
     if re.search("[-_]", text) and not re.search("[+/]", text):
         text = text.translate(_URL_ALPHABET)
     text = text.translate(_SPACES)
-    return text if text.endswith("=") else text + "=" * (-len(text) % 4)
+    bare = text.rstrip("=")
+    padding = "=" * (-len(bare) % 4)
+    return bare + padding if len(text) - len(bare) <= len(padding) else text
 
 
 # --- files ---------------------------------------------------------------------------------------------------------
@@ -276,16 +277,22 @@ def _file_path(address: str) -> Path:
     """The path of a `file:` address, of this machine only."""
     found = re.fullmatch(r"file:(?://(?:localhost)?)?(/[^?#]*)", address, re.IGNORECASE)
     if not found or found[1].startswith("//"):
-        raise MediaError("a file address of another kind; expected file:///folder/picture.png")
+        raise MediaError("a file address of another kind; expected file:///folder/image.png")
     return Path(os.fsdecode(unquote_to_bytes(found[1])))
 
 
+_BASE64_IMAGE = re.compile(r"(?:iVBORw0KGgo|/9j/|R0lGOD|UklGR|Qk)[A-Za-z0-9+/_\s-]{60,}={0,2}\s*")
+"""The bytes of an image of each format as base64, as some servers take them in place of an address."""
+
+
 def _read_file(path: Path, guard: Guard) -> bytes:
+    if _BASE64_IMAGE.fullmatch(str(path)):
+        raise MediaError("base64 without its address; expected data:image/png;base64, before it")
     if guard.root is None:
         raise MediaError("files are not read here; expected a data address (data:image/png;base64,…)")
     root, real = os.path.realpath(guard.root), _real(guard.root / path)
     if not real.is_relative_to(root):
-        raise MediaError("outside the folder that pictures are read from; expected a file below it")
+        raise MediaError("outside the folder that images are read from; expected a file below it")
     try:
         return _read_regular(_open_below(root, real.relative_to(root).parts), guard)
     except OSError as error:
@@ -368,9 +375,7 @@ def _parse(text: str) -> _Address:
     secure = scheme.lower() == "https"
     port = int((found and found[2]) or (443 if secure else 80))
     if not found or not 0 < port < 65536:
-        raise MediaError(
-            "an address whose host or port is not spelled as one; expected https://example.org/picture.png"
-        )
+        raise MediaError("an address whose host or port is not spelled as one; expected https://example.org/image.png")
     return _Address(secure, _host(found[1].lower()), port, tail if tail.startswith("/") else f"/{tail}")
 
 
@@ -392,7 +397,7 @@ def _is_private_host(address: _Address, guard: Guard) -> bool:
     if address.place in guard.private_hosts:
         return True
     if not guard.hosts and not guard.private_hosts:
-        raise MediaError("remote pictures are off; expected a data address (data:image/png;base64,…)")
+        raise MediaError("remote images are off; expected a data address (data:image/png;base64,…)")
     if address.place in guard.hosts or ("*" in guard.hosts and address.port in (80, 443)):
         return False
     raise MediaError(f"the host {address.place} is not allowed; expected one that the operator allowed")
@@ -501,11 +506,11 @@ def _fetch(url: str, guard: Guard, end: float) -> bytes:
                 if response.status not in _REDIRECTS:
                     return _body(response, address, guard)
                 url = _next(url, response.headers.get("Location", ""))
-        problem = f"more than {guard.max_redirects} redirects; expected the picture's own address"
+        problem = f"more than {guard.max_redirects} redirects; expected the image's own address"
     except TimeoutError:
         problem = f"not there after {guard.seconds:g} s; expected a host that answers in time"
     except (OSError, HTTPException):
-        problem = "the connection broke, or its other end does not speak HTTP; expected a picture"
+        problem = "the connection broke, or its other end does not speak HTTP; expected a image"
     raise MediaError(problem)
 
 
@@ -525,17 +530,17 @@ def _next(url: str, location: str) -> str:
     try:
         return urljoin(url, location)
     except ValueError:
-        raise MediaError("a redirect to what is no address; expected the picture's own address") from None
+        raise MediaError("a redirect to what is no address; expected the image's own address") from None
 
 
 def _body(response: HTTPResponse, address: _Address, guard: Guard) -> bytes:
     """The body, counted while it is read. The server's Content-Type is not asked: the bytes decide."""
     if response.status != 200:
-        raise MediaError(f"{address.place} answered {response.status}; expected 200 and a picture")
+        raise MediaError(f"{address.place} answered {response.status}; expected 200 and a image")
     if response.headers.get("Content-Encoding", "identity").strip().lower() != "identity":
-        raise MediaError("a compressed answer (Content-Encoding); expected the picture as it is")
+        raise MediaError("a compressed answer (Content-Encoding); expected the image as it is")
     if response.headers.get("Transfer-Encoding", "chunked").strip().lower() != "chunked":
-        raise MediaError("a compressed answer (Transfer-Encoding); expected the picture as it is")
+        raise MediaError("a compressed answer (Transfer-Encoding); expected the image as it is")
     length, data = _length(response, guard), bytearray()
     while piece := response.read(min(2**16, guard.max_bytes + 1 - len(data))):
         data += piece
@@ -573,7 +578,7 @@ def _open(data: bytes) -> Image.Image:
 def _opened(open_it: Callable[[], Image.Image], pixels: int, data: bytes | None = None) -> Image.Image:
     """The image in RGB, or a `MediaError` in our words: a decoder's may hold an address (CVE-2026-22778)."""
     if data is not None and data.startswith(b"\xff\xd8") and data.count(b"\xff\xda") > MAX_SCANS:
-        raise MediaError(f"a JPEG of more than {MAX_SCANS} scans; expected a picture as cameras write it")
+        raise MediaError(f"a JPEG of more than {MAX_SCANS} scans; expected a image as cameras write it")
     if data is not None and image_forms.has_too_many_parts(data):
         raise MediaError(f"more than {image_forms.MAX_PARTS:,} chunks or segments; expected an image saved anew")
     try:
@@ -637,6 +642,8 @@ def _eight_bits(image: Image.Image) -> Image.Image:
     clear = image.info.get("transparency")
     grey.info.pop("transparency", None)
     if isinstance(clear, int):  # one shade of 65,536, which 8 bits cannot tell from its neighbors
+        import numpy as np  # here, so that commands report a mistake without loading it
+
         grey.putalpha(Image.fromarray(np.where(np.asarray(wide) == clear, 0, 255).astype(np.uint8)))
     return grey
 

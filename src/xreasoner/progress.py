@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from typing import Any
+from typing import Any, Protocol
 
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
@@ -24,6 +24,16 @@ CELLS = ("text/general", "text/clinical", "image/general", "image/clinical")
 
 
 LINE_SECONDS = 30.0
+
+
+class Show(Protocol):
+    """Where progress goes: show(task, done, total, note)."""
+
+    def __call__(self, task: str, done: int, total: int, note: str = "") -> None: ...
+
+
+def silent(task: str, done: int, total: int, note: str = "") -> None:
+    """A `Show` that shows nothing."""
 
 
 class Screen:

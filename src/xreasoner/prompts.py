@@ -61,13 +61,18 @@ def render(problem: Problem, prompt: str) -> str:
     options = () if problem.meta.get("options_shown") else problem.options
     colon = [f"{label}: {option}" for label, option in zip(LABELS, options, strict=False)]
     dotted = [f"{label}. {option}" for label, option in zip(LABELS, options, strict=False)]
-    template = PROMPTS[prompt] if options else _without_options(PROMPTS[prompt])
-    return template.format(
+    return template_of(problem, prompt).format(
         question=problem.question,
         options=" ".join(colon),
         options_dotted=" ".join(dotted),
         options_lines="".join("\n" + line for line in colon),
     )
+
+
+def template_of(problem: Problem, prompt: str) -> str:
+    """The template of a prompt in the form that suits a problem: with its options, or without any."""
+    has_options = bool(problem.options) and not problem.meta.get("options_shown")
+    return PROMPTS[prompt] if has_options else _without_options(PROMPTS[prompt])
 
 
 def _without_options(template: str) -> str:

@@ -20,7 +20,7 @@ from PIL.Image import Image
 
 from xreasoner.completion import Completion, Exit
 from xreasoner.decisions import Decision, decide
-from xreasoner.engines.base import Engine, Message, Request, Sampling, sized
+from xreasoner.engines.base import PREPROCESSING, Engine, Message, Preprocessing, Request, Sampling, sized
 from xreasoner.engines.driving import finished
 from xreasoner.engines.opening import addresses, open_engine
 from xreasoner.errors import RequestsError, UserError
@@ -157,9 +157,10 @@ class Reasoner:
     `Engine`; what suits the model when left out. temperature: the card's 0.6, but 0 (greedy) for the embedded models.
     thinking_budget and answer_budget: in tokens, the card's 4,000 in all; a thought takes at most half of the model's
     context. min_pixels, max_pixels: width times height of pictures; the card's 262,144, or the checkpoint's own limits
-    where it takes no such pictures (as the embedded ones). exit_text: what closes a thought at its budget, with a
-    sentence before it if wanted; exit_on_repeats: also where the thought repeats itself. system: a system prompt in
-    place of Qwen2.5-VL's own. prompt: a name of `prompts.PROMPTS`; what the model was trained with, or the card's, when
+    where it takes no such pictures (as the embedded ones). preprocessing: see `engines.base.Request`. exit_text: what
+    closes a thought at its budget, with a sentence before it if wanted; exit_on_repeats: also where the thought repeats
+    itself. system: a system prompt in place of Qwen2.5-VL's own. prompt: a name of `prompts.PROMPTS`; what the model
+    was trained with, or the card's, when
     left out. guard: what pictures may be; any local file and public host when left out. Further options go to the
     engine (`engines.opening.open_engine`: device, dtype, attn_implementation, api_key, …).
     """
@@ -174,6 +175,7 @@ class Reasoner:
         answer_budget: int | None = None,
         min_pixels: int | None = None,
         max_pixels: int | None = None,
+        preprocessing: Preprocessing = "processor",
         top_p: float = 1.0,
         top_k: int = 0,
         seed: int = 0,
@@ -186,6 +188,7 @@ class Reasoner:
     ) -> None:
         if prompt is not None and prompt not in PROMPTS:
             raise UserError(f"unknown prompt {prompt!r}; {nearest(prompt, PROMPTS)}")
+        self.preprocessing = check_preprocessing(preprocessing)
         self.prompt, self.system, self.guard = prompt, system, guard or own_guard()
         opened = open_engine(model, engine=engine, **options) if engine is None or isinstance(engine, str) else engine
         self.engine: Engine = opened
@@ -243,6 +246,7 @@ class Reasoner:
             sampling=changed(self.sampling, sampling),
             min_pixels=self.min_pixels,
             max_pixels=self.max_pixels,
+            preprocessing=self.preprocessing,
         )
 
     def ask(
@@ -489,6 +493,14 @@ def fitted_budget(budget: int, room: int | None, asked: bool) -> int:
     return room // 2
 
 
+def check_preprocessing(name: str) -> Preprocessing:
+    """The name of a way to resize images. Raises `UserError` for one that is not known."""
+    for known in PREPROCESSING:
+        if name == known:
+            return known
+    raise UserError(f"unknown preprocessing {name!r}; {nearest(name, PREPROCESSING)}")
+
+
 def changed(sampling: Sampling, changes: Mapping[str, Any]) -> Sampling:
     """Raises `UserError` for a field that sampling does not have, or a value that it cannot have."""
     known = [field.name for field in fields(Sampling)]
@@ -517,18 +529,12 @@ def checked(sampling: Sampling) -> Sampling:
 
 def served_name(engine: Engine) -> str:
     """The name under which servers know their model."""
-    names = [server.model for server in getattr(engine, "servers", ()) if server.model]
-    return names[0] if names else ""
+    return engine.info.model_name
 
 
 def context(engine: Engine) -> int | None:
     """Tokens that prompt and reply may have together, where the engine knows."""
-    loaded = getattr(engine, "loaded", None)
-    if loaded is None:
-        found: int | None = getattr(engine, "context", None)
-        return found
-    config = loaded.model.config
-    return int(getattr(config, "text_config", config).max_position_embeddings)
+    return engine.info.context_length
 
 
 def exit_tokens(engine: Engine, text: str) -> int:
@@ -542,8 +548,5 @@ def most_pixels(engine: Engine) -> float:
 
     Services of our own know it themselves: 0.
     """
-    servers = getattr(engine, "servers", ())
-    if servers and all(server.own for server in servers):
-        return 0.0
-    size = getattr(getattr(getattr(engine, "loaded", None), "image_processor", None), "size", None)
-    return float((dict(size) if size else {}).get("longest_edge") or float("inf"))
+    most = engine.info.max_pixels
+    return float("inf") if most is None else float(most)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
@@ -13,7 +13,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 from pydantic_core import ErrorDetails
 
-from xreasoner.errors import RecipeError
+from xreasoner.errors import RecipeError, XReasonerError
 from xreasoner.prompts import PROMPTS
 from xreasoner.registry import nearest
 from xreasoner.trace import CLOSE
@@ -96,6 +96,8 @@ class LoRA(_Part):
     """The adapters' output is scaled by alpha / rank."""
     dropout: float = Field(0.0, ge=0, lt=1)
     """Dropout of the adapters' input."""
+    base_dtype: Literal["float32", "bfloat16"] = "float32"
+    """Type of the frozen weights; the adapters are float32, and the export holds the sums in float32."""
     targets: tuple[str, ...] = Field(
         ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"), min_length=1
     )
@@ -140,6 +142,15 @@ class _Stage(_Part):
     @classmethod
     def _known_prompt(cls, prompt: str) -> str:
         return _check_prompt(prompt)
+
+    @model_validator(mode="after")
+    def _base_in_its_type(self) -> _Stage:
+        if self.lora is not None and self.lora.base_dtype == "bfloat16" and self.precision == "float32":
+            raise ValueError(
+                "lora.base_dtype: bfloat16 weights compute in bfloat16, and precision is float32; set precision: "
+                "bfloat16, or lora.base_dtype: float32"
+            )
+        return self
 
     @property
     def optimiser(self) -> AdamW:
@@ -245,6 +256,8 @@ class RLStage(_Stage):
     """penalize: tokens before the budgets' end over which the loss of reward grows to 1."""
     rollouts: Servers | None = None
     """Servers that generate the rollouts; default: this process."""
+    rollout_dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    """Type of the weights that rollouts are sampled from, here or on servers; auto: that of `precision`."""
     format_reward: float = Field(0.0, ge=0, le=1)
     """Added for a well-formed reply; 0 in the paper."""
 
@@ -264,6 +277,11 @@ class RLStage(_Stage):
         return self.normalize_std
 
     @property
+    def rollouts_in_bfloat16(self) -> bool:
+        """Whether rollouts are sampled from bfloat16 weights."""
+        return "bfloat16" in (self.rollout_dtype, self.precision if self.rollout_dtype == "auto" else "")
+
+    @property
     def recomputes_old_logprobs(self) -> bool:
         """Whether the trainer computes the old log-probabilities itself, before a step's first update.
 
@@ -271,7 +289,8 @@ class RLStage(_Stage):
         temperature 1. bfloat16 against float32 differs by 2e-3 a token on average, and a ratio over a whole reply is
         then outside GSPO's bounds before anything is learned.
         """
-        same_numbers = self.rollouts is None and self.precision == "float32" and self.temperature == 1
+        float32 = self.precision == "float32" and not self.rollouts_in_bfloat16
+        same_numbers = self.rollouts is None and float32 and self.temperature == 1
         return not same_numbers or self.correction != "none"
 
     @model_validator(mode="after")
@@ -330,18 +349,20 @@ Stage = Annotated[SFTStage | RLStage, Field(discriminator="kind")]
 
 
 class Evaluation(_Part):
-    """What each stage is measured on."""
+    """What the base and each stage are measured on, and how: one harness for all."""
 
     benches: tuple[str, ...] = ()
-    """The cells: benchmarks that are asked with the stage's own prompt."""
+    """The cells: benchmarks that are measured blind too."""
     reading: tuple[str, ...] = ()
-    """Perception: benchmarks asked with `base_prompt` at every stage."""
+    """Perception: benchmarks that are asked alike at every stage, with `base_prompt` if it is set."""
     others: tuple[str, ...] = ()
-    """Further benchmarks, with the stage's own prompt."""
+    """Further benchmarks."""
     swapped: bool = False
     """Also measure the image cells with another item's image."""
-    base_prompt: str = "brief-direct"
-    """The prompt under which the base, and reading, is asked."""
+    prompt: str | None = None
+    """The prompt under which the base and all stages are asked; default: each benchmark's own."""
+    base_prompt: str | None = None
+    """The base's own prompt, which makes it a declared control; default: none, the base is asked as the stages are."""
     n: int = Field(500, gt=0)
     """Items per benchmark."""
     seed: Seed = 0
@@ -349,12 +370,31 @@ class Evaluation(_Part):
     thinking_budget: int = Field(4096, gt=0)
     """Thinking tokens until the engine ends the thought."""
     answer_budget: int = Field(64, gt=0)
-    """Tokens after the thought."""
+    """Tokens after a thought that the engine ended; a reply that ends its thought by itself has both budgets' sum."""
+    exit_text: str = " </think> <answer>"
+    """Text that ends the thought; the paper's is `</think>`."""
+    min_pixels: int | None = Field(None, gt=0)
+    """Least image area; default: the model card's 262,144, or the image processor's own if it takes no such images."""
+    max_pixels: int | None = Field(None, gt=0)
+    """Largest image area; default: as for `min_pixels`."""
+    preprocessing: Literal["processor", "qwen-vl-utils"] = "processor"
+    """Resize images by the processor alone, or first by qwen-vl-utils, as the card's Transformers snippet does."""
 
-    @field_validator("base_prompt")
+    @field_validator("prompt", "base_prompt")
     @classmethod
-    def _known_prompt(cls, prompt: str) -> str:
-        return _check_prompt(prompt)
+    def _known_prompt(cls, prompt: str | None) -> str | None:
+        return None if prompt is None else _check_prompt(prompt)
+
+    @field_validator("exit_text")
+    @classmethod
+    def _closes(cls, text: str) -> str:
+        return _check_exit_text(text)
+
+    @model_validator(mode="after")
+    def _limits_do_not_cross(self) -> Evaluation:
+        if self.min_pixels and self.max_pixels and self.min_pixels > self.max_pixels:
+            raise ValueError(f"min_pixels: found {self.min_pixels}, expected at most max_pixels, {self.max_pixels}")
+        return self
 
     @property
     def measures(self) -> bool:
@@ -470,8 +510,26 @@ class _Problem:
 UNKNOWN, MISSING, TYPE, VALUE = range(4)
 
 
-def load_recipe(name: str, overrides: Sequence[str] = ()) -> Recipe:
+NameCheck = Callable[[str], object]
+"""Raises `XReasonerError` for a name that leads nowhere."""
+
+
+def load_recipe(
+    name: str,
+    overrides: Sequence[str] = (),
+    check_model: NameCheck | None = None,
+    check_benchmark: NameCheck | None = None,
+) -> Recipe:
     """Read a recipe by name or path, with `key.sub=value` overrides.
+
+    Args:
+        name: a shipped recipe's name, or a path.
+        overrides: fields to set, as `--set` takes them.
+        check_model: checks the name of the model, so that its problem is reported with those of the fields.
+        check_benchmark: the same, for each benchmark.
+
+    Returns:
+        The recipe.
 
     Raises:
         RecipeError: with every problem of the file and of the overrides, each with its field and line.
@@ -481,9 +539,37 @@ def load_recipe(name: str, overrides: Sequence[str] = ()) -> Recipe:
     problems = [found for override in overrides if (found := _override(document.value, override, changed))]
     document.value = _in_american(document, Recipe, document.value, (), problems)
     problems += _problems(document, changed)
+    problems += _name_problems(document, changed, check_model, check_benchmark)
     if not problems:
         return Recipe.model_validate(document.value)
     raise RecipeError(_report(name, problems))
+
+
+def _name_problems(
+    document: Document,
+    changed: Mapping[tuple[str | int, ...], str],
+    check_model: NameCheck | None,
+    check_benchmark: NameCheck | None,
+) -> Iterator[_Problem]:
+    """The names in a recipe that lead nowhere, whatever else is wrong with it."""
+    raw, named = document.value, list[tuple[tuple[str | int, ...], Any, NameCheck]]()
+    if check_model is not None:
+        named.append((("model",), raw.get("model"), check_model))
+    if check_benchmark is not None:
+        for field in ("benches", "reading", "others"):
+            names = _get(raw.get("evaluation"), field)
+            paths = [
+                (("evaluation", field, k), each) for k, each in enumerate(names if isinstance(names, list) else ())
+            ]
+            named += [(path, each, check_benchmark) for path, each in paths]
+    for path, found, check in named:
+        if not isinstance(found, str):
+            continue  # a problem of the field
+        try:
+            check(found)
+        except XReasonerError as error:
+            place, line = _where(document, changed, path)
+            yield _Problem(VALUE, place, line, str(error))
 
 
 def _read(name: str) -> Document:
@@ -717,14 +803,21 @@ def _problem(document: Document, changed: dict[tuple[str | int, ...], str], erro
     path, kind = _path(document.value, error["loc"]), error["type"]
     if kind.startswith("union_tag"):
         path = (*path, "kind")
-    place = _place(document.value, path) or "recipe"
-    override = next((text for at, text in changed.items() if path[: len(at)] == at), "")
-    line = None if override else document.line(path)
+    place, line = _where(document, changed, path)
     ranks = {"extra_forbidden": UNKNOWN, "missing": MISSING, "union_tag_not_found": MISSING}
     rank = ranks.get(kind, TYPE if kind.endswith(("_type", "_parsing")) else VALUE)
-    if override:
-        place = override if override.endswith(f" {place}") else f"{override}: {place}"
     return _Problem(rank, place, line, _message(error, path))
+
+
+def _where(
+    document: Document, changed: Mapping[tuple[str | int, ...], str], path: tuple[str | int, ...]
+) -> tuple[str, int | None]:
+    """(place, line) of a field as messages name it: with the `--set` that wrote it, or the line of the file."""
+    place = _place(document.value, path) or "recipe"
+    override = next((text for at, text in changed.items() if path[: len(at)] == at), "")
+    if override:
+        return (override if override.endswith(f" {place}") else f"{override}: {place}"), None
+    return place, document.line(path)
 
 
 def _message(error: ErrorDetails, path: Sequence[str | int]) -> str:

@@ -24,6 +24,7 @@ from xreasoner.models.loading import Loaded, encode, find
 from xreasoner.planning import Machine
 from xreasoner.prompts import chat_messages
 from xreasoner.recipe import Recipe, RLStage, SFTStage
+from xreasoner.training.common import MOST_LOGITS
 from xreasoner.training.run import rl_data, sft_examples
 
 PROMPT, LEARNT, OVER = "dim", "bold green", "red"
@@ -62,7 +63,7 @@ def this_machine() -> Machine:
         memory = torch.cuda.get_device_properties(0).total_memory
         return replace(Machine.of(ranks, f"{memory / 1e9:.0f}GB"), memory=float(memory))
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    return Machine(1, float(memory), "this machine's CPU", 1e11, 2e10, logits=2**25)
+    return Machine(1, float(memory), "this machine's CPU", 1e11, 2e10, logits=MOST_LOGITS["cpu"], cpu=True)
 
 
 def shown(recipe: Recipe, examples: int = 2, limit: int | None = None) -> Iterator[Text]:

@@ -295,9 +295,7 @@ def test_mmmu_pictures_that_are_marked_out_of_order_keep_their_places(tmp_path: 
     assert right(problem, "8")
     assert not right(problem, "9")
     assert prompt_of("mmmu", problem, None) == "paper-train"  # there are no options "below"
-    with pytest.raises(
-        DataError, match=r"validation_Pharmacy_4: the text shows <image 1>, and there are pictures \[2\]"
-    ):
+    with pytest.raises(DataError, match=r"validation_Pharmacy_4: the text shows <image 1>, and there are images \[2\]"):
         opened("mmmu", tmp_path, {"Pharmacy/validation-00000-of-00001.parquet": [{**row, "image_1": None}]})
 
 
@@ -468,7 +466,7 @@ def test_medxpertqa_prints_options_once_and_keeps_the_pictures_order(tmp_path: P
     text = {name: row[name] for name in row if name != "images"}
     (written,) = opened("medxpertqa-text", tmp_path, {"Text/test.jsonl": [text]})
     assert (written.modality, written.images) == ("text", ())
-    with pytest.raises(DataError, match=r"medxpertqa-mm: item MM-1: its picture 'c.png' is not below .*images\.zip"):
+    with pytest.raises(DataError, match=r"medxpertqa-mm: item MM-1: its image 'c.png' is not below .*images\.zip"):
         opened("medxpertqa-mm", tmp_path, {"MM/test.jsonl": [{**row, "images": ["a.png", "c.png"]}]})
 
 

@@ -5,9 +5,12 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable
+from typing import Any, TypeVar
 
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis.strategies import SearchStrategy
+
+T = TypeVar("T")
 
 
 def fuzz_seconds() -> float:
@@ -15,18 +18,19 @@ def fuzz_seconds() -> float:
     return float(os.environ.get("XREASONER_FUZZ_SECONDS", "5"))
 
 
-def fuzz(entry: Callable[[bytes], None], inputs: SearchStrategy[bytes], slowest: float = 1.0) -> int:
+def fuzz(entry: Callable[[T], None], inputs: SearchStrategy[T], slowest: float = 1.0, share: float = 1.0) -> int:
     """Call `entry` with drawn inputs until the time is up; returns how many it took.
 
     Args:
         entry: raises nothing for any input.
         inputs: what to draw from.
         slowest: seconds of CPU time that one call may take.
+        share: the part of `fuzz_seconds` that this call takes.
 
     Raises:
         AssertionError: with the smallest input found that raises or takes longer.
     """
-    end = time.monotonic() + fuzz_seconds()
+    end = time.monotonic() + share * fuzz_seconds()
     calls = 0
     found: list[AssertionError] = []
 
@@ -38,7 +42,7 @@ def fuzz(entry: Callable[[bytes], None], inputs: SearchStrategy[bytes], slowest:
         suppress_health_check=list(HealthCheck),
     )
     @given(inputs)
-    def one(data: bytes) -> None:
+    def one(data: T) -> None:
         nonlocal calls
         if time.monotonic() > end:
             raise _TimeUpError
@@ -46,7 +50,7 @@ def fuzz(entry: Callable[[bytes], None], inputs: SearchStrategy[bytes], slowest:
         try:
             _call(entry, data, slowest)
         except Exception as error:
-            found.append(AssertionError(f"{data[:500]!r}: {type(error).__name__}: {error}"))
+            found.append(AssertionError(f"{_shown(data)}: {type(error).__name__}: {error}"))
             raise
 
     try:
@@ -57,7 +61,11 @@ def fuzz(entry: Callable[[bytes], None], inputs: SearchStrategy[bytes], slowest:
     return calls
 
 
-def _call(entry: Callable[[bytes], None], data: bytes, slowest: float) -> None:
+def _shown(data: Any) -> str:
+    return repr(data[:500] if isinstance(data, bytes) else data)[:2000]
+
+
+def _call(entry: Callable[[T], None], data: T, slowest: float) -> None:
     start = time.process_time()
     entry(data)
     spent = time.process_time() - start

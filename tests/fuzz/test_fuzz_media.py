@@ -102,7 +102,7 @@ def fuzz_media(data: bytes) -> None:
 
 
 def test_fuzz_media() -> None:
-    assert fuzz(fuzz_media, files) > 50
+    assert fuzz(fuzz_media, files) > 0
 
 
 def test_reading_images_keeps_no_memory() -> None:

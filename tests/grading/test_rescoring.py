@@ -58,7 +58,7 @@ def test_bad_lines_are_reported_and_do_not_stop_the_rest(tmp_path: Path, capfd: 
     assert "did you mean 'mcq'?" in said[2]
     assert "may count from 0 or from 1" in said[4]
     assert "half of a surrogate pair" in said[11]
-    assert said[-1] == "1 of 13 correct (7.7 %); 12 lines could not be judged"
+    assert said[-1] == "1 of 13 correct (7.7 %); 12 lines could not be graded"
 
 
 def test_the_screen_is_the_output_when_none_is_named(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:

@@ -280,5 +280,5 @@ def test_another_houses_model_runs_with_its_own_processor(random_folder: Path, t
     assert sum(a != b[0].token_ids for a, b in zip(ours, TorchEngine(loaded).generate(blind), strict=True)) >= 6
     with pytest.raises(UserError, match="resizes pictures in its own way"):
         encode(loaded, requests[1].messages, requests[1].images, max_pixels=50_000)
-    with pytest.raises(UserError, match="places for pictures"):
+    with pytest.raises(UserError, match="places for images"):
         encode(loaded, requests[1].messages)

@@ -43,7 +43,7 @@ def test_a_text_that_spells_a_picture_is_no_picture(loaded: Loaded) -> None:
     text = "what is <|image_pad|> and <|vision_start|>?"
     ids = encode(loaded, [{"role": "user", "content": text}]).input_ids
     assert loaded.model.config.image_token_id not in ids.tolist()
-    with pytest.raises(UserError, match="places for pictures"):
+    with pytest.raises(UserError, match="places for images"):
         encode(loaded, [{"role": "user", "content": text}], [Image.new("RGB", (56, 56))])
 
 

@@ -330,6 +330,40 @@ def test_the_headline_says_no_more_than_the_numbers() -> None:
     assert "+30.0 (general) points" in findings.headline([up, gain("text/general", 0.2, 0.5, 0.02)])
 
 
+def test_losses_are_named_beside_the_gains_largest_first() -> None:
+    cell = gain("image/general", 0.2, 0.5, 0.02)
+    small = {**gain("easy-vqa", 0.30, 0.26, 0.01), "kind": "benchmark"}
+    large = {**gain("gym-held-out", 0.4, 0.1, 0.02), "kind": "benchmark"}
+    flat = {**gain("slake", 0.4, 0.39, 0.05), "kind": "benchmark"}
+    ratio = {**gain("general", 0.4, 0.1, 0.02), "kind": "ratio"}
+    found = findings.losses([cell, small, large, flat, ratio])
+    assert [tile["label"] for tile in found] == ["gym-held-out", "easy-vqa"]
+    sentence = findings.losses_sentence(found)
+    assert sentence.startswith("Got worse: gym-held-out −30.0 points (")
+    assert "; easy-vqa −4.0 points (" in sentence
+    assert findings.losses_sentence(findings.losses([cell, flat])) == ""
+
+
+def test_what_got_worse_stands_before_the_matrix(run: Path, html: str) -> None:
+    names = [tile["label"] for tile in findings.losses(json.loads((run / "summary.json").read_text())["gains"])]
+    place = html.index('id="losses"')
+    assert place < html.index('id="matrix"')
+    shown = html[place : html.index('id="matrix"')]
+    assert all(f"<dt>{name}</dt>" in shown for name in names)
+    assert names or "Nothing that was measured got worse" in shown
+
+
+def test_swapped_images_are_named_only_where_they_were_measured(small: Path) -> None:
+    assert re.search(r"<th[^>]*>Swapped</th>", write_report(small).read_text(encoding="utf-8"))
+    for stage in STAGES:
+        path = small / "eval" / stage / "results.jsonl"
+        write_lines(path, [row for row in read_rows(path) if row["condition"] != "swapped"])
+    (small / "summary.json").unlink()
+    html = write_report(small).read_text(encoding="utf-8")
+    assert re.search(r"<th[^>]*>Blind</th>", html)
+    assert "swapped" not in Page(html).text.lower()
+
+
 def test_other_models_side_by_side_are_not_called_post_training() -> None:
     models = {"after": "phi", "before": "llava"}
     told = findings.headline([{**gain("image/general", 0.5, 0.2, 0.02), **models}])

@@ -367,6 +367,7 @@ def scripted(reasoner: Reasoner) -> Any:
     class Engine:
         name = "scripted"
         loaded = reasoner.engine.loaded  # type: ignore[attr-defined]
+        info = reasoner.engine.info
 
         def submit(self, request: Any, on_done: Any = None, on_text: Any = None) -> ScriptedTicket:
             for piece in pieces:

@@ -61,7 +61,7 @@ def refused(reference: Reference, guard: Guard) -> str:
     with pytest.raises(MediaError) as caught:
         picture(reference, guard)
     line = str(caught.value)
-    assert line.startswith("picture ")
+    assert line.startswith("image ")
     assert "; expected " in line
     assert line.isprintable()
     assert caught.value.__cause__ is None
@@ -203,7 +203,7 @@ def test_a_body_without_length_and_one_in_chunks(serve: Serve) -> None:
 
 
 def test_remote_pictures_are_off_by_default() -> None:
-    assert "remote pictures are off" in refused("https://example.org/a.png", Guard())
+    assert "remote images are off" in refused("https://example.org/a.png", Guard())
 
 
 def test_another_host_or_port_is_refused_unasked(serve: Serve) -> None:
@@ -657,6 +657,19 @@ def test_base64_is_strict(change: str) -> None:
     assert "base64 that is not well formed" in refused("data:image/png;base64," + change.format(text), Guard())
 
 
+def test_base64_in_place_of_an_address_is_named() -> None:
+    text = base64.b64encode(RED_PNG).decode()
+    for guard in (Guard(), Guard(root=Path("."))):
+        assert "expected data:image/png;base64, before it" in refused(text, guard)
+
+
+@pytest.mark.parametrize("padding", ["", "=", "=="])
+def test_padding_may_be_incomplete(padding: str) -> None:
+    text = base64.b64encode(RED_PNG + b"\0" * ((1 - len(RED_PNG)) % 3)).decode()
+    assert text.endswith("==")
+    assert picture("data:image/png;base64," + text.rstrip("=") + padding, Guard()).getpixel((0, 0)) == RED
+
+
 def _lines(text: str, end: str) -> str:
     return end.join(text[k : k + 76] for k in range(0, len(text), 76))
 
@@ -991,9 +1004,9 @@ def test_the_pixel_cap_is_exact() -> None:
 
 def test_the_caps_of_one_question() -> None:
     assert [image.getpixel((0, 0)) for image in pictures([RED_PNG, plain(BLUE)], Guard())] == [RED, BLUE]
-    with pytest.raises(MediaError, match="3 pictures; expected at most 2"):
+    with pytest.raises(MediaError, match="3 images; expected at most 2"):
         pictures([RED_PNG, "nowhere.png", b"never read"], Guard(max_images=2))
-    with pytest.raises(MediaError, match=r"picture 3 of 3 \(bytes\): 8 × 8 is 64 pixels; expected at most 2"):
+    with pytest.raises(MediaError, match=r"image 3 of 3 \(bytes\): 8 × 8 is 64 pixels; expected at most 2"):
         pictures([RED_PNG] * 3, Guard(max_total_pixels=130))
 
 
@@ -1003,7 +1016,7 @@ def test_the_pictures_of_one_question_share_a_deadline(serve: Serve) -> None:
         answer(RED_PNG)(wire, path)
 
     server = serve(reply)
-    with pytest.raises(MediaError, match=r"picture 2 of 9 .*not there after 0\.3 s"):
+    with pytest.raises(MediaError, match=r"image 2 of 9 .*not there after 0\.3 s"):
         pictures([at(server)] * 9, guard_for(server, seconds=0.3))
 
 

@@ -86,6 +86,19 @@ ASKS_FOR_NOTHING: list[tuple[str, Any]] = [
     ("mirostat", 0),
     ("cache_prompt", True),
     ("request_id", "r-1"),
+    ("response_format", {"type": "text", "json_schema": None}),
+    ("reasoning", {"effort": "medium", "exclude": False, "max_tokens": None}),
+    ("reasoning", {"enabled": True}),
+    ("thinking", {"type": "enabled"}),
+    ("chat_template_kwargs", {"enable_thinking": True}),
+    ("stream_options", {"include_usage": None}),
+    ("structured_outputs", {}),
+    ("guided_json", {}),
+    ("guided_regex", ""),
+    ("json_schema", {}),
+    ("chat_template", ""),
+    ("extra_body", {}),
+    ("extra_headers", {}),
 ]
 
 
@@ -143,6 +156,14 @@ ASKS_FOR_MORE: list[tuple[str, Any]] = [
     ("stream_options", {"include_obfuscation": True}),
     ("stream_options", {"unknown": 1}),
     ("structured_outputs", {"choice": ["a", "b"]}),
+    ("response_format", {"json_schema": None}),
+    ("reasoning", {"effort": "high"}),
+    ("reasoning", {"max_tokens": 100}),
+    ("thinking", {"type": "disabled"}),
+    ("thinking", {"type": "enabled", "budget_tokens": 100}),
+    ("chat_template_kwargs", {"enable_thinking": False}),
+    ("extra_body", {"top_k": 3}),
+    ("user", 5),
 ]
 
 

@@ -321,14 +321,47 @@ def test_a_conversation_goes_on_with_what_the_client_was_given(service: Backgrou
 
 def test_unknown_routes_and_methods(service: Background) -> None:
     status, body, _ = get(service, "/v1/nothing")
-    assert (status, json.loads(body)["error"]["code"]) == (404, 404)
+    assert (status, json.loads(body)["error"]["code"]) == (404, None)
     assert (
         "/v1/nothing is not served here; expected one of /v1/chat/completions" in json.loads(body)["error"]["message"]
     )
     status, body, _ = get(service, CHAT)
-    assert (status, json.loads(body)["error"]["code"]) == (405, 405)
+    assert (status, json.loads(body)["error"]["code"]) == (405, None)
     assert json.loads(body)["error"]["message"] == f"{CHAT}: found GET, expected POST"
     assert post(service, CHAT, b"x=1", {"content-type": "text/plain"})[0] == 415
+
+
+def test_an_errors_code_is_a_text_that_clients_look_for(service: Background, reasoner: Reasoner) -> None:
+    image = {"type": "image_url", "image_url": {"url": "data:image/png;base64,AAAA"}}
+    question = {"type": "text", "text": "What is shown?"}
+    for body, status, code in (
+        (ask(model="gpt-4o"), 404, "model_not_found"),
+        (ask(messages=[{"role": "user", "content": "word " * 4000}]), 400, "context_length_exceeded"),
+        (ask(messages=[{"role": "user", "content": "word " * 8000}]), 400, "context_length_exceeded"),
+        (ask(messages=[{"role": "user", "content": [image, question]}]), 400, "invalid_image"),
+        (ask(temperature=9), 400, None),
+    ):
+        found, reply, _ = post(service, CHAT, body)
+        assert (found, reply["error"]["code"]) == (status, code), reply
+        if status == 400:
+            assert post(service, CHAT, {**body, "stream": True})[:2] == (found, reply)
+    with client(service) as there, pytest.raises(openai.NotFoundError) as missing:
+        there.models.retrieve("gpt-4o")
+    assert (missing.value.code, missing.value.param) == ("model_not_found", "model")
+    with Background(lambda: reasoner, key="s3cret") as running, client(running, "wrong") as there:
+        with pytest.raises(openai.AuthenticationError) as stranger:
+            there.models.list()
+        assert stranger.value.code == "invalid_api_key"
+
+
+@pytest.mark.parametrize("path", ["/health", "/v1/models", "/v1/models/tiny", "/v1/models/tiny/"])
+def test_what_is_read_has_a_head(service: Background, path: str) -> None:
+    wire = http.client.HTTPConnection(service.url.removeprefix("http://"))
+    wire.request("HEAD", path)
+    reply = wire.getresponse()
+    assert (reply.status, reply.read()) == (200, b"")
+    wire.close()
+    assert get(service, path)[0] == 200
 
 
 @pytest.mark.parametrize(("fault", "told"), [("401", 502), ("404", 502), ("500", 503), ("400", 400)])

@@ -174,7 +174,7 @@ def test_rl_learns_the_same_from_packed_replies(random_folder: Path, tmp_path: P
 def test_a_shared_prompts_gradient_is_summed_in_one_order(loaded: Loaded) -> None:
     """That of `keys[rows]` is summed by atomic adds, so that with two threads no two runs ended alike."""
     ids_BR = torch.arange(24).view(6, 4) + 300
-    states = rl.reply_states(loaded.model, [[5, 6, 7], [8, 9]], ids_BR, [4, 2, 3, 4, 1, 2], 3)
+    states = rl.reply_states(loaded.model, [[5, 6, 7], [8, 9]], ids_BR, [4, 2, 3, 4, 1, 2], [0, 0, 0, 1, 1, 1], 3)
     waiting, seen = [states.grad_fn], set[Any]()
     while waiting:
         node = waiting.pop()

@@ -98,6 +98,21 @@ def test_two_ranks_are_held_to_the_base_as_one(random_folder: Path, tmp_path: Pa
         assert b["kl_to_base"] == pytest.approx(a["kl_to_base"], rel=1e-3, abs=1e-6)
 
 
+@pytest.mark.slow
+def test_two_ranks_train_adapters_on_a_bfloat16_base_as_one(random_folder: Path, tmp_path: Path) -> None:
+    """Shards of two types: the frozen weights in bfloat16, the adapters in float32."""
+    lora = {"rank": 4, "alpha": 8, "base_dtype": "bfloat16"}
+    recipe = write(random_folder, tmp_path, epochs=6, precision="bfloat16", lora=lora, optimiser={"lr": 1e-3})
+    run_recipe(load_recipe(str(recipe)), tmp_path / "1")
+    train(2, str(recipe), "--out", str(tmp_path / "2"))
+    one, two = (metrics(tmp_path / ranks / "sft") for ranks in "12")
+    assert one[-1]["loss"] < one[0]["loss"]
+    for a, b in zip(one, two, strict=True):
+        assert b["loss"] == pytest.approx(a["loss"], rel=1e-2)
+    exported = weights(tmp_path / "2" / "sft" / "export")
+    assert {tensor.dtype for tensor in exported.values()} == {torch.float32}
+
+
 def test_two_ranks_reinforce_as_one(random_folder: Path, tmp_path: Path) -> None:
     """With adapters, a KL to where the stage began, and a correction, which reads the replies once more."""
     taught = coin(random_folder, tmp_path, sft={"checkpoint_seconds": 1000})
@@ -119,6 +134,25 @@ def test_two_ranks_reinforce_as_one(random_folder: Path, tmp_path: Path) -> None
     moved = torch.stack([(ours[name] - base[name]).norm() for name in ours]).norm()
     apart = torch.stack([(ours[name] - theirs[name]).norm() for name in ours]).norm()
     assert 0 < apart < 0.05 * moved  # AdamW makes a sign of a gradient near 0
+
+
+@pytest.mark.slow
+def test_two_ranks_sample_from_bfloat16_copies_as_one(random_folder: Path, tmp_path: Path) -> None:
+    """A whole copy on each rank, filled from the shards for the rollouts and freed before the update."""
+    taught = coin(random_folder, tmp_path, sft={"checkpoint_seconds": 1000})
+    start = run_stage(taught, taught.stages[0], tmp_path)
+    settings = {"from": "base", "steps": 2, "checkpoint_seconds": 1000, "rollout_dtype": "bfloat16", "refills": 3}
+    whole = coin(start, tmp_path, rl={**settings, "batching": "packed", "chunk_tokens": 64})
+    recipe = whole.model_copy(update={"stages": whole.stages[1:]})
+    path = tmp_path / "rl.yaml"
+    path.write_text(yaml.safe_dump(recipe.model_dump(mode="json", by_alias=True)))
+    run_recipe(recipe, tmp_path / "1")
+    train(2, str(path), "--out", str(tmp_path / "2"))
+    one, two = (metrics(tmp_path / ranks / "rl") for ranks in "12")
+    assert one[0]["outcomes"] == two[0]["outcomes"]
+    assert two[0]["loss"] == pytest.approx(one[0]["loss"], abs=1e-4)
+    assert two[0]["logprob_gap"] == pytest.approx(one[0]["logprob_gap"], rel=1e-2)
+    assert len(two) == 2
 
 
 def stop(ranks: int, recipe: Path, out: Path, at: int) -> None:

@@ -77,9 +77,10 @@ def test_a_disk_that_is_too_small_is_named_with_its_parts(
     monkeypatch.setattr(preflight.shutil, "disk_usage", lambda path: SimpleNamespace(total=10**9, free=10**6))
     with pytest.raises(UserError, match=r"GB are needed \(2 exports of .*, checkpoints of .*\) and 0\.0 GB are free"):
         preflight.check_disk(recipe, recipe.stages[0], loaded, tmp_path)
-    # adapters are small: the second stage alone needs one export
+    # adapters are small: the second stage alone needs one export, and the vision tower's file
     adapters = coin(random_folder, tmp_path, rl={"lora": {"rank": 4}})
     size = 4 * sum(p.numel() for p in loaded.model.parameters())
+    size += 4 * sum(p.numel() for p in loaded.model.model.visual.parameters())
     monkeypatch.setattr(preflight.shutil, "disk_usage", lambda path: SimpleNamespace(total=10**9, free=size + 1))
     preflight.check_disk(adapters, adapters.stages[1], loaded, tmp_path)
     with pytest.raises(UserError, match="lower checkpoints_kept"):

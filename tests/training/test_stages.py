@@ -24,9 +24,10 @@ from safetensors.torch import load_file, save_file
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from xreasoner.data.packing import hidden_states
-from xreasoner.demo import claim, evaluate_stage
+from xreasoner.demo import claim
 from xreasoner.engines.torch_engine import TorchEngine
 from xreasoner.errors import NonFiniteError, RecipeError, UserError
+from xreasoner.evaluating import evaluate_stage
 from xreasoner.models.freezing import fingerprint
 from xreasoner.models.loading import Loaded, load
 from xreasoner.problem import Problem
@@ -124,7 +125,7 @@ def unbroken(random_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> t
         run_recipe(recipe, out)
         with pytest.warns(UserWarning, match=r"step 1: no group has both .* replies are truncated: raise thinking_b"):
             run_recipe(other(random_folder, out), out / "other")
-        evaluate_stage(str(out / "rl" / "export"), "rl", recipe.evaluation.base_prompt, recipe.evaluation, out, _show)
+        evaluate_stage(recipe, recipe.stages[-1], out, _show)
     return out, read
 
 
@@ -436,9 +437,9 @@ def test_no_picture_and_no_foreign_domain_enters(tmp_path: Path) -> None:
     stage = load_recipe("demo").stages[1]
     with pytest.raises(RecipeError, match="clinical"):
         check(stage, [Problem("p", "q?", "1", "integer", domain="clinical")])
-    with pytest.raises(RecipeError, match="picture"):
+    with pytest.raises(RecipeError, match="image"):
         check(stage, [Problem("p", "q?", "1", "integer", images=(Image.new("RGB", (56, 56)),))])
-    with pytest.raises(RecipeError, match="picture"):
+    with pytest.raises(RecipeError, match="image"):
         check(stage, [Problem("p", "q?", "1", "integer", modality="image")])
 
 

@@ -27,7 +27,7 @@ def picture_bytes(reference: Any, folder: Folder) -> bytes:
     if isinstance(reference, bytes):
         return reference
     if not isinstance(reference, str) or not reference:
-        raise DataError(f"found {reference!r} in the place of a picture")
+        raise DataError(f"found {reference!r} in the place of an image")
     name = folder.named(reference)
     if name is not None:
         return folder.read(name)
@@ -36,7 +36,7 @@ def picture_bytes(reference: Any, folder: Folder) -> bytes:
             return base64.b64decode(reference.partition(",")[2] or reference)
         except binascii.Error as error:
             raise DataError(f"the image in base64 is damaged ({error})") from None
-    raise DataError(f"the picture {reference[:200]!r} is not below {folder.root}")
+    raise DataError(f"the image {reference[:200]!r} is not below {folder.root}")
 
 
 def is_there(reference: Any, folder: Folder) -> bool:

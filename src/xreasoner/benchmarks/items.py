@@ -119,7 +119,7 @@ def placed(
     def mark(match: re.Match[str]) -> str:
         number = int(match[1])
         if number not in pictures:
-            raise ValueError(f"the text shows {match[0]}, and there are pictures {sorted(pictures)}")
+            raise ValueError(f"the text shows {match[0]}, and there are images {sorted(pictures)}")
         if number in order:
             return f"(image {order.index(number) + 1})"
         order.append(number)

@@ -200,7 +200,7 @@ def _checked(entry: Benchmark, rows: LoadedRows, folder: Folder, row: int, name:
     missing = next((each for each in item.pictures if not is_there(each, folder)), item)
     if missing is not item:
         raise DataError(
-            f"{where}: its picture {str(missing)[:120]!r} is not below {folder.root}"
+            f"{where}: its image {str(missing)[:120]!r} is not below {folder.root}"
             + (f"; expected it there or in {', '.join(entry.pictures)}" if entry.pictures else "")
         )
     return item

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from xreasoner.benchmarks.opening import check_name, default_prompt_of, open_benchmark
+from xreasoner.benchmarks.protocol import ImageSettings, image_fields, protocol_fields, template_hash
 from xreasoner.benchmarks.store import (
     Condition,
     ResultStore,
@@ -31,7 +32,7 @@ from xreasoner.engines.driving import finished
 from xreasoner.errors import DataError, XReasonerError, reason
 from xreasoner.grading import judge
 from xreasoner.problem import Problem
-from xreasoner.prompts import chat_messages
+from xreasoner.prompts import chat_messages, template_of
 
 GIVE_UP = 32
 """Requests that fail one after the other before the rest is given up."""
@@ -59,7 +60,9 @@ class _Work:
     sampling: Sampling
     samples: int
     prompt: str | None
-    pixels: tuple[int | None, int | None]
+    images: ImageSettings
+    actual: ImageSettings
+    """The same with the image processor's own limits in place of None."""
     keys: list[str] = field(default_factory=list)
     done: int = 0
     failures: list[str] = field(default_factory=list)
@@ -82,7 +85,8 @@ def evaluate(
     samples: int = 1,
     progress: Callable[[int, int], None] | None = None,
     data: Path | None = None,
-    pixels: tuple[int | None, int | None] = (None, None),
+    images: ImageSettings = ImageSettings(),
+    control: bool = False,
     opened: Mapping[str, Sequence[Problem]] | None = None,
     failures: list[str] | None = None,
 ) -> list[Row]:
@@ -91,8 +95,9 @@ def evaluate(
     What the store holds already (same model, item, prompt, pictures and sampling) is not run again; every sample is a
     request and a line of its own, with a seed that does not depend on how many there are. prompt: None for the paper's
     of each benchmark. condition: whether items are shown their pictures, none ("blind"), or another item's
-    ("swapped"); under the last two, text problems are left out. data: a folder in place of the hub. pixels: the least
-    and the most that pictures are resized to. progress(done, total) counts samples. opened: benchmarks that are open
+    ("swapped"); under the last two, text problems are left out. data: a folder in place of the hub. images: how they
+    are resized. control: whether the prompt is one that a declared control has by design. progress(done, total) counts
+    samples. opened: benchmarks that are open
     already. Returns the rows asked for, in the order of the benchmarks. Raises `UserError` for an unknown benchmark and
     `DataError` for its data before anything is run, and `XReasonerError` at the end where items failed (or tells
     `failures` of it, and returns the other rows); what was finished is kept.
@@ -108,8 +113,8 @@ def evaluate(
         store.append(())  # drops what a kill cut off, also where nothing is left to run
     base = {"stage": stage, "model": model_hash, "condition": condition, "seed": seed}
     base["sampling"] = sampling_key(sampling)
-    base |= {name: getattr(sampling, name) for name in ("thinking_budget", "answer_budget", "temperature")}
-    work = _Work(store, out, ThreadPoolExecutor(1), base, sampling, samples, prompt, pixels)
+    base |= protocol_fields(sampling, samples, control)
+    work = _Work(store, out, ThreadPoolExecutor(1), base, sampling, samples, prompt, images, _actual(images, engine))
     todo = (each for bench in benches for each in _samples(work, bench, sets[bench], plans[bench]))
     first = list(islice(todo, 1))  # by now what is stored before it is counted, and the pace begins
     if progress:
@@ -128,6 +133,14 @@ def evaluate(
     if work.failures and failures is not None:
         failures.append(str(_failed(work)))
     return store.rows(key for key in work.keys if key in store)
+
+
+def _actual(images: ImageSettings, engine: Engine) -> ImageSettings:
+    """The settings with the image processor's own limits, where they are known, in place of None."""
+    info = engine.info
+    least = info.min_pixels if images.min_pixels is None else images.min_pixels
+    most = info.max_pixels if images.max_pixels is None else images.max_pixels
+    return images._replace(min_pixels=least, max_pixels=most)
 
 
 def _plan(problems: Sequence[Problem], condition: Condition) -> list[tuple[int, int | None]]:
@@ -198,7 +211,12 @@ def _samples_of(work: _Work, bench: str, problem: Problem, fields: Row) -> Itera
     prompt = prompt_of(bench, problem, work.prompt)
     messages = chat_messages(problem, prompt)
     asked, pictures = prompt_hash(messages), [picture_hash(picture) for picture in problem.images]
-    sized = [*pictures, *(f"{bound}" for bound in work.pixels if bound and pictures)]
+    asked_size = [str(bound) for bound in (work.images.min_pixels, work.images.max_pixels) if bound and pictures]
+    if pictures and work.images.preprocessing != "processor":
+        asked_size.append(work.images.preprocessing)
+    shared = {"prompt": prompt, "prompt_asked": work.prompt, "prompt_hash": asked, "picture_hashes": pictures, **fields}
+    shared |= {"template_hash": template_hash(template_of(problem, prompt))}
+    shared |= image_fields(work.actual, bool(pictures))
     for k in range(work.samples):
         sampling = work.sampling
         if sampling.temperature:
@@ -208,7 +226,7 @@ def _samples_of(work: _Work, bench: str, problem: Problem, fields: Row) -> Itera
             bench=bench,
             item=problem.id,
             prompt=asked,
-            pictures=sized,
+            pictures=[*pictures, *asked_size],
             sampling=work.base["sampling"],
             sample=k,
         )
@@ -216,11 +234,9 @@ def _samples_of(work: _Work, bench: str, problem: Problem, fields: Row) -> Itera
         if key in work.store:
             work.done += 1
             continue
-        known = {**work.base, "key": key, "sample": k, "sample_seed": sampling.seed, "bench": bench, "prompt": prompt}
-        known |= {"prompt_asked": work.prompt, "prompt_hash": asked, "picture_hashes": pictures, **fields}
-        least, most = work.pixels
+        known = {**work.base, "key": key, "sample": k, "sample_seed": sampling.seed, "bench": bench, **shared}
         images = work.writer.submit(_save, problem, pictures, work.out)
-        yield _Sample(problem, known, images), Request(messages, problem.images, 1, sampling, least, most)
+        yield _Sample(problem, known, images), Request(messages, problem.images, 1, sampling, *work.images)
 
 
 def _save(problem: Problem, hashes: Sequence[str], out: Path) -> list[str]:

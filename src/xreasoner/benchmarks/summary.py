@@ -11,11 +11,11 @@ from __future__ import annotations
 import math
 import re
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from functools import lru_cache
 from typing import Any, NamedTuple
 
-from xreasoner.benchmarks import parsers, statistics
+from xreasoner.benchmarks import parsers, protocol, statistics
 from xreasoner.benchmarks.samples import by_item, ensemble, majority, pass_at
 from xreasoner.benchmarks.store import Condition, Row, cluster_of, condition_of
 from xreasoner.benchmarks.table import CLOSED_AND_OPEN, CONTAINED_IN, MACRO_F1, MEANS, TABLE
@@ -281,10 +281,22 @@ def _pairs_within(stages: Mapping[str, Scores], group: str, suffix: str) -> list
     return pairs
 
 
-def _asked(rows: Sequence[Row]) -> str:
-    """Temperature and thinking budget of the rows with their pictures; two stages' prompts may differ, and do."""
-    found = {(row.get("temperature"), row.get("thinking_budget")) for row in under(rows, "seen")}
-    return ", ".join(sorted(f"T = {heat}, {budget} tokens" for heat, budget in found))
+def _of_items(rows: Sequence[Row], items: Container[Item]) -> list[Row]:
+    """The rows with their images of these items."""
+    return [row for row in under(rows, "seen") if (row["bench"], row["id"]) in items]
+
+
+NOT_COMPARED = ("difference", "low", "high", "p", "p_holm", "detectable", "test")
+"""What a comparison of numbers that were measured differently does not have."""
+
+
+def _compared(entry: dict[str, Any], after: Sequence[Row], before: Sequence[Row]) -> dict[str, Any]:
+    """A difference with what its protocols differ in; without the difference itself where they differ undeclared."""
+    found = protocol.compare(after, before)
+    declared = protocol.by_design(found, after, before)
+    asked = protocol.BY_DESIGN if declared else "; ".join(map(str, found)) or "alike"
+    entry = {**entry, "differs": [each._asdict() for each in found], "control": declared, "asked": asked}
+    return entry if declared or not found else {**entry, **dict.fromkeys(NOT_COMPARED)}
 
 
 def places_of(grouped: Mapping[str, Mapping[Place, Any]]) -> list[Place]:
@@ -296,15 +308,20 @@ def places_of(grouped: Mapping[str, Mapping[Place, Any]]) -> list[Place]:
 def gains(results_by_stage: Mapping[str, Sequence[Row]], baseline: str | None = None) -> list[dict[str, Any]]:
     """What each stage added, paired on the items. baseline: the stage that all others are compared with.
 
+    Like is compared with like: where the protocols of both (`protocol.compare`) differ, the entry has no difference
+    but what they differ in. The prompt of a declared control may differ by design.
+
     Entries of kind "cell", "perception" and "benchmark": {"kind", "cell" (or the benchmark's name), "after",
     "before" (stages), "n", "clusters", "accuracy_after", "accuracy_before", "difference", "low", "high" (95 %), "p" and
     "test" (exact McNemar; with several samples an item or several items a cluster, sign flips by cluster), "p_holm"
     (Holm's adjustment over all these entries),
-    "asked" ("alike", or how temperature and budget differ),
+    "differs" ([{"field", "after", "before"}]), "control" (whether they differ by design), "asked" ("alike", or both
+    in words); with an undeclared difference "difference", "low", "high", "p", "p_holm", "detectable" and "test" are
+    None,
     "detectable" (the smallest difference these items show with power 0.8), and for image cells with blind rows
     "above_blind" (accuracy after − the larger of the accuracy before and the blind floor)}. Entries of kind
-    "ratio": {"kind", "cell" (the domain), "domain", "after", "before", "ratio", "low", "high"}, None where
-    undefined or unbounded. `before` is the better base. Stages of a second run are named STAGE@RUN.
+    "ratio": {"kind", "cell" (the domain), "domain", "after", "before", "ratio", "low", "high", "differs"}, None where
+    undefined, unbounded or not comparable. `before` is the better base. Stages of a second run are named STAGE@RUN.
     """
     grouped = {stage: with_cells(rows) for stage, rows in results_by_stage.items()}
     found: list[dict[str, Any]] = []
@@ -314,17 +331,30 @@ def gains(results_by_stage: Mapping[str, Sequence[Row]], baseline: str | None = 
             entry = _difference(stages[after], stages[before])
             if entry is None:
                 continue
-            blind = _by_item(grouped[after].get((group, name), []), "blind")
-            if blind:
+            shared = stages[after].keys() & stages[before].keys()
+            sides = [_of_items(grouped[stage].get((group, name), []), shared) for stage in (after, before)]
+            entry = _compared(entry, *sides)
+            blind = _by_item(_alike_blind(grouped[after].get((group, name), [])), "blind")
+            if blind and entry["difference"] is not None:
                 floor = max(entry["accuracy_before"], _mean(blind))
                 entry["above_blind"] = entry["accuracy_after"] - floor
             kind = group.removesuffix("s")
-            asked = [_asked(grouped[stage].get((group, name), [])) for stage in (after, before)]
-            entry["asked"] = "alike" if asked[0] == asked[1] else f"{asked[0]} against {asked[1]}"
             found.append({"kind": kind, "cell": name, "after": after, "before": before, **entry})
-    for entry, adjusted in zip(found, statistics.holm([entry["p"] for entry in found]), strict=True):
+    tested = [entry for entry in found if entry["p"] is not None]
+    for entry, adjusted in zip(tested, statistics.holm([entry["p"] for entry in tested]), strict=True):
         entry["p_holm"] = adjusted
     return found + _ratios(grouped, baseline)
+
+
+def _alike_blind(rows: Sequence[Row]) -> Sequence[Row]:
+    """The blind rows, where they were asked as those with their images were; else none."""
+    blind, seen = under(rows, "blind"), under(rows, "seen")
+    return [] if blind and protocol.differences(_text_side(seen), _text_side(blind)) else blind
+
+
+def _text_side(rows: Sequence[Row]) -> list[Row]:
+    """Rows as if they had been asked without images, whose size is then no part of the protocol."""
+    return [{**row, "picture_hashes": [], "images": [], "image": None} for row in rows]
 
 
 def summary_of(results_by_stage: Mapping[str, Sequence[Row]], baseline: str | None = None) -> dict[str, Any]:
@@ -345,14 +375,30 @@ def summary_of(results_by_stage: Mapping[str, Sequence[Row]], baseline: str | No
     return {**found, "parsers": spread(main)}
 
 
+Protocol = tuple[Any, ...]
+"""What rows that count together were asked with: prompt, sampling, and the size of images."""
+
+
 def main_of(results_by_stage: Mapping[str, Sequence[Row]]) -> dict[str, list[Row]]:
-    """`main_rows` of every stage, those sampled alike preferred that the most stages have."""
-    users = Counter(pair for rows in results_by_stage.values() for pair in {_sampled_as(row) for row in _last(rows)})
+    """`main_rows` of every stage, those asked alike preferred that the most stages have."""
+    users: Counter[tuple[str, Protocol]] = Counter()
+    for rows in results_by_stage.values():
+        last = _last(rows)
+        users.update({(row["bench"], key) for row in last for key in (_asked_with(row), _sampled_with(row))})
     return {stage: main_rows(rows, users) for stage, rows in results_by_stage.items()}
 
 
-def _sampled_as(row: Row) -> tuple[str, str]:
-    return row["bench"], row["sampling"]
+def _sampled_with(row: Row) -> Protocol:
+    return (row["sampling"],)
+
+
+def _asked_with(row: Row) -> Protocol:
+    """Prompt and sampling. Left to the benchmark, the prompt follows from the item's options."""
+    return row.get("prompt_asked", row["prompt"]), row["sampling"]
+
+
+def _image_size(row: Row) -> Protocol:
+    return tuple(row.get(name) for name in protocol.ImageSettings._fields)
 
 
 def _last(rows: Sequence[Row]) -> list[Row]:
@@ -361,32 +407,41 @@ def _last(rows: Sequence[Row]) -> list[Row]:
     return [row for row in rows if row["model"] == last[row["bench"]]]
 
 
-def main_rows(rows: Sequence[Row], users: Mapping[tuple[str, str], int] | None = None) -> list[Row]:
-    """Of each benchmark and condition the rows of one protocol (prompt, sampling) and of the model that was measured
-    last: the protocol that the most stages have (`users`), with the most items, greedy before sampled, the later of
-    equals. Without pictures, or with others', that of the measurement with them where it is there.
+def main_rows(rows: Sequence[Row], users: Mapping[tuple[str, Protocol], int] | None = None) -> list[Row]:
+    """Of each benchmark and condition the rows of one protocol (prompt, sampling, image size) and of the model that was
+    measured last: the protocol that the most stages have (`users`), with the most items, greedy before sampled, the
+    later of equals. Without images, or with others', that of the measurement with them where it is there.
     """
-    protocols: dict[tuple[str, str], dict[tuple[Any, ...], list[Row]]] = {}
+    protocols: dict[tuple[str, str], dict[Protocol, list[Row]]] = {}
     for row in _last(rows):
         settings = protocols.setdefault((row["bench"], condition_of(row)), {})
-        # left to the benchmark, the prompt follows from the item's options
-        protocol = (row.get("prompt_asked", row["prompt"]), row["sampling"])
-        settings[protocol] = settings.pop(protocol, [])  # the last to be written stands last
-        settings[protocol].append(row)
-    chosen: dict[str, tuple[Any, ...]] = {}
+        settings[_asked_with(row)] = settings.pop(_asked_with(row), [])  # the last to be written stands last
+        settings[_asked_with(row)].append(row)
+    chosen: dict[str, Protocol] = {}
     found = []
     for (bench, condition), settings in sorted(protocols.items(), key=lambda pair: pair[0][1] != "seen"):
         names = list(settings)
         ranks = [(*_rank(settings[name], users or {}), k) for k, name in enumerate(names)]
-        protocol = chosen[bench] if chosen.get(bench) in settings else names[max(ranks)[-1]]
+        asked = chosen[bench] if chosen.get(bench) in settings else names[max(ranks)[-1]]
         if condition == "seen":
-            chosen[bench] = protocol
-        found += settings[protocol]
+            chosen[bench] = asked
+        found += _one_image_size(settings[asked])
     return found
 
 
-def _rank(rows: Sequence[Row], users: Mapping[tuple[str, str], int]) -> tuple[int, int, bool]:
-    return users.get(_sampled_as(rows[0]), 0), len({row["id"] for row in rows}), not rows[0].get("temperature")
+def _one_image_size(rows: Sequence[Row]) -> list[Row]:
+    """The rows without images, and those with images of one size: the size with the most items, the later of equals."""
+    sizes: dict[Protocol, set[str]] = {}
+    for row in filter(protocol.has_images, rows):
+        sizes[_image_size(row)] = sizes.pop(_image_size(row), set()) | {row["id"]}
+    size = max(reversed(list(sizes)), key=lambda each: len(sizes[each]), default=None)
+    return [row for row in rows if not protocol.has_images(row) or _image_size(row) == size]
+
+
+def _rank(rows: Sequence[Row], users: Mapping[tuple[str, Protocol], int]) -> tuple[int, int, int, bool]:
+    bench, first = rows[0]["bench"], rows[0]
+    alike = [users.get((bench, key), 0) for key in (_asked_with(first), _sampled_with(first))]
+    return alike[0], alike[1], len({row["id"] for row in rows}), not first.get("temperature")
 
 
 def _estimate(estimate: statistics.Estimate, n: int) -> dict[str, Any]:
@@ -412,8 +467,8 @@ def sight(results_by_stage: Mapping[str, Sequence[Row]]) -> list[dict[str, Any]]
     """What the pictures were good for, for each place and stage that was also asked without or with another's picture.
 
     Entries: {"group", "name", "stage", and as {"value", "low", "high", "n"} or None: "seen", "blind", "swapped"
-    (accuracies), "over_blind", "over_swapped" (seen minus that, paired), "missed" (accuracy with the picture on the
-    items that no stage ever gets right without it: the same items for every stage)}.
+    (accuracies), "over_blind", "over_swapped" (seen minus that, paired, if both were asked alike), "missed" (accuracy
+    with the picture on the items that no stage ever gets right without it: the same items for every stage)}.
     """
     found = []
     places = {stage: by_place(rows) for stage, rows in results_by_stage.items()}
@@ -421,11 +476,12 @@ def sight(results_by_stage: Mapping[str, Sequence[Row]]) -> list[dict[str, Any]]
     for stage, groups in places.items():
         for (group, name), members in groups.items():
             seen, blind, swapped = (_by_item(members, condition) for condition in CONDITIONS)
+            alike = _by_item(_alike_blind(members), "blind")
             if seen and (blind or swapped):
                 missed = {item: score for item, score in seen.items() if item in unsolved.get((group, name), ())}
                 entry = {"group": group, "name": name, "stage": stage, "seen": _share(seen), "blind": _share(blind)}
                 entry |= {"swapped": _share(swapped), "missed": _share(missed)}
-                entry |= {"over_blind": _over(seen, blind), "over_swapped": _over(seen, swapped)}
+                entry |= {"over_blind": _over(seen, alike), "over_swapped": _over(seen, swapped)}
                 found.append(entry)
     return found
 
@@ -651,12 +707,28 @@ def _ratio(
     image, text = (_gains_of(a, b) for a, b in zip(both[after], both[before], strict=True))
     if not image or not text:
         return None
+    control = before if bases else others[0]
+    entry = {"kind": "ratio", "cell": domain, "domain": domain, "after": after, "before": control, "differs": []}
+    differs = [
+        each
+        for modality, scored in zip(("image", "text"), both[after], strict=True)
+        for each in _undeclared(grouped, f"{modality}/{domain}", after, str(before), scored)
+    ]
+    if differs:
+        return {**entry, "differs": differs, "ratio": None, "low": None, "high": None}
     sides = [([score.value for score in gains], [score.cluster for score in gains]) for gains in (image, text)]
     estimate = statistics.gain_ratio(*sides[0], *sides[1])
     ratio, low, high = (value if math.isfinite(value) else None for value in estimate)
-    control = before if bases else others[0]
-    entry = {"kind": "ratio", "cell": domain, "domain": domain, "after": after, "before": control}
     return {**entry, "ratio": ratio, "low": low, "high": high}
+
+
+def _undeclared(
+    grouped: Mapping[str, Mapping[Place, list[Row]]], cell: str, after: str, before: str, items: Container[Item]
+) -> list[dict[str, str]]:
+    """What the protocols of two stages in a cell differ in, unless by design."""
+    sides = [_of_items(grouped[stage].get(("cells", cell), []), items) for stage in (after, before)]
+    found = protocol.compare(*sides)
+    return [] if protocol.by_design(found, *sides) else [each._asdict() for each in found]
 
 
 def _gains_of(after: Scores, before: Scores) -> list[Score]:

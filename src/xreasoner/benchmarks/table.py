@@ -245,7 +245,7 @@ def _medxpertqa(name: str, config: str, count: int) -> Benchmark:
         licence="MIT",
         domain="clinical",
         modality="image" if seen else "text",
-        note="a fifth of the items have 2 to 6 pictures, without marks" if seen else "the question holds the options",
+        note="a fifth of the items have 2 to 6 images, without marks" if seen else "the question holds the options",
     )
 
 
@@ -353,7 +353,7 @@ _ENTRIES = (
     _mmmu("mmmu", 900),
     _mmmu_pro("mmmu-pro-10", "standard (10 options)"),
     _mmmu_pro("mmmu-pro-4", "standard (4 options)"),
-    _mmmu_pro("mmmu-pro-vision", "vision", note="question and options in the picture alone"),
+    _mmmu_pro("mmmu-pro-vision", "vision", note="question and options in the image only"),
     Benchmark(
         name="mathvista",
         hub="AI4Math/MathVista",
@@ -410,7 +410,7 @@ _ENTRIES = (
         licence="MIT",
         prompt="paper-math",
         modality="image",
-        note="one merged picture for all marks",
+        note="one merged image for all marks",
     ),
     Benchmark(
         name="mmstar",
@@ -440,7 +440,7 @@ _ENTRIES = (
         gold="label and text",
         licence="CC-BY-4.0 (the copy)",
         domain="clinical",
-        note="one item (number 454) needs a picture that is not there",
+        note="one item (number 454) needs an image that is missing",
     ),
     Benchmark(
         name="medqa-5",
@@ -565,7 +565,7 @@ _ENTRIES = (
         licence="mixed",
         domain="clinical",
         modality="image",
-        gate="the restricted part holds paths alone: its pictures come from their own owners",
+        gate="the restricted part holds paths alone: its images come from their own owners",
         note="sources disagree about the count; the paper's subset of 1,000 is not described",
     ),
     Benchmark(
@@ -582,7 +582,7 @@ _ENTRIES = (
         licence="CC-BY-SA",
         domain="clinical",
         modality="image",
-        note="the pictures are an archive of 19 GB",
+        note="the images are an archive of 19 GB",
     ),
     Benchmark(
         name="nejm",
@@ -598,7 +598,7 @@ _ENTRIES = (
         licence="NEJM's own; not to be passed on",
         domain="clinical",
         modality="image",
-        gate="NEJM does not hand out its Image Challenge: put your copy into DIR/nejm/nejm.jsonl with its pictures",
+        gate="NEJM does not hand out its Image Challenge: put your copy into DIR/nejm/nejm.jsonl with its images",
         note="the paper has 947 items; columns question, options, answer, image (a file's name)",
     ),
 )

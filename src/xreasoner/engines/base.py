@@ -5,11 +5,12 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 from PIL.Image import Image
 
 from xreasoner.completion import Completion
+from xreasoner.engines.info import EngineInfo
 from xreasoner.errors import UserError
 
 Message = dict[str, Any]
@@ -51,6 +52,12 @@ class Sampling:
     stop_in_thought: bool = False
 
 
+Preprocessing = Literal["processor", "qwen-vl-utils"]
+"""How images are resized: by the model's image processor alone, or first by qwen-vl-utils and then by the processor, as
+in the model card's Transformers snippet."""
+PREPROCESSING: tuple[Preprocessing, ...] = ("processor", "qwen-vl-utils")
+
+
 def sized(least: int | None, most: int | None, default: tuple[int | None, int | None]) -> tuple[int | None, int | None]:
     """The bounds of pictures that were asked for, else the default's, which gives way: `max_pixels` alone, below the
     default's least, lowers that too. Raises `UserError` for bounds that cross.
@@ -77,6 +84,7 @@ class Request:
     sampling: Sampling = field(default_factory=Sampling)
     min_pixels: int | None = None
     max_pixels: int | None = None
+    preprocessing: Preprocessing = "processor"
 
 
 class Ticket(Protocol):
@@ -98,6 +106,11 @@ class Engine(Protocol):
     """Anything that completes requests."""
 
     name: str
+
+    @property
+    def info(self) -> EngineInfo:
+        """What is known of the engine's model."""
+        ...
 
     def generate(
         self,

@@ -19,16 +19,20 @@ from functools import partial
 from typing import Any, Literal, TypeVar
 
 import numpy as np
-from PIL.Image import Image, Resampling
+from PIL.Image import Image
 
 from xreasoner.completion import Completion, Exit
 from xreasoner.engines.base import Message, Request, Sampling
 from xreasoner.engines.failures import check_logprobs, results, stopped
+from xreasoner.engines.info import EngineInfo
 from xreasoner.engines.reply_budget import ReplyBudget
 from xreasoner.errors import EngineError, UserError
+from xreasoner.images.resize import first_resized, resized_within
 from xreasoner.trace import CLOSE
 
 T = TypeVar("T")
+PATCH_SIZE = 28
+"""Side in pixels of Qwen2.5-VL's image token, for a model of which nothing is known."""
 Finish = Literal["stop", "length"] | Exit
 """How a pass ended: by itself, at its number of tokens, or as the whole reply did where a server keeps both budgets."""
 
@@ -271,13 +275,31 @@ class ContinuingEngine:
             raise UserError(f"exit_text {request.sampling.exit_text!r} does not hold {CLOSE}; expected it to")
         places = sum(part.get("type") == "image" for message in request.messages for part in parts(message))
         if places != len(request.images):
-            raise UserError(f"the messages have {places} places for pictures, {len(request.images)} were given")
-        least, most = request.min_pixels or 1, request.max_pixels or 1 << 60
-        if not 1 <= least <= most or most < CELL:
+            raise UserError(f"the messages have {places} places for images, {len(request.images)} were given")
+        least, most, token = request.min_pixels or 1, request.max_pixels or 1 << 60, self._patch_size() ** 2
+        if not 1 <= least <= most or most < token:
             raise UserError(
                 f"min_pixels {request.min_pixels} and max_pixels {request.max_pixels}; expected 1 <= min_pixels <= "
-                f"max_pixels, and max_pixels of at least {CELL}, which is one token"
+                f"max_pixels, and max_pixels of at least {token}, which is one token"
             )
+
+    @property
+    def info(self) -> EngineInfo:
+        """See `engines.base.Engine`."""
+        return EngineInfo()
+
+    def _patch_size(self) -> int:
+        """Side of an image token in pixels."""
+        return self.info.patch_size or PATCH_SIZE
+
+    def _resized(self, image: Image, request: Request) -> Image:
+        """The image as the request's preprocessing and pixels have it: servers ignore both, so it is done before."""
+        image, side = image.convert("RGB"), self._patch_size()
+        if request.preprocessing == "qwen-vl-utils":
+            image = first_resized(image, side)
+        if request.min_pixels is None and request.max_pixels is None:
+            return image
+        return resized_within(image, request.min_pixels, request.max_pixels, side)
 
     def generate(
         self,
@@ -357,21 +379,3 @@ def plain(text: str) -> str:
 def seed_of(sampling: Sampling, sample: int, begun: int = 0) -> int:
     """A seed below 2**31 for one pass of one sample: neighbouring seeds share no sample, and passes no noise."""
     return int(np.random.SeedSequence([sampling.seed, sample, begun]).generate_state(1)[0] >> 1)
-
-
-CELL = 28 * 28
-"""Pixels of one token of Qwen2.5-VL's."""
-
-
-def resized(image: Image, request: Request) -> Image:
-    """The picture within the request's pixels, as Qwen's own processor resizes it.
-
-    Servers ignore `max_pixels`, so it is done before the picture is sent. A side is a multiple of 28.
-    """
-    if request.min_pixels is None and request.max_pixels is None:
-        return image
-    from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import smart_resize  # seconds to import
-
-    least = request.min_pixels or 56 * 56
-    height, width = smart_resize(image.height, image.width, 28, least, request.max_pixels or 16384 * 28 * 28)
-    return image if (width, height) == image.size else image.resize((width, height), Resampling.BICUBIC)

@@ -21,7 +21,8 @@ FAMILIES = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl")
 
 def fits(model: Any) -> bool:
     """Whether the model is of a family known here, whole on one device, with plain weights and fixed rotations."""
-    devices = {parameter.device for parameter in model.parameters()}
+    # in a text stage of training the vision tower is elsewhere
+    devices = {parameter.device for name, parameter in model.named_parameters() if "visual." not in name}
     if model.config.model_type not in FAMILIES or len(devices) > 1 or devices == {torch.device("meta")}:
         return False
     language = model.model.language_model

@@ -26,8 +26,9 @@ from PIL.Image import Image
 
 from xreasoner.completion import Exit
 from xreasoner.engines.base import Request
-from xreasoner.engines.continuing import ContinuingEngine, Draft, Finish, Piece, parts, plain, resized, seed_of
+from xreasoner.engines.continuing import ContinuingEngine, Draft, Finish, Piece, parts, plain, seed_of
 from xreasoner.engines.failures import check_logprobs
+from xreasoner.engines.info import EngineInfo, known_patch_size
 from xreasoner.errors import EngineError, ServerError, UserError
 from xreasoner.trace import CLOSE, OPEN, thought_opening
 
@@ -93,7 +94,8 @@ class OpenAIEngine(ContinuingEngine):
     urls: of servers up to and including `/v1`. model: the name that the servers know; their first when left out.
     api_key: sent as a bearer token; from the environment's OPENAI_API_KEY when left out.
     max_in_flight: requests at one server at a time. timeout: seconds of silence, from the request to the first token
-    and between two; patience: seconds for which no server may answer at all. Raises `EngineError` where none does now.
+    and between two; patience: seconds for which no server may answer at all. patch_size: side
+    of an image token in pixels, if the model's name does not tell it. Raises `EngineError` where none does now.
     """
 
     name = "openai"
@@ -108,12 +110,14 @@ class OpenAIEngine(ContinuingEngine):
         timeout: float = 300.0,
         connect_timeout: float = 5.0,
         patience: float = 60.0,
+        patch_size: int | None = None,
     ) -> None:
         found = [url.rstrip("/") for url in ([urls] if isinstance(urls, str) else urls)]
         if not found or not all(url.startswith(("http://", "https://")) for url in found):
             raise UserError(f"servers {found}; expected addresses such as http://localhost:8000/v1")
         self.servers = [Server(url) for url in dict.fromkeys(found)]
         self.max_in_flight, self.patience, self._model = max_in_flight, patience, model
+        self.patch_size = patch_size
         key = api_key or os.environ.get("OPENAI_API_KEY")
         self._client = httpx2.AsyncClient(
             timeout=httpx2.Timeout(timeout, connect=connect_timeout),
@@ -134,6 +138,18 @@ class OpenAIEngine(ContinuingEngine):
     def context(self) -> int | None:
         """Tokens that prompt and reply may have together, where the servers say."""
         return min((server.context for server in self.servers if server.context), default=None)
+
+    @property
+    def info(self) -> EngineInfo:
+        """See `engines.base.Engine`. Services of our own resize images themselves."""
+        names = [server.model for server in self.servers if server.model]
+        is_own = bool(self.servers) and all(server.own for server in self.servers)
+        return EngineInfo(
+            model_name=names[0] if names else "",
+            context_length=self.context,
+            max_pixels=0 if is_own else None,
+            patch_size=self.patch_size or known_patch_size(names[0] if names else ""),
+        )
 
     async def _close(self) -> None:
         await super()._close()
@@ -411,7 +427,7 @@ class OpenAIEngine(ContinuingEngine):
 
     def _prompt(self, server: Server, request: Request, given: str = "") -> dict[str, Any]:
         """The prompt as a chat. given: the beginning of the reply, without what the template writes itself."""
-        shown = [resized(image.convert("RGB"), request) for image in request.images]
+        shown = [self._resized(image, request) for image in request.images]
         images = iter(shown)
         messages = [
             {**message, "content": [_part(part, images) for part in parts(message)]}
@@ -575,7 +591,9 @@ def _complain(server: Server, status: int, headers: Any, text: str) -> None:
     if status == 404:
         mend = "an address such as http://localhost:8000/v1, and a model that it has"
         raise ServerError(f"{said}; expected {mend}", status, words)
-    raise ServerError(f"the server refuses the request: {said}", status, words)
+    code = _error_fields(text).get("code")
+    known = code if code in STREAM_STATUS[400] else None
+    raise ServerError(f"the server refuses the request: {said}", status, words, known)
 
 
 def retry_seconds(headers: Mapping[str, str]) -> float:

@@ -30,9 +30,17 @@ from xreasoner.completion import Completion, Exit
 from xreasoner.engines import failures, native, scoring
 from xreasoner.engines.base import GREEDY, Request, Sampling
 from xreasoner.engines.decoding import Decoder, fits
+from xreasoner.engines.info import EngineInfo
 from xreasoner.engines.reply_budget import ReplyBudget
 from xreasoner.engines.slots import Slots
-from xreasoner.errors import EngineError, NonFiniteError, OutOfMemoryError, UserError, reason
+from xreasoner.errors import (
+    ContextLengthError,
+    EngineError,
+    NonFiniteError,
+    OutOfMemoryError,
+    UserError,
+    reason,
+)
 from xreasoner.models.loading import Encoded, Loaded, encode, plain
 from xreasoner.trace import CLOSE
 
@@ -195,6 +203,11 @@ class TorchEngine:
         self._decoder = Decoder(loaded.model) if fits(loaded.model) else None
         self._clear()
 
+    @property
+    def info(self) -> EngineInfo:
+        """See `engines.base.Engine`."""
+        return _info_of(self.loaded)
+
     def _clear(self) -> None:
         weight = self.loaded.model.get_input_embeddings().weight
         text = self.loaded.text_config
@@ -251,7 +264,14 @@ class TorchEngine:
         if CLOSE not in request.sampling.exit_text:
             raise UserError(f"exit_text {request.sampling.exit_text!r} does not hold {CLOSE}; expected it to")
         try:
-            return encode(self.loaded, request.messages, request.images, request.min_pixels, request.max_pixels)
+            return encode(
+                self.loaded,
+                request.messages,
+                request.images,
+                request.min_pixels,
+                request.max_pixels,
+                request.preprocessing,
+            )
         except Exception as error:
             if not failures.is_out_of_memory(error):
                 raise
@@ -273,9 +293,9 @@ class TorchEngine:
         limit = self.loaded.positions
         room = limit - len(prompt.input_ids) - exit_tokens
         if room < 1:
-            raise UserError(
+            raise ContextLengthError(
                 f"the prompt has {len(prompt.input_ids)} tokens and the model takes {limit}, of which the exit text "
-                f"and an answer need {exit_tokens + 1}; shorten it, or lower max_pixels if pictures take the room"
+                f"and an answer need {exit_tokens + 1}; shorten it, or lower max_pixels if images take the room"
             )
         answer = min(request.sampling.answer_budget, room)
         thinking = min(request.sampling.thinking_budget, room - answer)
@@ -303,6 +323,11 @@ class TorchEngine:
         """One token for every row that runs; False when there is nothing to do."""
         with self._driving:
             return self._step()
+
+    def release(self) -> None:
+        """Free the memory for keys and values, until there are requests again; nothing may be running."""
+        with self._driving:
+            self._clear()
 
     @torch.inference_mode()
     def _step(self) -> bool:
@@ -775,6 +800,20 @@ def _halves(groups: Sequence[_Group], rows_too: bool) -> list[Sequence[_Group]]:
     prompt, rows = groups[0].prompt, groups[0].rows
     middle = len(rows) // 2
     return [[_Group(prompt, rows[:middle])], [_Group(prompt, rows[middle:])]] if rows_too and middle else []
+
+
+def _info_of(loaded: Loaded) -> EngineInfo:
+    """What is known of a model that is in this process."""
+    has_grids = loaded.processor is None
+    size = dict(loaded.image_processor.size) if has_grids else {}
+    return EngineInfo(
+        model_name=loaded.name,
+        context_length=loaded.positions if loaded.positions < 1 << 60 else None,
+        min_pixels=size.get("shortest_edge"),
+        max_pixels=size.get("longest_edge"),
+        patch_size=loaded.patch_size,
+        supports_logprobs=True,
+    )
 
 
 def _banned(loaded: Loaded) -> list[int]:

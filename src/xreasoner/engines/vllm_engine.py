@@ -13,11 +13,12 @@ from contextlib import contextmanager
 from typing import Any
 
 from xreasoner.engines.base import Request
-from xreasoner.engines.continuing import ContinuingEngine, Draft, Finish, Piece, parts, plain, resized, seed_of
+from xreasoner.engines.continuing import ContinuingEngine, Draft, Finish, Piece, parts, plain, seed_of
 from xreasoner.engines.failures import check_logprobs
+from xreasoner.engines.info import EngineInfo, known_patch_size, patch_size_in
 from xreasoner.engines.reply_budget import ReplyBudget
 from xreasoner.errors import EngineError, NonFiniteError, UserError
-from xreasoner.models.loading import encode_chat, find, render_chat
+from xreasoner.models.loading import encode_chat, find, optional_file, render_chat
 
 ENDS = ("<|im_end|>", "<|endoftext|>")
 BANNED = ("<|vision_start|>", "<|vision_end|>", "<|vision_pad|>", "<|image_pad|>", "<|video_pad|>")
@@ -45,7 +46,8 @@ class VllmEngine(ContinuingEngine):
         from transformers import AutoTokenizer
 
         where = find(model)
-        self._vllm = vllm
+        self._vllm, self._where = vllm, where
+        self._processor_config = optional_file(where, "preprocessor_config.json")
         self.tokenizer = AutoTokenizer.from_pretrained(where)
         self._banned = self._known(BANNED)
         self._ends = self._known(ENDS)
@@ -80,6 +82,17 @@ class VllmEngine(ContinuingEngine):
             self._llm.shutdown()
 
     @property
+    def info(self) -> EngineInfo:
+        """See `engines.base.Engine`."""
+        size = patch_size_in(self._processor_config) if self._processor_config else None
+        return EngineInfo(
+            model_name=self._where,
+            context_length=self.context,
+            patch_size=size or known_patch_size(self._where),
+            supports_logprobs=True,
+        )
+
+    @property
     def context(self) -> int:
         """Tokens that prompt and reply may have together."""
         return int(self._llm.model_config.max_model_len)
@@ -90,7 +103,7 @@ class VllmEngine(ContinuingEngine):
         ids, _ = encode_chat(self.tokenizer, messages)
         prompt: dict[str, Any] = {"prompt_token_ids": [*ids, *reply]}
         if request.images:
-            prompt["multi_modal_data"] = {"image": [resized(image.convert("RGB"), request) for image in request.images]}
+            prompt["multi_modal_data"] = {"image": [self._resized(image, request) for image in request.images]}
         return prompt
 
     def _begun(self, request: Request, sample: int, followed: bool = False) -> Draft:

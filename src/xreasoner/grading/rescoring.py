@@ -20,6 +20,7 @@ from typing import Any, cast
 from xreasoner.data.readers import BadRow, Row, json_line, read_records
 from xreasoner.errors import DataError, UserError, XReasonerError
 from xreasoner.grading.grader import judge
+from xreasoner.grading.version import grader_version
 from xreasoner.problem import LABELS, AnswerType, Problem
 from xreasoner.registry import nearest
 from xreasoner.verdict import Verdict
@@ -219,7 +220,8 @@ def grade_record(record: Row | BadRow) -> tuple[dict[str, Any], str, bool]:
     except Exception as error:  # whatever a row holds, the others are graded
         complaint = str(error) if isinstance(error, _BadLineError) else f"cannot be judged: {_named(error)}"
         return {**row, "outcome": "error", "extracted": "", "correct": False, "note": complaint}, complaint, is_users
-    return {**row, **_added(verdict)}, verdict.note if verdict.outcome == "error" else "", False
+    version = {"grader": grader_version()} if "grader" in row else {}
+    return {**row, **_added(verdict), **version}, verdict.note if verdict.outcome == "error" else "", False
 
 
 def _named(error: Exception) -> str:

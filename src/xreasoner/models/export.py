@@ -7,18 +7,22 @@ import os
 import re
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from xreasoner import __version__
 from xreasoner.errors import UserError
 from xreasoner.models.freezing import fingerprint
 from xreasoner.reasoner_settings import ReasonerSettings, write_settings
+
+SHARD_SIZE = "4GB"
+"""Of one file of weights; a larger model has several and their index."""
 
 
 def export(
@@ -46,13 +50,13 @@ def export(
     Raises:
         OSError: The disk is full; the older folder then stays as it was.
     """
-    state = {name: tensor.to(dtype) if dtype else tensor for name, tensor in model.state_dict().items()}
+    state = model.state_dict() if dtype is None else _converted(model.state_dict(), dtype)
     # before it is saved, as save_pretrained takes tied tensors out of the dictionary
     digest = None if settings is None else fingerprint(sorted(state.items()))
     with _aside(folder) as aside:
         before = model.config.dtype  # which save_pretrained overwrites
         try:
-            model.save_pretrained(aside, state_dict=state)
+            model.save_pretrained(aside, state_dict=state, max_shard_size=SHARD_SIZE)
         finally:
             model.config.dtype = before
         tokenizer.save_pretrained(aside)
@@ -68,6 +72,15 @@ def export(
             identity = {"xreasoner": __version__, "weights_sha256": digest}
             write_settings(aside, replace(settings, provenance={**settings.provenance, **identity}))
     return folder
+
+
+def _converted(state: Mapping[str, Tensor], dtype: torch.dtype) -> dict[str, Tensor]:
+    """The tensors in another type; those that are tied stay one, or both would be written."""
+    found: dict[tuple[int, torch.Size], Tensor] = {}
+    for tensor in state.values():
+        key = (tensor.data_ptr(), tensor.shape)
+        found.setdefault(key, tensor.to(dtype))
+    return {name: found[tensor.data_ptr(), tensor.shape] for name, tensor in state.items()}
 
 
 def check_exportable(model: Any, tokenizer: Any, image_processor: Any, folder: Path) -> None:

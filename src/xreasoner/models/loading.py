@@ -23,9 +23,10 @@ from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor,
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 from transformers.utils import logging as transformers_logging
 
-from xreasoner.engines.base import Message
+from xreasoner.engines.base import Message, Preprocessing
 from xreasoner.errors import CheckpointError, NonFiniteWeightsError, UserError, XReasonerError
 from xreasoner.hub import optional_hub_file
+from xreasoner.images.resize import first_resized
 from xreasoner.models.checkpoint_checks import (
     ADAPTER_CONFIG,
     ADAPTER_FILES,
@@ -81,6 +82,13 @@ class Loaded:
     def positions(self) -> int:
         """The tokens that the model takes; no number that matters where it says none."""
         return getattr(self.text_config, "max_position_embeddings", None) or 1 << 60
+
+    @property
+    def patch_size(self) -> int | None:
+        """The side, in pixels, of the square that becomes one image token; None outside `QWEN_VL`."""
+        if self.processor is not None:
+            return None
+        return int(self.image_processor.patch_size * self.image_processor.merge_size)
 
     @property
     def placeholders(self) -> list[int]:
@@ -162,7 +170,7 @@ def load(
 
     Args:
         name: A registered name, a folder or a hub id.
-        device: A GPU if there is one, by default.
+        device: A GPU if there is one, by default; "meta" reads no weights.
         dtype: What the weights are held in.
         device_map: "auto" spreads a model that does not fit one GPU.
         attn_implementation: "flash_attention_2", "sdpa" or "eager" for prompts and pictures; None is transformers'
@@ -184,7 +192,7 @@ def load(
             if problems:
                 _add_tensor_problems(where, problems)
                 raise report(name, problems, _mend(name))
-            model, info = _read(where, device, dtype, device_map, attn_implementation)
+            model, info = _read(where, device, dtype, "meta" if device == "meta" else device_map, attn_implementation)
     except Exception as error:
         if problems and not isinstance(error, CheckpointError):
             raise report(name, problems, _mend(name)) from error
@@ -194,7 +202,7 @@ def load(
         problems.append(adapter_beside([ADAPTER_CONFIG], None))
     if problems:
         raise report(name, problems, _mend(name))
-    problems = nonfinite_problems(model)
+    problems = [] if device == "meta" else nonfinite_problems(model)
     if problems:
         raise report(name, problems, _mend(name), NonFiniteWeightsError)
     model.eval()
@@ -223,7 +231,7 @@ def _parts(name: str, where: str, problems: list[Problem]) -> tuple[Any, Any, tu
     tokenizer = AutoTokenizer.from_pretrained(where, **options)
     processors = _processors(where, config)
     problems += _use_processor_template(where, tokenizer)
-    generation = _optional_file(where, "generation_config.json")
+    generation = optional_file(where, "generation_config.json")
     ends = None if generation is None else json.loads(generation.read_bytes()).get("eos_token_id")
     problems += tokenizer_problems(tokenizer, config, ends)
     return config, tokenizer, processors
@@ -235,8 +243,8 @@ def _use_processor_template(where: str, tokenizer: Any) -> list[Problem]:
     chat_template.jinja comes before chat_template.json (the form of older checkpoints), and both before
     tokenizer_config.json, whose template may be one for text alone.
     """
-    older = _optional_file(where, "chat_template.json")
-    if older is not None and _optional_file(where, "chat_template.jinja") is None:
+    older = optional_file(where, "chat_template.json")
+    if older is not None and optional_file(where, "chat_template.jinja") is None:
         found = json.loads(older.read_text(encoding="utf-8")).get("chat_template")
         tokenizer.chat_template = found or tokenizer.chat_template
     if not tokenizer.chat_template:
@@ -257,7 +265,7 @@ def _use_processor_template(where: str, tokenizer: Any) -> list[Problem]:
     return []
 
 
-def _optional_file(where: str, name: str) -> Path | None:
+def optional_file(where: str, name: str) -> Path | None:
     """A file of a folder or hub id, if there is one."""
     if not Path(where).is_dir():
         return optional_hub_file(where, name)
@@ -484,16 +492,24 @@ def encode(
     images: Sequence[Image] = (),
     min_pixels: int | None = None,
     max_pixels: int | None = None,
+    preprocessing: Preprocessing = "processor",
 ) -> Encoded:
     """The ids of a chat prompt that ends where the assistant begins, pictures expanded to their tokens.
 
     Special tokens that the user's text spells stay text. min_pixels, max_pixels: width times height that pictures are
-    resized to lie between; None: the model's own. Raises `UserError` when the number of pictures differs from that of
-    the placeholders, and for limits that the model cannot keep.
+    resized to lie between; None: the model's own. preprocessing: see `engines.base.Request`. Raises `UserError`
+    when the number of pictures differs from that of the placeholders, and for limits that the model cannot keep.
     """
     safe = _safe(loaded, messages)
     size = _size(loaded, min_pixels, max_pixels)
     pictures = [image.convert("RGB") for image in images]
+    if preprocessing == "qwen-vl-utils":
+        if loaded.patch_size is None:
+            raise UserError(
+                f"preprocessing is qwen-vl-utils, and {loaded.model.config.model_type} resizes images in its own way; "
+                "expected processor"
+            )
+        pictures = [first_resized(image, loaded.patch_size) for image in pictures]
     if loaded.processor is not None:
         text, opening = render_chat(loaded.tokenizer, safe)
         return replace(_encode_by_processor(loaded, text, pictures), opening=opening)
@@ -505,7 +521,7 @@ def encode(
         try:
             pixels = loaded.image_processor(pictures, **size, return_tensors="pt")
         except ValueError as error:
-            raise UserError(f"a picture cannot be read by the model: {first_line(error)}") from error
+            raise UserError(f"an image cannot be read by the model: {first_line(error)}") from error
         patches, grids = pixels["pixel_values"], pixels["image_grid_thw"]
         merge = loaded.image_processor.merge_size**2
         counts = iter((grids.prod(-1) // merge).tolist())
@@ -542,7 +558,7 @@ _LONGEST_TAIL = 1000
 
 def _check_count(places: int, images: Sequence[Image]) -> None:
     if places != len(images):
-        raise UserError(f"the messages have {places} places for pictures, {len(images)} were given")
+        raise UserError(f"the messages have {places} places for images, {len(images)} were given")
 
 
 def _size(loaded: Loaded, min_pixels: int | None, max_pixels: int | None) -> dict[str, Any]:
@@ -551,7 +567,7 @@ def _size(loaded: Loaded, min_pixels: int | None, max_pixels: int | None) -> dic
         return {}
     if loaded.processor is not None:
         raise UserError(
-            f"min_pixels and max_pixels are given, and {loaded.model.config.model_type} resizes pictures in its own "
+            f"min_pixels and max_pixels are given, and {loaded.model.config.model_type} resizes images in its own "
             "way; expected neither"
         )
     own = loaded.image_processor.size

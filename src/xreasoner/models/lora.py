@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-import copy
+from pathlib import Path
 from typing import Any
 
-from torch.nn import Linear
+import torch
+from torch.nn import Linear, Parameter
 
 from xreasoner.errors import RecipeError
+from xreasoner.models.offloading import copy_with, to_file
 from xreasoner.recipe import LoRA
 
 
 def adapt(model: Any, settings: LoRA) -> None:
-    """Put adapters beside the language model's linear layers, in place; they alone train then.
+    """Put float32 adapters beside the language model's linear layers, in place; they alone train then.
 
     Raises `RecipeError` for a target that no layer has.
     """
@@ -34,20 +36,36 @@ def adapt(model: Any, settings: LoRA) -> None:
         ),
         language,
     )
+    for name, parameter in language.named_parameters():
+        if ".lora_" in name:  # made in the type of the weights beside them
+            parameter.data = parameter.data.float()
 
 
-def merged(model: Any) -> Any:
-    """A copy with the adapters added to the weights; the model itself where it has none."""
+def merged(model: Any, folder: Path | None = None, dtype: torch.dtype = torch.float32) -> Any:
+    """A copy with the adapters added to the weights, in float32; the model itself where it has none.
+
+    Args:
+        model: the model; the copy shares all weights that have no adapter.
+        folder: on a disk with room for the sums, which are kept there instead of in memory; None: in memory.
+        dtype: what the sums are rounded to.
+
+    Returns:
+        The copy.
+    """
     from peft.tuners.tuners_utils import BaseTunerLayer
 
     if not any(isinstance(module, BaseTunerLayer) for module in model.modules()):
         return model
-    model = copy.deepcopy(model)
+    model = copy_with(model, lambda _, parameter: parameter)
     for name, module in list(model.named_modules()):
         if isinstance(module, BaseTunerLayer):
-            module.merge()
+            layer: Any = module
+            base = layer.get_base_layer()
+            with torch.no_grad():
+                weight = (base.weight.float() + layer.get_delta_weight("default").float()).to(dtype)
+            base.weight = Parameter(weight if folder is None else to_file(weight, folder), requires_grad=False)
             parent, _, last = name.rpartition(".")
-            setattr(model.get_submodule(parent), last, module.get_base_layer())
+            setattr(model.get_submodule(parent), last, base)
     if hasattr(model.model.language_model, "peft_config"):
         del model.model.language_model.peft_config
     return model

@@ -12,7 +12,8 @@ from xreasoner.reporting import findings
 from xreasoner.reporting.reading import CELLS, Run
 from xreasoner.reporting.svg import percent
 
-COLUMNS = ("table", "place", "stage", "against", "quantity", "value", "low", "high", "n", "p", "p_holm", "detectable")
+COLUMNS = ("table", "place", "stage", "against", "quantity", "value", "low", "high", "n", "p", "p_holm", "detectable",
+           "differs")  # fmt: skip
 """The CSV's columns. Shares from 0 to 1, differences as shares, tokens as tokens."""
 _TITLES = {"cells": "The matrix", "perception": "Perception (reading)", "benchmarks": "Other benchmarks"}
 
@@ -23,6 +24,7 @@ def markdown(run: Run) -> str:
     compared = [gain for gain in gains if gain["kind"] != "ratio"]
     parts = ["# Transfer report", findings.can_show(compared), findings.headline(gains, run.baseline)]
     parts += [findings.losses_sentence(findings.losses(gains, run.baseline)), findings.compared_with(run)]
+    parts += findings.not_compared(gains)
     parts += [_matrix(run, group) for group in GROUPS if any((run.summary.get(group) or {}).values())]
     parts += [_gains(gains), _ratios(gains), _sight(run), _solvable(run), _exits(run)]
     parts += [_samples(run), _budgets(run), _parsers(run)]
@@ -84,21 +86,23 @@ def _gains(gains: Sequence[findings.Gain]) -> str:
             gain["after"],
             gain["before"],
             f"±{percent(gain['detectable'])}" if gain.get("detectable") is not None else "—",
-            findings.signed(gain["difference"]),
-            findings.interval(gain["low"], gain["high"]),
+            *_difference(gain),
             gain["n"],
             findings.p_value(gain.get("p")),
             findings.p_value(gain.get("p_holm")),
-            f"not distinguishable: {findings.doubt(gain)}"
-            if findings.doubt(gain)
-            else "higher"
-            if gain["difference"] > 0
-            else "lower",
+            findings.verdict(gain),
         ]
         for gain in compared
     ]
     words = "Differences in points, paired on the same items; before each, the smallest that its items can show."
     return _section("Gains", words, _table(head, lines))
+
+
+def _difference(gain: findings.Gain) -> tuple[str, str]:
+    """A difference and its interval in points; dashes where both numbers were measured differently."""
+    if not findings.is_comparable(gain):
+        return "—", "—"
+    return findings.signed(gain["difference"]), findings.interval(gain["low"], gain["high"])
 
 
 def _ratios(gains: Sequence[findings.Gain]) -> str:
@@ -215,11 +219,12 @@ def _frozen(run: Run) -> str:
 
 
 def _protocol(run: Run) -> str:
-    head = ("number", "stage", "benchmark", "split", "items", "n", "prompt", "budget", "temperature", "samples",
-            "seed", "model")  # fmt: skip
+    head = ("number", "stage", "benchmark", "split", "items", "n", "prompt", "budget", "answer budget", "exit text",
+            "temperature", "samples", "images", "seed", "grader", "model")  # fmt: skip
     lines = [
         [e["name"], e["stage"], e["bench"], e["split"], e["items"], e["entry"]["n"], e["prompt"], e["budget"],
-         e["temperature"], e["samples"], e["seed"], e["model"]]
+         e["answer_budget"], e["exit_text"], e["temperature"], e["samples"], e["images"], e["seed"], e["grader"],
+         e["model"]]
         for e in findings.protocol(run)
     ]  # fmt: skip
     return _section("The protocol of every number", "Intervals: 95 %.", _table(head, lines))
@@ -245,7 +250,9 @@ def _lines(run: Run) -> Iterable[dict[str, Any]]:
         ratio = gain["kind"] == "ratio"
         place = {"table": "gains", "place": gain["cell"], "stage": gain["after"], "against": gain["before"]}
         quantity = "ratio" if ratio else f"difference ({gain['kind']})"
-        yield {**gain, **place, "quantity": quantity, "value": gain["ratio" if ratio else "difference"]}
+        differs = findings.differing(gain) or findings.by_design(gain)
+        value = gain["ratio" if ratio else "difference"]
+        yield {**gain, **place, "quantity": quantity, "value": value, "differs": differs}
     for table in ("sight", "solvable", "exits", "samples"):
         for entry in summary.get(table) or []:
             yield from _quantities(table, entry)

@@ -6,6 +6,7 @@ import hashlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from xreasoner.benchmarks.protocol import BY_DESIGN, has_images
 from xreasoner.benchmarks.store import Row, condition_of
 from xreasoner.benchmarks.summary import BASES, GROUPS, REASONERS, group_of, with_cells
 from xreasoner.benchmarks.table import TABLE
@@ -32,10 +33,54 @@ def interval(low: float, high: float) -> str:
     return f"{signed(low)} to {signed(high)}"
 
 
+def is_comparable(gain: Gain) -> bool:
+    """Whether both numbers were measured alike, or differ only in the prompt of a declared control."""
+    return gain.get("difference") is not None
+
+
+def verdict(gain: Gain) -> str:
+    """What a comparison says, in words."""
+    if not is_comparable(gain):
+        return f"not comparable: {differing(gain)}"
+    direction = "higher" if gain["difference"] > 0 else "lower"
+    said = f"not distinguishable: {doubt(gain)}" if doubt(gain) else direction
+    return f"{said} ({by_design(gain)})" if by_design(gain) else said
+
+
+def by_design(gain: Gain) -> str:
+    """ "prompts differ by design" for a comparison with a declared control, else ""."""
+    return BY_DESIGN if gain.get("control") else ""
+
+
+def differing(gain: Gain) -> str:
+    """In which fields the protocols of a comparison differ, with both values."""
+    return "; ".join(f"{each['field']} {each['after']} against {each['before']}" for each in gain.get("differs") or [])
+
+
+def not_compared(gains: Sequence[Gain]) -> list[str]:
+    """Where stages are not compared, and why: a line for each two stages and way in which their protocols differ."""
+    places: dict[tuple[str, str, str], list[str]] = {}
+    for gain in gains:
+        if gain.get("kind") != "ratio" and not is_comparable(gain):
+            places.setdefault((gain["after"], gain["before"], differing(gain)), []).append(_place_name(gain))
+    return [
+        f"Not compared: {after} and {before} on {', '.join(names)}, for they were measured differently: {what}."
+        for (after, before, what), names in places.items()
+    ]
+
+
+def designed(gains: Sequence[Gain]) -> str:
+    """A sentence that names the declared controls' comparisons; "" without any."""
+    pairs = dict.fromkeys(f"{gain['after']} and {gain['before']}" for gain in gains if by_design(gain))
+    return f"A declared control: prompts differ by design ({'; '.join(pairs)})." if pairs else ""
+
+
 def doubt(gain: Gain) -> str:
     """Why a difference is not distinguishable from none, or "" where it is."""
-    if gain.get("asked", "alike") != "alike":
-        return f"asked differently: {gain['asked']}"
+    if not is_comparable(gain):
+        return f"not comparable: {differing(gain)}"
+    if gain.get("asked", "alike") not in ("alike", BY_DESIGN):
+        return f"asked differently: {gain['asked']}"  # a summary of an earlier version
     if gain["low"] <= 0 <= gain["high"]:
         return "the interval covers 0"
     detectable = gain.get("detectable")
@@ -79,14 +124,20 @@ def is_base(before: str, baseline: str | None) -> bool:
 
 def final_stage(gains: Sequence[Gain], baseline: str | None = None) -> str | None:
     """The last reasoner whose cells were compared with the base's."""
-    found = [gain["after"] for gain in of_kind(gains, "cell") if is_base(gain["before"], baseline)]
+    found = [
+        gain["after"] for gain in of_kind(gains, "cell") if is_base(gain["before"], baseline) and is_comparable(gain)
+    ]
     named = [name for name in found if name in REASONERS] or found
     return max(named, key=lambda name: REASONERS.index(name) if name in REASONERS else -1, default=None)
 
 
 def over_base(gains: Sequence[Gain], kind: str, after: str | None, baseline: str | None = None) -> dict[str, Gain]:
-    """By cell, the gains of one stage over the better base, or over the baseline."""
-    found = [gain for gain in of_kind(gains, kind) if gain["after"] == after and is_base(gain["before"], baseline)]
+    """By cell, the gains of one stage over the better base, or over the baseline; those that are comparable."""
+    found = [
+        gain
+        for gain in of_kind(gains, kind)
+        if gain["after"] == after and is_base(gain["before"], baseline) and is_comparable(gain)
+    ]
     return {gain["cell"]: gain for gain in found}
 
 
@@ -98,19 +149,20 @@ def losses(gains: Sequence[Gain], baseline: str | None = None) -> list[dict[str,
     """The largest distinguishable losses of the final stage (or the last that has any comparison), largest first."""
     after = final_stage(gains, baseline)
     if after is None:
-        others = [g["after"] for g in gains if g.get("kind") != "ratio" and is_base(g["before"], baseline)]
+        others = [g["after"] for g in _comparable(gains) if is_base(g["before"], baseline)]
         after = others[-1] if others else None
     worse = [
         gain
-        for gain in gains
-        if gain.get("kind") != "ratio"
-        and gain["after"] == after
-        and is_base(gain["before"], baseline)
-        and gain["difference"] < 0
-        and not doubt(gain)
+        for gain in _comparable(gains)
+        if gain["after"] == after and is_base(gain["before"], baseline) and gain["difference"] < 0 and not doubt(gain)
     ]
     worse.sort(key=lambda gain: gain["difference"])
     return [_tile(_place_name(gain), gain) for gain in worse[:LOSSES]]
+
+
+def _comparable(gains: Sequence[Gain]) -> list[Gain]:
+    """The differences, without ratios and without what cannot be compared."""
+    return [gain for gain in gains if gain.get("kind") != "ratio" and is_comparable(gain)]
 
 
 def _place_name(gain: Gain) -> str:
@@ -127,10 +179,11 @@ def losses_sentence(found: Sequence[Mapping[str, str]]) -> str:
 def compared_with(run: Run) -> str:
     """Which stage the others are compared with, and why that one; "" without comparisons."""
     befores = [gain["before"] for gain in run.summary.get("gains") or [] if is_base(gain["before"], run.baseline)]
+    design = f" {designed(run.summary.get('gains') or [])}".rstrip()
     if run.baseline is not None:
-        return f"Compared with {run.baseline} ({run.reason}; report --baseline STAGE chooses another)."
+        return f"Compared with {run.baseline} ({run.reason}; report --baseline STAGE chooses another).{design}"
     bases = list(dict.fromkeys(befores))
-    return f"Compared with the better of the bases: {', '.join(bases)}." if bases else ""
+    return f"Compared with the better of the bases: {', '.join(bases)}.{design}" if bases else ""
 
 
 def headline(gains: Sequence[Gain], baseline: str | None = None) -> str:
@@ -141,6 +194,8 @@ def headline(gains: Sequence[Gain], baseline: str | None = None) -> str:
     cells = over_base(gains, "cell", after, baseline)
     image = {cell.split("/")[1]: gain for cell, gain in cells.items() if cell.startswith("image/")}
     text = {cell.split("/")[1]: gain for cell, gain in cells.items() if cell.startswith("text/")}
+    if not image and not text and not_compared(of_kind(gains, "cell")):
+        return "The stages were measured differently, so post-training cannot be judged."
     if not image and not text:
         return "No reasoner has been evaluated beside the base yet, so post-training cannot be judged."
     opening = _opening(str(after), next(iter(cells.values()))["before"])
@@ -221,6 +276,8 @@ def _tile(label: str, gain: Gain) -> dict[str, str]:
 
 def ratio(gain: Gain) -> dict[str, str]:
     """A ratio of gains in words; an unbounded one says why."""
+    if gain.get("differs"):
+        return {"value": "—", "note": f"not comparable: {differing(gain)}", "unsure": "not comparable"}
     if gain["ratio"] is None:
         return {"value": "—", "note": "the text gain is 0, so there is no ratio", "unsure": "undefined"}
     if gain["low"] is None or gain["high"] is None:
@@ -245,7 +302,7 @@ def _asked(rows: Sequence[Row]) -> dict[str, Any]:
     seen = [row for row in rows if condition_of(row) == "seen"]
     if not seen:
         names = ("bench", "split", "prompt", "seed", "samples", "model", "sampling", "interval", "budget", "modality",
-                 "temperature")  # fmt: skip
+                 "temperature", "answer_budget", "exit_text", "images", "grader")  # fmt: skip
         blank = dict.fromkeys(names, "")
         return {**blank, "items": "results not in this folder"}
     benches, samples = list(dict.fromkeys(row["bench"] for row in seen)), 1 + max(row.get("sample", 0) for row in seen)
@@ -260,9 +317,24 @@ def _asked(rows: Sequence[Row]) -> dict[str, Any]:
         "sampling": _distinct(seen, "sampling", 12),
         "budget": _distinct(seen, "thinking_budget"),
         "temperature": _distinct(seen, "temperature"),
+        "answer_budget": _distinct(seen, "answer_budget"),
+        "exit_text": _distinct(seen, "exit_text"),
+        "images": _image_sizes(seen),
+        "grader": _distinct(seen, "grader"),
         "modality": seen[0]["modality"],
         "interval": "Wilson" if samples == 1 else "bootstrap by item",
     }
+
+
+def _image_sizes(rows: Sequence[Row]) -> str:
+    """Between how many pixels images were, and by which preprocessing; "" without images, or where no row says."""
+    shown = [row for row in rows if has_images(row) and "max_pixels" in row]
+    sizes = dict.fromkeys((row["min_pixels"], row["max_pixels"], row["preprocessing"]) for row in shown)
+    return ", ".join(f"{_limit(least)}–{_limit(most)} pixels, {how}" for least, most, how in sizes)
+
+
+def _limit(pixels: int | None) -> str:
+    return "own" if pixels is None else f"{pixels:,}"
 
 
 def _source(bench: str) -> str:

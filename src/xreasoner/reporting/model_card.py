@@ -67,10 +67,11 @@ def _body(run: Run, stage: str, name: str, base: str) -> str:
         f"# {name}",
         findings.headline(gains, run.baseline),
         findings.losses_sentence(findings.losses(gains, run.baseline)),
+        *findings.not_compared(gains),
     ]
     lines += [findings.compared_with(run), findings.can_show(gains)]
     if base:
-        lines.append(f"Made from `{base}`" + (f", post-trained on {trained} text and no picture." if trained else "."))
+        lines.append(f"Made from `{base}`" + (f", post-trained on {trained} text and no images." if trained else "."))
     lines.append("## Evaluation")
     lines.append(_table(run, stage))
     lines.append(

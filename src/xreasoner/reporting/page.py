@@ -113,6 +113,7 @@ def _context(run: Run) -> dict[str, Any]:
         "headline": findings.headline(gains, run.baseline),
         "compared": findings.compared_with(run),
         "losses": findings.losses(gains, run.baseline),
+        "not_compared": findings.not_compared(gains),
         "tiles": findings.tiles(gains, run.baseline),
         "cells": table(run, "cells"),
         "matrix": panels(run, "cells", tone),
@@ -188,6 +189,7 @@ def panels(run: Run, group: str, tone: Mapping[str, int]) -> list[tuple[str, Mar
 
 def strips(gains: Sequence[findings.Gain], tone: Mapping[str, int]) -> dict[str, Any]:
     """Dots with whiskers on one common axis, a line for each gain; stages over the base first, then RL over SFT."""
+    gains = [gain for gain in gains if findings.is_comparable(gain)]
     if not gains:
         return {"lines": [], "axis": ""}
     low, high = min(0.0, *(g["low"] for g in gains)), max(0.0, *(g["high"] for g in gains))
@@ -202,7 +204,7 @@ def strips(gains: Sequence[findings.Gain], tone: Mapping[str, int]) -> dict[str,
         doubt = findings.doubt(gain)
         colour = tone.get(gain["after"], 0)
         picture = svg.strip(gain["low"], gain["difference"], gain["high"], span, not doubt, colour)
-        lines.append({**gain, "doubt": doubt, "picture": picture})
+        lines.append({**gain, "doubt": doubt, "picture": picture, "design": findings.by_design(gain)})
     return {"lines": lines, "axis": svg.strip_axis(span, 100)}
 
 

@@ -76,6 +76,8 @@ def read_runs(paths: Sequence[Path], baseline: str | None = None) -> Run:
         merged = _merge(merged, folder, label)
     chosen, reason = _baseline(merged, paths, baseline)
     computed = summary_of(merged.rows, chosen) if merged.rows else {}
+    if baseline is not None and chosen is not None:
+        _check_comparable(computed.get("gains") or [], chosen, in_order(merged.rows))
     summary = {**merged.summary, **computed}
     for group in GROUPS:
         summary[group] = {**(merged.summary.get(group) or {}), **(computed.get(group) or {})}
@@ -142,6 +144,28 @@ def _asked_baseline(stages: Sequence[str], paths: Sequence[Path], asked: str) ->
                 return (bases or mine)[0]
             raise UserError(f"--baseline {asked}: the folder holds {', '.join(mine)}; name one of these stages")
     raise UserError(f"--baseline {asked}: not a stage or folder of these runs; {nearest(asked, stages)}")
+
+
+def _check_comparable(gains: Sequence[Mapping[str, Any]], baseline: str, stages: Sequence[str]) -> None:
+    """Raise `UserError` if no number of any other stage can be compared with the baseline's."""
+    others = [stage for stage in stages if stage != baseline]
+    against = [gain for gain in gains if gain["before"] == baseline and gain["kind"] != "ratio"]
+    if not others or any(gain["difference"] is not None for gain in against):
+        return
+    if not against:
+        raise UserError(
+            f"--baseline {baseline}: it shares no item with {', '.join(others)}; evaluate both on the same benchmarks "
+            "with the same --seed, or choose another baseline"
+        )
+    fields = dict.fromkeys(
+        f"{each['field']} ({gain['after']}: {each['after']}; {baseline}: {each['before']})"
+        for gain in against
+        for each in gain["differs"]
+    )
+    raise UserError(
+        f"--baseline {baseline}: nothing is comparable with it, for it was measured differently: {', '.join(fields)}; "
+        "evaluate both with the same options, or choose another baseline"
+    )
 
 
 def _labels(paths: Sequence[Path]) -> list[str]:

@@ -15,9 +15,18 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 from starlette.responses import HTMLResponse, JSONResponse, PlainTextResponse, Response, StreamingResponse
 
+from xreasoner import __version__
 from xreasoner.completion import Completion
 from xreasoner.decisions import Decision
-from xreasoner.errors import EngineError, RequestError, ServerError, UserError, XReasonerError
+from xreasoner.errors import (
+    ContextLengthError,
+    EngineError,
+    MediaError,
+    RequestError,
+    ServerError,
+    UserError,
+    XReasonerError,
+)
 from xreasoner.media import Guard
 from xreasoner.reasoner import Reasoner, context
 from xreasoner.serving.chat_request import (
@@ -32,9 +41,12 @@ from xreasoner.serving.desk import BusyError, Desk, log
 from xreasoner.serving.door import ROUTES, Door, error, page
 from xreasoner.serving.markdown import render_markdown
 from xreasoner.serving.openai_schema import DECISION_FIELDS, readable
+from xreasoner.serving.openapi import openapi_document
 from xreasoner.wire import ReplyRenderer, finish_reason, head, usage
 
 T = TypeVar("T")
+READ = ["GET", "HEAD"]
+"""Methods of what is only read; load balancers and `curl -I` ask for the head alone."""
 
 
 def create_app(
@@ -70,7 +82,7 @@ def create_app(
     app.add_exception_handler(HTTPException, _http_error)
     app.add_exception_handler(Exception, _failure)
 
-    @app.get("/health")
+    @app.api_route("/health", methods=READ)
     async def health() -> Response:
         if desk.ready.is_set() and desk.error is None:
             return JSONResponse({"status": "ready"})
@@ -80,20 +92,25 @@ def create_app(
     async def metrics() -> Response:
         return PlainTextResponse(desk.metrics.text(), media_type="text/plain; version=0.0.4; charset=utf-8")
 
-    @app.get("/v1/models")
+    @app.api_route("/v1/models", methods=READ)
     @loaded(desk)
     async def models(request: Request) -> Response:
         return JSONResponse({"object": "list", "data": [_model(desk.reasoner)]})
 
-    @app.get("/v1/models/{name:path}")
+    @app.api_route("/v1/models/{name:path}", methods=READ)
     @loaded(desk)
     async def model(request: Request) -> Response:
-        name = request.path_params["name"]
-        if not name:  # a slash too many
+        name = request.path_params["name"].rstrip("/")  # a slash too many
+        if not name:
             return JSONResponse({"object": "list", "data": [_model(desk.reasoner)]})
         if name != desk.reasoner.model:
-            raise HTTPException(404, f"model: found {readable(name)}, expected {desk.reasoner.model}")
+            raise UnknownModelError(f"model: found {readable(name)}, expected {desk.reasoner.model}", "model")
         return JSONResponse(_model(desk.reasoner))
+
+    @app.get("/openapi.json")
+    @loaded(desk)
+    async def openapi(request: Request) -> Response:
+        return JSONResponse(openapi_document(desk.reasoner.model, __version__))
 
     @app.post("/v1/chat/completions")
     @loaded(desk)
@@ -169,15 +186,19 @@ def refusal(found: Exception) -> Response:
     if isinstance(found, ClientDisconnect):  # in the middle of its body
         return Response(status_code=499)
     if isinstance(found, ServerError) and found.status in (400, 413, 422):  # the request's fault, in the server's words
-        return error(400, f"the model's server refuses the request: {found.said}")
+        return error(400, f"the model's server refuses the request: {found.said}", code=found.code)
     if isinstance(found, ServerError | EngineError):  # whose words are for those who run the service
         log.error("%s", found)
         status = 502 if isinstance(found, ServerError) else 503
         return error(status, "the model cannot answer at the moment; see the service's log", retry=5)
     if isinstance(found, UnknownModelError):
-        return error(404, str(found), param=found.param)
+        return error(404, str(found), param=found.param, code="model_not_found")
+    if isinstance(found, ContextLengthError):
+        return error(400, str(found), param="messages", code="context_length_exceeded")
+    if isinstance(found, MediaError):
+        return error(400, str(found), param="messages", code="invalid_image")
     if isinstance(found, RequestError):
-        return error(400, str(found), param=found.param)
+        return error(400, str(found), param=found.param, code=found.code)
     if isinstance(found, UserError):
         return error(400, str(found), param=_field(str(found)))
     if isinstance(found, XReasonerError):  # numbers that are not finite, memory that ran out: its words say it all

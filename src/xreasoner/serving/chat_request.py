@@ -154,7 +154,9 @@ def _check_text(messages: Any, room: int | None, problems: Problems) -> None:
     most = 16 * room if room else 4_000_000
     found = sum(map(_characters, messages))
     if found > most:
-        problems.add("messages", f"{found:,} characters of text; expected at most {most:,}")
+        problems.add(
+            "messages", f"{found:,} characters of text; expected at most {most:,}", code="context_length_exceeded"
+        )
 
 
 def _characters(message: Any) -> int:

@@ -26,16 +26,34 @@ SECURITY = {
     "content-security-policy": "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' blob: data:; "
     "connect-src 'self'; form-action 'self'; base-uri 'none'; frame-ancestors 'none'",
 }
-ROUTES = ("/v1/chat/completions", "/v1/decisions", "/v1/models", "/metrics", "/health", "/")
+ROUTES = ("/v1/chat/completions", "/v1/decisions", "/v1/models", "/openapi.json", "/metrics", "/health", "/")
+
+
+CODES = {401: "invalid_api_key", 429: "rate_limit_exceeded"}
+"""HTTP status → the code of OpenAI's that clients look for; others have none, or what the error itself says."""
 
 
 def error(
-    status: int, message: str, kind: str = "", param: str | None = None, retry: int | None = None
+    status: int,
+    message: str,
+    kind: str = "",
+    param: str | None = None,
+    retry: int | None = None,
+    code: str | None = None,
 ) -> JSONResponse:
-    """An error in OpenAI's shape."""
+    """An error in OpenAI's shape.
+
+    Args:
+        status: HTTP status.
+        message: what was found, what was expected, how to fix it.
+        kind: OpenAI's `type`; by default of the status.
+        param: the field of the body that is wrong.
+        retry: seconds after which the client may try again.
+        code: OpenAI's code, a text such as `model_not_found`; by default of the status, or null.
+    """
     if not kind:
         kind = "server_error" if status >= 500 else "invalid_request_error"
-    body = {"error": {"message": message, "type": kind, "param": param, "code": status}}
+    body = {"error": {"message": message, "type": kind, "param": param, "code": code or CODES.get(status)}}
     return JSONResponse(body, status, headers=None if retry is None else {"retry-after": str(retry)})
 
 

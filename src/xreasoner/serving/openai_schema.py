@@ -105,19 +105,25 @@ def _option_texts(value: Any) -> bool:
     return all(isinstance(text, str) and text.strip() and len(text) <= 2000 for text in value)
 
 
-def _stream_options(value: Any) -> bool:
-    known = {"include_usage": _is_bool, "include_obfuscation": one_of(False), "continuous_usage_stats": one_of(False)}
-    return isinstance(value, dict) and all(
-        name in known and (item is None or known[name](item)) for name, item in value.items()
-    )
+def _object(**known: Check) -> Check:
+    """Objects with these fields, each null or accepted by its check."""
+
+    def check(value: Any) -> bool:
+        return isinstance(value, dict) and all(
+            item is None or (name in known and known[name](item)) for name, item in value.items()
+        )
+
+    return check
+
+
+_stream_options = _object(
+    include_usage=_is_bool, include_obfuscation=one_of(False), continuous_usage_stats=one_of(False)
+)
+_include_usage = _object(include=_is_bool)
 
 
 def _text_format(value: Any) -> bool:
-    return isinstance(value, dict) and value.get("type") == "text" and set(value) == {"type"}
-
-
-def _include_usage(value: Any) -> bool:
-    return isinstance(value, dict) and set(value) <= {"include"} and _is_bool(value.get("include", True))
+    return _object(type=one_of("text"))(value) and value.get("type") == "text"
 
 
 # --- the fields ------------------------------------------------------------------------------------------------------
@@ -205,27 +211,40 @@ _NO_SCHEMA = "replies are free text"
 _NO_PENALTY = "penalties are not applied"
 _NO_TEMPLATE = "the template is the model's own"
 _BUDGET = "`thinking_budget` says how long it may think"
+_NOT_A_FIELD = "an argument of the openai client, not a field of the body"
+
+
+def _empty(note: str = "", also: Check = _never, expected: str = "") -> Field:
+    """A field that asks for nothing where it is empty, or as `also` accepts it."""
+    shown = f"{_EMPTY}, or {expected}" if expected else _EMPTY
+    return _neutral(expected=shown, note=note, also=lambda value: _is_empty(value) or also(value))
+
+
 NEUTRAL: dict[str, Field] = {
     # OpenAI
     "frequency_penalty": _neutral(0, note=_NO_PENALTY),
     "presence_penalty": _neutral(0, note=_NO_PENALTY),
-    "logit_bias": _neutral(expected=_EMPTY, also=_is_empty),
+    "logit_bias": _empty(),
     "top_logprobs": _neutral(0),
-    "tools": _neutral(expected=_EMPTY, also=_is_empty, note=_NO_TOOLS),
+    "tools": _empty(_NO_TOOLS),
     "tool_choice": _neutral("none", "auto", note=_NO_TOOLS),
-    "functions": _neutral(expected=_EMPTY, also=_is_empty, note=_NO_TOOLS),
+    "functions": _empty(_NO_TOOLS),
     "function_call": _neutral("none", "auto", note=_NO_TOOLS),
     "response_format": _neutral(expected='null or {"type": "text"}', also=_text_format, note=_NO_SCHEMA),
     "store": _neutral(False, note="nothing is stored"),
-    "metadata": _neutral(expected=_EMPTY, also=_is_empty, note="nothing is stored"),
+    "metadata": _empty("nothing is stored"),
     "service_tier": _neutral("auto", "default"),
     "modalities": _neutral(["text"]),
-    "audio": _neutral(),
-    "prediction": _neutral(),
+    "audio": _empty(),
+    "prediction": _empty(),
     "reasoning_effort": _neutral("medium", note=_BUDGET),
     "verbosity": _neutral("medium"),
     "web_search_options": _neutral(note="nothing is searched"),
-    "moderation": _neutral(),
+    "moderation": _empty(),
+    # arguments of the openai client
+    "extra_body": _empty(f"{_NOT_A_FIELD}; put its fields into the body itself"),
+    "extra_headers": _empty(_NOT_A_FIELD),
+    "extra_query": _empty(_NOT_A_FIELD),
     # legacy completions
     "best_of": _neutral(1),
     "echo": _neutral(False),
@@ -239,16 +258,16 @@ NEUTRAL: dict[str, Field] = {
     "early_stopping": _neutral(False),
     "ignore_eos": _neutral(False),
     "min_tokens": _neutral(0),
-    "stop_token_ids": _neutral(expected=_EMPTY, also=_is_empty),
-    "stop_regex": _neutral(expected=_EMPTY, also=_is_empty),
+    "stop_token_ids": _empty(),
+    "stop_regex": _empty(),
     "no_stop_trim": _neutral(False),
     "include_stop_str_in_output": _neutral(False),
     "skip_special_tokens": _neutral(True),
     "spaces_between_special_tokens": _neutral(True),
-    "bad_words": _neutral(expected=_EMPTY, also=_is_empty),
-    "allowed_token_ids": _neutral(expected=_EMPTY, also=_is_empty),
-    "logits_processors": _neutral(expected=_EMPTY, also=_is_empty),
-    "custom_logit_processor": _neutral(),
+    "bad_words": _empty(),
+    "allowed_token_ids": _empty(),
+    "logits_processors": _empty(),
+    "custom_logit_processor": _empty(),
     "truncate_prompt_tokens": _neutral(),
     "prompt_logprobs": _neutral(note="`POST /v1/decisions` scores options"),
     "return_tokens_as_token_ids": _neutral(False),
@@ -256,38 +275,44 @@ NEUTRAL: dict[str, Field] = {
     "return_hidden_states": _neutral(False),
     "add_generation_prompt": _neutral(True, note=_NO_TEMPLATE),
     "continue_final_message": _neutral(False),
-    "continue_final_message_tag": _neutral(),
+    "continue_final_message_tag": _empty(),
     "add_special_tokens": _neutral(False, note=_NO_TEMPLATE),
-    "documents": _neutral(expected=_EMPTY, also=_is_empty, note=_NO_TEMPLATE),
-    "chat_template": _neutral(note=_NO_TEMPLATE),
-    "chat_template_kwargs": _neutral(expected=_EMPTY, also=_is_empty, note=_NO_TEMPLATE),
-    "mm_processor_kwargs": _neutral(expected=_EMPTY, also=_is_empty, note="`min_pixels`, `max_pixels`"),
-    "media_io_kwargs": _neutral(expected=_EMPTY, also=_is_empty),
-    "structured_outputs": _neutral(note=_NO_SCHEMA),
-    "guided_json": _neutral(note=_NO_SCHEMA),
-    "guided_regex": _neutral(note=_NO_SCHEMA),
-    "guided_choice": _neutral(expected=_EMPTY, also=_is_empty, note="`options`"),
-    "guided_grammar": _neutral(note=_NO_SCHEMA),
-    "guided_decoding_backend": _neutral(note=_NO_SCHEMA),
-    "json_schema": _neutral(note=_NO_SCHEMA),
-    "regex": _neutral(note=_NO_SCHEMA),
-    "ebnf": _neutral(note=_NO_SCHEMA),
+    "documents": _empty(_NO_TEMPLATE),
+    "chat_template": _empty(_NO_TEMPLATE),
+    "chat_template_kwargs": _empty(
+        _NO_TEMPLATE, _object(enable_thinking=one_of(True), thinking=one_of(True)), '{"enable_thinking": true}'
+    ),
+    "mm_processor_kwargs": _empty("`min_pixels`, `max_pixels`"),
+    "media_io_kwargs": _empty(),
+    "structured_outputs": _empty(_NO_SCHEMA),
+    "guided_json": _empty(_NO_SCHEMA),
+    "guided_regex": _empty(_NO_SCHEMA),
+    "guided_choice": _empty("`options`"),
+    "guided_grammar": _empty(_NO_SCHEMA),
+    "guided_decoding_backend": _empty(_NO_SCHEMA),
+    "json_schema": _empty(_NO_SCHEMA),
+    "regex": _empty(_NO_SCHEMA),
+    "ebnf": _empty(_NO_SCHEMA),
     "priority": _neutral(0),
-    "kv_transfer_params": _neutral(),
-    "vllm_xargs": _neutral(expected=_EMPTY, also=_is_empty),
-    "lora_path": _neutral(),
-    "session_params": _neutral(expected=_EMPTY, also=_is_empty),
-    "custom_params": _neutral(expected=_EMPTY, also=_is_empty),
+    "kv_transfer_params": _empty(),
+    "vllm_xargs": _empty(),
+    "lora_path": _empty(),
+    "session_params": _empty(),
+    "custom_params": _empty(),
     "thinking_token_budget": _neutral(note=_BUDGET),
     # OpenRouter, Qwen, DeepSeek
-    "reasoning": _neutral(expected=_EMPTY, also=_is_empty, note=_BUDGET),
-    "thinking": _neutral(expected=_EMPTY, also=_is_empty, note=_BUDGET),
+    "reasoning": _empty(
+        _BUDGET,
+        _object(effort=one_of("medium"), enabled=one_of(True), exclude=one_of(False)),
+        '{"effort": "medium"}',
+    ),
+    "thinking": _empty(_BUDGET, _object(type=one_of("enabled", "adaptive")), '{"type": "enabled"}'),
     "enable_thinking": _neutral(True, note=_BUDGET),
-    "models": _neutral(expected=_EMPTY, also=_is_empty),
-    "provider": _neutral(expected=_EMPTY, also=_is_empty),
-    "route": _neutral(),
-    "transforms": _neutral(expected=_EMPTY, also=_is_empty),
-    "plugins": _neutral(expected=_EMPTY, also=_is_empty),
+    "models": _empty(),
+    "provider": _empty(),
+    "route": _empty(),
+    "transforms": _empty(),
+    "plugins": _empty(),
     "top_a": _neutral(0),
     # llama.cpp
     "n_predict": _neutral(-1, note="`max_tokens`"),
@@ -297,8 +322,8 @@ NEUTRAL: dict[str, Field] = {
     "xtc_probability": _neutral(0),
     "dry_multiplier": _neutral(0),
     "dynatemp_range": _neutral(0),
-    "grammar": _neutral("", note=_NO_SCHEMA),
-    "samplers": _neutral(expected=_EMPTY, also=_is_empty),
+    "grammar": _empty(_NO_SCHEMA),
+    "samplers": _empty(),
     "id_slot": _neutral(-1),
     "timings_per_token": _neutral(False),
 }
@@ -329,10 +354,12 @@ class Problems:
         self.lenient = lenient
         self.ignored: list[str] = []
         self.found: list[tuple[str, str]] = []
+        self.code: str | None = None
 
-    def add(self, where: str, message: str) -> None:
-        """A mistake that no leniency lets pass."""
+    def add(self, where: str, message: str, code: str | None = None) -> None:
+        """A mistake that no leniency lets pass. code: OpenAI's, if it has one for this."""
         self.found.append((where, message))
+        self.code = self.code or code
 
     def not_honored(self, where: str, message: str) -> None:
         """A field that would change nothing here."""
@@ -347,7 +374,7 @@ class Problems:
             return
         shown = "; ".join(f"{where}: {message}" for where, message in self.found[:20])
         more = len(self.found) - 20
-        raise RequestError(shown + (f"; and {more} more problems" if more > 0 else ""), self.found[0][0])
+        raise RequestError(shown + (f"; and {more} more problems" if more > 0 else ""), self.found[0][0], self.code)
 
 
 def unsupported(name: str, known: Iterable[str], listed: str = "") -> str:
@@ -378,6 +405,8 @@ def check_fields(body: Mapping[str, Any], fields: Fields, problems: Problems) ->
                 given[name] = int(value) if isinstance(value, float) and value.is_integer() else value
         elif fields[name].kind == "honored":
             problems.add(shown, f"found {readable(value)}, expected {fields[name].expected}")
+        elif fields[name].kind == "label" and not isinstance(value, bool):
+            problems.not_honored(shown, f"found {readable(value)}, expected {fields[name].expected}")
         else:
             field = fields[name]
             note = f" ({field.note})" if field.note else ""

@@ -10,7 +10,6 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from copy import deepcopy
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import FrameType
@@ -24,8 +23,10 @@ from torch.distributed.tensor import DTensor
 from xreasoner.data.packing import ready_to_pack
 from xreasoner.errors import NonFiniteError
 from xreasoner.models.loading import Loaded
+from xreasoner.models.offloading import copy_text_part
 from xreasoner.recipe import AdamW, RLStage, SFTStage
 from xreasoner.training import checkpoints, parallel
+from xreasoner.training.replicas import Replica
 
 Progress = Callable[[str, int, int, dict[str, Any]], None]
 """Called as progress(stage, step, total, metrics)."""
@@ -42,9 +43,9 @@ class Learner:
     """A model made ready for a stage.
 
     loaded: it, sharded where there are several ranks. replica: a whole copy of it (itself in one process), which the
-    engine samples from and the export is written from; its model is None on ranks that need none. reference: it as it
-    was before the stage, frozen and likewise sharded, which a KL holds it to; else None. packed: batches are packed
-    rows.
+    export is written from; its weights are on the meta device on ranks other than 0. reference: it as it was before the
+    stage, frozen and likewise sharded, which a KL holds it to; else None. packed: batches are packed rows. sampler: the
+    copy that the engine in this process samples from; None where that is the model itself, or servers sample.
     """
 
     loaded: Loaded
@@ -52,6 +53,7 @@ class Learner:
     reference: Any
     packed: bool
     precision: str
+    sampler: Replica | None = None
 
     @property
     def model(self) -> Any:
@@ -78,29 +80,39 @@ def packs(stage: SFTStage | RLStage, device: torch.device) -> bool:
 def ready(stage: SFTStage | RLStage, loaded: Loaded) -> Learner:
     """Make a frozen model ready: packed attention, activation checkpointing, compiled and sharded layers.
 
-    Of several ranks each brings the model on its CPU, whence its shards go to the card (`parallel.shard`). There is a
-    whole copy on the card only where the engine in this process samples from it; rank 0 keeps one on its CPU, which
-    the export is written from.
+    Of several ranks, rank 0 brings the model on its CPU, whence its shards go to the GPUs (`parallel.shard`); it keeps
+    that copy, which the export is written from. A GPU has a whole copy of the text weights only while the engine in
+    this process samples from it (`replicas.Replica`).
     """
     model, alone = loaded.model, parallel.size() == 1
     packed = packs(stage, loaded.device if alone else parallel.device())
     if packed:
         ready_to_pack(model)
-    sampled = isinstance(stage, RLStage) and stage.rollouts is None
     referred = (stage.kl if isinstance(stage, RLStage) else stage.kl_to_base) > 0
-    copied = None if alone or not (sampled or parallel.rank() == 0) else deepcopy(model)
-    reference = deepcopy(model).requires_grad_(False) if referred else None
+    sampler = _sampler(stage, loaded) if isinstance(stage, RLStage) and stage.rollouts is None else None
+    reference = copy_text_part(model) if referred and alone else None
+    if not alone:
+        model, whole = parallel.shard(model, stage.precision), model
+        reference = parallel.shard(whole, stage.precision) if referred else None
+    if sampler is not None:
+        parallel.copy_buffers(model, sampler.loaded.model)
+    if reference is not None:
+        reference.requires_grad_(False)
     if stage.activation_checkpointing:
         model.gradient_checkpointing_enable({"use_reentrant": False})
     if stage.compile:
         for layer in model.model.language_model.layers:
             layer.compile(dynamic=True)
-    if not alone:
-        for sharded in (model, reference) if referred else (model,):
-            parallel.shard(sharded, stage.precision)
-        if sampled and copied is not None:
-            copied.to(parallel.device())
-    return Learner(loaded, loaded if alone else replace(loaded, model=copied), reference, packed, stage.precision)
+    return Learner(replace(loaded, model=model), loaded, reference, packed, stage.precision, sampler)
+
+
+def _sampler(stage: RLStage, loaded: Loaded) -> Replica | None:
+    """The copy to sample from; None where the model itself has the rollouts' type, in one process."""
+    dtype = torch.bfloat16 if stage.rollouts_in_bfloat16 else torch.float32
+    if parallel.size() > 1:
+        return Replica.of(loaded, dtype, parallel.device())
+    halved = stage.lora is not None and stage.lora.base_dtype == "bfloat16"
+    return None if halved == (dtype == torch.bfloat16) else Replica.of(loaded, dtype, loaded.device)
 
 
 def make_optimiser(model: Any, settings: AdamW) -> torch.optim.AdamW:

@@ -77,7 +77,7 @@ def check_shared_prompts(model: Any, prompts: Sequence[Ids], precision: str) -> 
     lengths = [len(ids) for ids in replies]
 
     def states(documents: Sequence[Ids]) -> list[Tensor]:
-        found = reply_states(model, documents[:2], pad(documents[2:], device), lengths, 2)
+        found = reply_states(model, documents[:2], pad(documents[2:], device), lengths, (0, 0, 1, 1), 2)
         return [found[k, :length] for k, length in enumerate(lengths)]
 
     texts = [(prompt, replies[2 * group + k]) for group, prompt in enumerate((first, last)) for k in range(2)]
@@ -93,7 +93,7 @@ def pick_three(rows: Sequence[Ids]) -> list[Ids]:
 
 
 def _device(model: Any) -> torch.device:
-    device: torch.device = next(model.parameters()).device
+    device: torch.device = model.get_input_embeddings().weight.device  # the vision tower is elsewhere
     return device
 
 

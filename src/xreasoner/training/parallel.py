@@ -15,9 +15,10 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
-from torch.distributed.tensor import DTensor
+from torch.distributed.tensor import DTensor, distribute_tensor
 
 from xreasoner.models.freezing import VISION
+from xreasoner.models.offloading import copy_structure
 
 
 @contextmanager
@@ -94,22 +95,55 @@ def share(items: Sequence[Any], of: int | None = None) -> list[Any]:
     return list(items[(rank() if of is None else of) :: size()])
 
 
-def shard(model: Any, precision: str) -> None:
-    """Shard the decoder layers, then the root, in place; the vision tower stays whole on every rank.
+def shard(model: Any, precision: str) -> Any:
+    """A copy of rank 0's model, sharded over the ranks' GPUs: its decoder layers, then the root.
 
-    A model on the CPU moves to the rank's card layer by layer, so that the card never holds it whole.
-    bfloat16: the shards are float32 masters, gathered in bfloat16, their gradients summed in float32.
+    The weights go out one by one, so that no GPU ever holds the model whole, and no host but rank 0's. The vision tower
+    is not sharded and stays where it is: training on text never computes with it.
+
+    Args:
+        model: rank 0's with its weights, on its CPU; the other ranks' have theirs on the meta device.
+        precision: bfloat16: the shards stay in their own type, float32 masters where they are trained, are gathered in
+            bfloat16, and their gradients summed in float32.
+
+    Returns:
+        The sharded model.
     """
     half = torch.bfloat16 if precision == "bfloat16" else None
     policy = MixedPrecisionPolicy(param_dtype=half, reduce_dtype=torch.float32)
-    tower = {parameter for name, parameter in model.named_parameters() if VISION in name}
-    for layer in model.model.language_model.layers:
+    sharded = copy_structure(model)
+    tower, sharded.model.visual = sharded.model.visual, torch.nn.Identity()
+    for layer in sharded.model.language_model.layers:
         fully_shard(layer, mp_policy=policy)
-    fully_shard(model, mp_policy=policy, ignored_params=tower)
-    for parameter in tower:
-        parameter.data = parameter.data.to(device())
-    model.run_in_forward = MethodType(_call, model)
-    register_fsdp_forward_method(model, "run_in_forward")
+    fully_shard(sharded, mp_policy=policy)
+    sharded.to_empty(device=device())
+    _receive(model, sharded)
+    sharded.model.visual = tower
+    sharded.run_in_forward = MethodType(_call, sharded)
+    register_fsdp_forward_method(sharded, "run_in_forward")
+    return sharded
+
+
+@torch.no_grad()
+def _receive(model: Any, sharded: Any) -> None:
+    """Fill the shards, and the buffers, from rank 0's model."""
+    whole_tensors = {**dict(model.named_parameters()), **dict(model.named_buffers())}
+    for name, buffer in sharded.named_buffers():
+        buffer.copy_(_broadcast(whole_tensors[name], buffer))
+    for name, parameter in sharded.named_parameters():
+        full = _broadcast(whole_tensors[name].detach(), parameter)
+        own = distribute_tensor(full, parameter.device_mesh, parameter.placements, src_data_rank=None)
+        parameter.to_local().copy_(own.to_local())
+
+
+def _broadcast(tensor: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
+    """Rank 0's tensor on this rank's device; the other ranks' is like the one to be filled."""
+    if rank() == 0:
+        found = tensor.to(device()).contiguous()
+    else:
+        found = torch.empty(like.shape, dtype=like.dtype, device=device())
+    dist.broadcast(found, src=0)
+    return found
 
 
 def _call(model: Any, function: Callable[..., Any], *args: Any) -> Any:
@@ -137,13 +171,27 @@ def whole(tensor: torch.Tensor) -> torch.Tensor:
 
 
 @torch.no_grad()
-def copy_weights(model: Any, replica: Any) -> None:
-    """Put a sharded model's trained weights into a whole copy of it (None: of other ranks); every rank must call."""
+def copy_weights(model: Any, replica: Any, frozen: bool = False) -> None:
+    """Put a sharded model's trained weights into a whole copy of it; every rank must call.
+
+    Args:
+        model: the sharded model.
+        replica: the copy; None on ranks that have none.
+        frozen: copy the frozen text weights too. The vision tower is never copied.
+    """
     if replica is model:
         return
     copies = {} if replica is None else dict(replica.named_parameters())
     for name, parameter in model.named_parameters():
-        if parameter.requires_grad:
+        if parameter.requires_grad or (frozen and VISION not in name):
             gathered = whole(parameter.detach())
             if name in copies:
                 copies[name].copy_(gathered)
+
+
+def copy_buffers(model: Any, copied: Any) -> None:
+    """Put a model's text buffers, such as its rotary frequencies, into a copy, whose own may be on the meta device."""
+    for name, buffer in model.named_buffers():
+        if VISION not in name and buffer is not None:
+            holder, _, last = name.rpartition(".")
+            setattr(copied.get_submodule(holder), last, buffer.clone())

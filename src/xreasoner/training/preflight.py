@@ -6,7 +6,7 @@ A stage trains for hours; whatever would stop it or its export then is found in 
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from xreasoner.benchmarks.opening import open_benchmark
@@ -109,13 +109,15 @@ def check_disk(recipe: Recipe, stage: SFTStage | RLStage, loaded: Loaded, out: P
     names = [each.name for each in recipe.stages]
     left = recipe.stages[names.index(stage.name) :]
     checkpoints = max(_checkpoint_bytes(each, trained) for each in left)
-    servers = 2 * whole * any(isinstance(each, RLStage) and each.rollouts is not None for each in left)
+    servers = max(_server_bytes(each, whole) for each in left)
+    offloaded = max(_offloaded_bytes(each, sizes) for each in left)
     written = sum(file.stat().st_size for each in left for file in (out / each.name).rglob("*") if file.is_file())
-    needed = len(left) * whole + checkpoints + servers - written
+    needed = len(left) * whole + checkpoints + servers + offloaded - written
     usage = shutil.disk_usage(out)
     if usage.total and needed > usage.free:
         parts = f"{len(left)} exports of {whole / GB:.1f} GB, checkpoints of {checkpoints / GB:.1f} GB"
         parts += f", weights for the servers of {servers / GB:.1f} GB" if servers else ""
+        parts += f", weights that are kept out of memory of {offloaded / GB:.1f} GB"
         raise UserError(
             f"--out {out}: {needed / GB:.1f} GB are needed ({parts}) and {usage.free / GB:.1f} GB are free; free some, "
             "lower checkpoints_kept, or choose another --out"
@@ -125,3 +127,18 @@ def check_disk(recipe: Recipe, stage: SFTStage | RLStage, loaded: Loaded, out: P
 def _checkpoint_bytes(stage: SFTStage | RLStage, trained: int) -> int:
     """The checkpoints that are kept and the one that is being written; adapters are small beside all else."""
     return 0 if stage.lora is not None else (stage.checkpoints_kept + 1) * trained
+
+
+def _server_bytes(stage: SFTStage | RLStage, whole: int) -> int:
+    """The weights that servers are given, and the next ones while they are written."""
+    if not isinstance(stage, RLStage) or stage.rollouts is None:
+        return 0
+    return whole if stage.rollouts_in_bfloat16 else 2 * whole
+
+
+def _offloaded_bytes(stage: SFTStage | RLStage, sizes: Mapping[str, int]) -> int:
+    """The vision tower, and under LoRA on a bfloat16 base the merged weights on their way to the export."""
+    vision = sum(size for name, size in sizes.items() if VISION in name)
+    if stage.lora is None or stage.lora.base_dtype == "float32":
+        return 4 * vision
+    return 2 * vision + 4 * (sum(sizes.values()) - vision)

@@ -16,7 +16,7 @@ from xreasoner.recipe import Recipe, RLStage, SFTStage
 def export_settings(recipe: Recipe, stage: SFTStage | RLStage, parent: Loaded, parent_sha256: str) -> ReasonerSettings:
     """The `xreasoner.json` of a stage's export.
 
-    Budgets are those under which the recipe evaluates, if it says so; else those of the RL stage's rollouts. The
+    Budgets, exit text and pixels are those under which the recipe evaluates, if it says so; else the stage's. The
     temperature is the base's own, if it has one.
 
     Args:
@@ -37,16 +37,24 @@ def export_settings(recipe: Recipe, stage: SFTStage | RLStage, parent: Loaded, p
         provenance["parent"] = {"stage": recipe.parent(stage), "weights_sha256": parent_sha256}
     budgets = _budgets(recipe, stage)
     area = PIXELS if parent.image_processor.size["longest_edge"] >= PIXELS else None
+    measured = recipe.evaluation
     return ReasonerSettings(
         prompt=stage.prompt,
         temperature=before.temperature,
         thinking_budget=budgets.thinking_budget,
         answer_budget=budgets.answer_budget,
-        exit_text=stage.exit_text if isinstance(stage, RLStage) or stage.longer == "close" else Sampling().exit_text,
-        min_pixels=area,
-        max_pixels=area,
+        exit_text=_exit_text(recipe, stage),
+        min_pixels=measured.min_pixels or area,
+        max_pixels=measured.max_pixels or area,
         provenance=provenance,
     )
+
+
+def _exit_text(recipe: Recipe, stage: SFTStage | RLStage) -> str:
+    """The evaluation's, if the recipe says so; else the stage's own."""
+    if "exit_text" in recipe.evaluation.model_fields_set:
+        return recipe.evaluation.exit_text
+    return stage.exit_text if isinstance(stage, RLStage) or stage.longer == "close" else Sampling().exit_text
 
 
 def _budgets(recipe: Recipe, stage: SFTStage | RLStage) -> Any:

@@ -14,6 +14,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
+from itertools import groupby
 from pathlib import Path
 from random import Random
 from typing import Any, get_args
@@ -183,10 +184,11 @@ def improve(
     found: list[dict[str, float]] = []
     for minibatch in minibatches:
         rows = rows_of([p for p in minibatch if needed[p]], stage.group_size)
-        if not rows:
+        parts = split_rows(rows, rollouts, scorer)
+        if not parts:
             continue  # AdamW moves weights by its moments even where there is nothing to learn
         free = [rollouts[i].free for i in rows_of(minibatch, stage.group_size)]
-        found.append(_minibatch(stage, scorer, rollouts, rows, advantage_B, divisor_of(stage, free), context))
+        found.append(_minibatch(stage, scorer, rollouts, parts, advantage_B, divisor_of(stage, free), context))
         batch = [rollouts[i] for i in rows]
         found[-1]["grad_norm"] = update(learner.model, optimiser, lr, stage.optimiser.clip, context, rows, batch)
     if not found:
@@ -249,7 +251,7 @@ def reread(scorer: Scorer, rollouts: Sequence[Rollout], rows: Sequence[int]) -> 
     temperature of the sampling. Groups that need no pass are left as they are.
     """
     found: dict[int, Rollout] = {}
-    for part, weight in grouped(rows, rollouts, scorer):
+    for part, weight in split_rows(rows, rollouts, scorer):
         logprob_BR = scorer([rollouts[i] for i in part]).logprob
         for i, logprob_R in zip(part, logprob_BR.tolist(), strict=True):
             if weight:
@@ -259,35 +261,67 @@ def reread(scorer: Scorer, rollouts: Sequence[Rollout], rows: Sequence[int]) -> 
     return [found.get(i, rollout) for i, rollout in enumerate(rollouts)]
 
 
-def grouped(rows: Sequence[int], rollouts: Sequence[Rollout], scorer: Scorer) -> list[tuple[list[int], float]]:
-    """This rank's passes over the rows, of whole groups in order of length, and their weights (`sft.passes`)."""
-    size = scorer.group_size
-    groups = [list(rows[k : k + size]) for k in range(0, len(rows), size)]
-    tokens = [scorer.tokens([rollouts[i] for i in group]) for group in groups]
+def split_rows(rows: Sequence[int], rollouts: Sequence[Rollout], scorer: Scorer) -> list[tuple[list[int], float]]:
+    """This rank's forward passes over a minibatch.
+
+    A pass holds at most `chunk_tokens` tokens and at least one reply with its prompt: how a minibatch is split changes
+    neither loss nor gradient. Packed replies are split one by one, each with a prompt of its own. Padded ones stay
+    beside the replies of the same prompt, which is computed once for them, and a group is split where it is too long.
+
+    Args:
+        rows: the minibatch's replies, of whole groups, as positions in `rollouts`.
+        rollouts: all of the step.
+        scorer: whose batches these are.
+
+    Returns:
+        The positions of each pass's replies, and its weight (`sft.passes`).
+    """
+    # replies with nothing to train on have no part in the loss
+    size, trained = scorer.group_size, {i for i in rows if any(rollouts[i].free)}
+    units = [[i] for i in rows if i in trained]
+    if not scorer.learner.packed:
+        groups = ([i for i in rows[k : k + size] if i in trained] for k in range(0, len(rows), size))
+        units = [unit for group in groups for unit in _units(group, rollouts, scorer)]
+    tokens = [scorer.tokens([rollouts[i] for i in unit]) for unit in units]
     return [
-        ([i for k in part for i in groups[k]], weight)
+        ([i for k in part for i in units[k]], weight)
         for part, weight in passes(tokens, scorer.chunk_tokens, scorer.learner.packed)
     ]
+
+
+def _units(group: Sequence[int], rollouts: Sequence[Rollout], scorer: Scorer) -> list[list[int]]:
+    """A padded group whole where it fits a pass, else replies of like length that do, one at least."""
+    if not group or scorer.tokens([rollouts[i] for i in group]) <= scorer.chunk_tokens:
+        return [list(group)] if group else []
+    units: list[list[int]] = []
+    for i in sorted(group, key=lambda i: len(rollouts[i].completion.token_ids)):
+        joined = [*units[-1], i] if units else [i]
+        if units and scorer.tokens([rollouts[k] for k in joined]) <= scorer.chunk_tokens:
+            units[-1] = joined
+        else:
+            units.append([i])
+    return units
 
 
 def _minibatch(
     stage: RLStage,
     scorer: Scorer,
     rollouts: Sequence[Rollout],
-    rows: Sequence[int],
+    parts: Sequence[tuple[list[int], float]],
     advantage_B: Tensor,
     divisor: float,
     context: StepContext,
 ) -> dict[str, float]:
-    """Accumulate one minibatch's gradient over these rows; returns its metrics."""
+    """Accumulate one minibatch's gradient over its passes (`split_rows`); returns its metrics."""
     objective, reference = objective_of(stage), scorer.learner.reference
     total = Counter[str]()
     ratio_max = 0.0
-    for part, weight in grouped(rows, rollouts, scorer):
+    for part, weight in parts:
         batch = [rollouts[i] for i in part]
         advantage = advantage_B[part].to(scorer.device)
-        scored = scorer(batch)
+        # first, while nothing is kept for the backward pass
         reference_BR = None if reference is None else scorer.of(reference, batch)
+        scored = scorer(batch)
         loss, found = _part(stage, objective, batch, scored, advantage, divisor, reference_BR)
         loss = loss * weight
         checked = {"reference log-probabilities": reference_BR, "loss": loss}
@@ -363,7 +397,8 @@ class Scored:
 class Scorer:
     """Log-probabilities of the replies' tokens, the banned ones left out of the softmax as the engine does.
 
-    group_size: so many neighbours in a batch have one prompt, which is computed once for them where batches are padded.
+    group_size: the replies of a whole group. chunk_tokens: of one forward pass at most, unless one reply is longer.
+    Neighbors in a batch that have the same prompt share one computation of it where batches are padded.
     """
 
     learner: Learner
@@ -376,12 +411,12 @@ class Scorer:
     def device(self) -> torch.device:
         return self.learner.loaded.device
 
-    def tokens(self, group: Sequence[Rollout]) -> int:
-        """What a group costs in tokens, padding included."""
-        replies = [len(rollout.completion.token_ids) for rollout in group]
+    def tokens(self, unit: Sequence[Rollout]) -> int:
+        """What replies to one prompt cost in tokens, padding included."""
+        replies = [len(rollout.completion.token_ids) for rollout in unit]
         if self.learner.packed:
-            return sum(replies) + len(group) * len(group[0].prompt)
-        return len(group[0].prompt) + len(group) * max(replies)
+            return sum(replies) + len(unit) * len(unit[0].prompt)
+        return len(unit[0].prompt) + len(unit) * max(replies)
 
     def __call__(self, batch: Sequence[Rollout]) -> Scored:
         ids_BR = pad([rollout.completion.token_ids for rollout in batch], self.device)
@@ -413,9 +448,11 @@ class Scorer:
             free_N = torch.tensor([free for rollout in batch for free in rollout.free], device=ids_BR.device)
             hidden_MD = packed_states(model, batch, ids_BR.device)[free_N]
         else:
-            prompts = [rollout.prompt for rollout in batch[:: self.group_size]]
+            shared = [(prompt, len(list(same))) for prompt, same in groupby(batch, key=lambda rollout: rollout.prompt)]
+            owners = [k for k, (_, count) in enumerate(shared) for _ in range(count)]
             lengths = [len(rollout.completion.token_ids) for rollout in batch]
-            hidden_MD = reply_states(model, prompts, ids_BR, lengths, self.group_size)[mask_BR]
+            parts = min(PARTS, self.group_size, max(parallel.gathered([len(batch)])))
+            hidden_MD = reply_states(model, [prompt for prompt, _ in shared], ids_BR, lengths, owners, parts)[mask_BR]
         weight_VD, chosen_M = model.lm_head.weight, ids_BR[mask_BR]
         rows = max(1, self.learner.most_logits() // len(weight_VD))
         if len(hidden_MD) <= rows:
@@ -461,12 +498,28 @@ def packed_states(model: Any, batch: Sequence[Rollout], device: torch.device) ->
 
 
 def reply_states(
-    model: Any, prompts: Sequence[Sequence[int]], ids_BR: Tensor, lengths: Sequence[int], share: int
+    model: Any,
+    prompts: Sequence[Sequence[int]],
+    ids_BR: Tensor,
+    lengths: Sequence[int],
+    owners: Sequence[int],
+    parts: int,
 ) -> Tensor:
-    """The hidden states [B, R, D] that predict each token of the replies; prompt k is that of `share` replies.
+    """The hidden states that predict each token of padded replies.
 
     A prompt's keys and values are computed once and then stand before each of its replies, gradients included. The
-    replies are computed in `PARTS` parts by length (their tokens, the forced ones too), so that little is padding.
+    replies are computed in parts by length (their tokens, the forced ones too), so that little is padding.
+
+    Args:
+        model: the model.
+        prompts: token ids.
+        ids_BR: the replies' token ids, padded on the right.
+        lengths: the number of tokens of each reply.
+        owners: the prompt of each reply, as a position in `prompts`.
+        parts: forward passes over the replies; of several ranks all must give the same number.
+
+    Returns:
+        The states [B, R, D].
     """
     language, device = model.model.language_model, ids_BR.device
     width, most = max(map(len, prompts)), ids_BR.shape[1] - 1
@@ -477,11 +530,15 @@ def reply_states(
     position_PT = ((~pad_PT).cumsum(1) - 1).clamp_min(0)
     cache = DynamicCache()
     prompt_PTD = _states(language, ids_PT, position_PT, hidden_PTT, cache)
+    owner_B = torch.tensor(owners, device=device)
     order = torch.tensor(sorted(range(len(lengths)), key=lambda k: lengths[k]), device=device)
+    # a rank with fewer replies than parts repeats its last one, so that every rank makes as many calls; no gradient
+    # comes from the repeated ones, for the selection below leaves them out
+    filled = torch.cat([order, order[-1:].expand(max(0, parts - len(order)))])
     found = []
-    for rows_b in order.tensor_split(min(PARTS, share)):
-        # one step at least, so that every rank makes as many calls
-        prompt_b, steps = rows_b // share, max(1, max(lengths[k] for k in rows_b.tolist()) - 1)
+    for rows_b in filled.tensor_split(parts):
+        # one step at least, for the same reason
+        prompt_b, steps = owner_B[rows_b], max(1, max(lengths[k] for k in rows_b.tolist()) - 1)
         before = DynamicCache([(_rows(layer.keys, prompt_b), _rows(layer.values, prompt_b)) for layer in cache.layers])
         later_SS = torch.ones(steps, steps, dtype=torch.bool, device=device).triu(1)
         later_bSS = later_SS.expand(len(rows_b), -1, -1)
@@ -499,7 +556,7 @@ def _rows(tensor: Tensor, rows: Tensor) -> Tensor:
 
 
 PARTS = 4
-"""Forward passes over a batch's replies. The number never depends on their lengths: ranks gather weights in step."""
+"""Forward passes over a padded batch's replies, at most."""
 
 
 def _states(language: Any, ids_BT: Tensor, position_BT: Tensor, hidden_BTS: Tensor, cache: DynamicCache) -> Tensor:

@@ -204,17 +204,24 @@ class Sampler(Protocol):
 
 
 class InProcess:
-    """Rollouts by an engine that shares the trainer's weights, or a whole copy of them where they are sharded."""
+    """Rollouts by an engine that shares the trainer's weights, or samples from a copy (`Learner.sampler`)."""
 
     def __init__(self, asking: Asking, learner: Learner, engine: Any) -> None:
         self.asking, self.learner, self.engine = asking, learner, engine
         self.banned: Sequence[int] = engine.banned
 
-    def updated(self, version: int) -> None:
-        parallel.copy_weights(self.learner.model, self.learner.replica.model)
+    def updated(self, version: int) -> None: ...
 
     def take(self, step: int, drawn: int, begun: Filled | None) -> Filled:
-        return self.asking.fill(self.engine, step, drawn)
+        sampler = self.learner.sampler
+        if sampler is not None:
+            sampler.fill(self.learner.model)
+        try:
+            return self.asking.fill(self.engine, step, drawn)
+        finally:  # the update needs the memory
+            self.engine.release()
+            if sampler is not None:
+                sampler.release()
 
     def ahead(self, step: int, drawn: int) -> None: ...
 
@@ -242,7 +249,9 @@ class Remote:
             return
         self.begun()
         folder = self.out / f"step-{version:06d}"
-        export(merged(replica.model), replica.tokenizer, replica.image_processor, folder)
+        dtype = torch.bfloat16 if self.asking.stage.rollouts_in_bfloat16 else torch.float32
+        self.out.mkdir(parents=True, exist_ok=True)
+        export(merged(replica.model, self.out, dtype), replica.tokenizer, replica.image_processor, folder, dtype)
         self.fleet.load(folder, version)
         for old in self.out.glob("step-*"):
             if old != folder:
@@ -299,6 +308,7 @@ class Fleet(OpenAIEngine):
         names = [field.name for field in fields(Server)]
         self.servers = [Versioned(**{name: getattr(server, name) for name in names}) for server in self.servers]
         self.tokenizer, self.version, self.settings = loaded.tokenizer, -1, settings
+        self._behind: set[str] = set()
 
     async def _exit_tokens(self, draft: Draft) -> Sequence[tuple[int, str]]:
         ids: list[int] = self.tokenizer.encode(draft.sampling.exit_text, add_special_tokens=False)
@@ -318,23 +328,34 @@ class Fleet(OpenAIEngine):
         return found
 
     def load(self, folder: Path, version: int) -> None:
-        """Have every server load the weights in a folder. Raises `EngineError` where none does.
+        """Have all servers load the weights in a folder, at the same time. Raises `EngineError` where none does.
+
+        A server that does not is left out, with a warning that names it the first time.
 
         vLLM: `collective_rpc` of `reload_weights(weights_path=…)`, which it offers with VLLM_SERVER_DEV_MODE=1; the
         prefix cache of the old weights is emptied.
         """
-        complaints = []
-        for server in self.servers:
+        complaints: dict[str, str] = {}
+        with ThreadPoolExecutor(len(self.servers)) as pool:
+            errors = list(pool.map(lambda server: self._load(server.url.removesuffix("/v1"), folder), self.servers))
+        for server, error in zip(self.servers, errors, strict=True):
             assert isinstance(server, Versioned)
-            error = self._load(server.url.removesuffix("/v1"), folder)
             server.current = not error
             if error:
-                complaints.append(f"{server.url}: {error}")
+                complaints[server.url] = f"{server.url}: {error}"
             else:
                 server.worked()
                 server.until = 0.0
         if len(complaints) == len(self.servers):
-            raise EngineError(f"no server loaded the weights of step {version} ({'; '.join(complaints)})")
+            raise EngineError(f"no server loaded the weights of step {version} ({'; '.join(complaints.values())})")
+        news = [text for url, text in complaints.items() if url not in self._behind]
+        if news:
+            warnings.warn(
+                f"the weights of step {version} were not loaded by {'; '.join(news)}; the other servers take over "
+                "until it loads later ones",
+                stacklevel=2,
+            )
+        self._behind = set(complaints)
         self.version = version
 
     def _load(self, root: str, folder: Path) -> str:
@@ -344,7 +365,9 @@ class Fleet(OpenAIEngine):
             answer = httpx2.post(root + "/collective_rpc", json=body, timeout=self.settings.load_seconds)
             if answer.status_code != 200:
                 return f"/collective_rpc: status {answer.status_code}; start it with VLLM_SERVER_DEV_MODE=1"
-            httpx2.post(root + "/reset_prefix_cache", timeout=self.settings.load_seconds)
+            answer = httpx2.post(root + "/reset_prefix_cache", timeout=self.settings.load_seconds)
+            if answer.status_code != 200:  # replies would begin with the old weights' keys and values
+                return f"/reset_prefix_cache: status {answer.status_code}; start it with VLLM_SERVER_DEV_MODE=1"
         except httpx2.HTTPError as error:
             return f"{type(error).__name__}: {error}"
         return ""

@@ -26,6 +26,7 @@ from xreasoner.models.export import export
 from xreasoner.models.freezing import fingerprint, freeze
 from xreasoner.models.loading import Loaded, encode, load
 from xreasoner.models.lora import adapt, merged
+from xreasoner.models.offloading import offload_vision
 from xreasoner.problem import Problem
 from xreasoner.prompts import chat_messages
 from xreasoner.reasoner_settings import ReasonerSettings
@@ -71,7 +72,7 @@ def run_stage(recipe: Recipe, stage: SFTStage | RLStage, out: Path, progress: Pr
         return folder / "export"
     parent = recipe.parent(stage)
     where = recipe.model if parent == "base" else str(out / parent / "export")
-    loaded = load(where, "cpu" if parallel.size() > 1 else None, torch.float32)
+    loaded = _load(stage, where)
     check_stage(recipe, stage, loaded, out)
     started = parallel.told(fingerprint(sorted(loaded.model.state_dict().items())) if parallel.rank() == 0 else None)
     if old.get("started_from", started) != started:
@@ -84,6 +85,7 @@ def run_stage(recipe: Recipe, stage: SFTStage | RLStage, out: Path, progress: Pr
         adapt(loaded.model, stage.lora)
     freeze(loaded.model, stage.lower_layers_frozen, stage.embeddings_frozen, lora=stage.lora is not None)
     before = still(loaded.model)
+    offload_vision(loaded.model, folder)
     tokens, problems, facts = _data(stage, loaded, recipe.seed)
     if old.get("data_sha256", facts["data_sha256"]) != facts["data_sha256"]:
         raise UserError(f"{folder} was begun on other data; put them back, choose another --out, or remove it")
@@ -132,7 +134,10 @@ def _export(
         replica = learner.replica
         try:
             folder = out / stage.name / "export"
-            export(merged(replica.model), replica.tokenizer, replica.image_processor, folder, settings=settings)
+            halved = stage.lora is not None and stage.lora.base_dtype == "bfloat16"
+            model = merged(replica.model, folder.parent if halved else None)
+            dtype = torch.float32 if halved else None
+            export(model, replica.tokenizer, replica.image_processor, folder, dtype, settings)
         except Exception as error:  # whatever it was, hours of training come first
             failure = error
     if not parallel.agreed(failure is not None):
@@ -158,16 +163,34 @@ def resume_command(recipe: Recipe, out: Path) -> str:
 
 
 def _source(stage: RLStage, learner: Learner, problems: Sequence[Problem], folder: Path, seed: int) -> Sampler:
-    asking = Asking(stage, learner.replica, problems, seed, alone=stage.rollouts is not None)
+    loaded = learner.replica if learner.sampler is None else learner.sampler.loaded
+    asking = Asking(stage, loaded, problems, seed, alone=stage.rollouts is not None)
     if stage.rollouts is not None:
         return Remote(asking, learner, stage.rollouts, folder)
-    return InProcess(asking, learner, TorchEngine(learner.replica))
+    if learner.sampler is None:
+        return InProcess(asking, learner, TorchEngine(asking.loaded))
+    learner.sampler.allocate()  # the engine's cache takes a share of what memory is left beside it
+    engine = TorchEngine(asking.loaded)
+    learner.sampler.release()
+    return InProcess(asking, learner, engine)
+
+
+def _load(stage: SFTStage | RLStage, where: str) -> Loaded:
+    """The model that a stage starts from. Of several ranks, rank 0 alone reads the weights, on its CPU."""
+    halved = stage.lora is not None and stage.lora.base_dtype == "bfloat16"
+    device = None if parallel.size() == 1 else "cpu" if parallel.rank() == 0 else "meta"
+    return load(where, device, torch.bfloat16 if halved else torch.float32)
 
 
 def still(model: Any) -> tuple[int, str]:
-    """How many parameters are frozen, and their fingerprint; every rank must ask, for some may be sharded."""
+    """How many parameters are frozen, and rank 0's fingerprint of them; every rank must ask: some may be sharded."""
     frozen = sorted((name, parameter) for name, parameter in model.named_parameters() if not parameter.requires_grad)
-    return len(frozen), fingerprint((name, parallel.whole(parameter)) for name, parameter in frozen)
+    tensors = ((name, parallel.whole(parameter)) for name, parameter in frozen)
+    if parallel.rank() == 0:
+        return parallel.told((len(frozen), fingerprint(tensors)))  # type: ignore[no-any-return]
+    for _ in tensors:
+        pass
+    return parallel.told(None)  # type: ignore[no-any-return]
 
 
 def _record(folder: Path, manifest: dict[str, Any]) -> None:
@@ -226,7 +249,7 @@ def check(stage: SFTStage | RLStage, problems: Sequence[Problem]) -> None:
     """No picture and no foreign domain enters post-training. Raises `RecipeError` that names the problem."""
     for problem in problems:
         if problem.images or problem.modality != "text":
-            raise RecipeError(f"stage {stage.name}: problem {problem.id!r} has a picture; post-training is text only")
+            raise RecipeError(f"stage {stage.name}: problem {problem.id!r} has an image; post-training is text only")
         if problem.domain not in stage.allowed_domains:
             allowed = ", ".join(stage.allowed_domains)
             raise RecipeError(f"stage {stage.name}: problem {problem.id!r} is {problem.domain}; allowed: {allowed}")

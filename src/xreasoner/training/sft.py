@@ -104,7 +104,7 @@ def summed_loss(model: Any, reference: Any, rows: Sequence[Tokens], packed: bool
 
     Logits are made at those positions alone, and no more than `most` of them at a time.
     """
-    device = next(model.parameters()).device
+    device = model.get_input_embeddings().weight.device  # the vision tower is elsewhere
     ids, lengths = [row.ids for row in rows], [len(row.ids) for row in rows]
     ids_BT = flat(ids, device) if packed else pad(ids, device)
     documents = Documents.of(lengths, device) if packed else None

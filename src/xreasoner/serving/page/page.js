@@ -30,6 +30,8 @@ function status(text, kind) {
   $("model").className = kind;
 }
 
+const STATUS = { invalid_request_error: 400, rate_limit_error: 429 }; // of an error inside a stream, by its type
+
 function inWords(code, said) {
   const words = {
     401: "Your session has ended. Reload the page to sign in again.",
@@ -110,7 +112,7 @@ async function ask(turn, view) {
   render(turn, view);
 
   function heard(event) {
-    if (event.error) throw { code: event.error.code, said: event.error.message };
+    if (event.error) throw { code: STATUS[event.error.type] ?? 500, said: event.error.message };
     const choice = event.choices[0];
     if (choice?.delta.reasoning) {
       turn.thought += choice.delta.reasoning;
