@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from urllib.parse import urlsplit
 
+from xreasoner.engines.base import PREPROCESSING, Preprocessing
 from xreasoner.errors import CheckpointError, UserError, XReasonerError
 from xreasoner.media import Reference, pictures
 from xreasoner.prompts import PROMPTS
@@ -26,6 +27,14 @@ _HUB_ID = re.compile(r"[\w][\w.-]*/[\w][\w.-]*", re.ASCII)
 _DEVICE = re.compile(r"(cpu|cuda|mps|xpu|auto)(?::(\d+))?")
 SECONDS = 3.0
 """How long the hub may take to answer before it counts as not reachable."""
+
+
+def check_preprocessing(name: str) -> Preprocessing:
+    """The name of a way to resize images. Raises `UserError` for one that is not known."""
+    for known in PREPROCESSING:
+        if name == known:
+            return known
+    raise UserError(f"unknown preprocessing {name!r}; {nearest(name, PREPROCESSING)}")
 
 
 def check_all(checks: Iterable[Callable[[], object]]) -> None:

@@ -353,13 +353,19 @@ def evaluate(
     attn_implementation: Attention = None,
     min_pixels: MinPixels = None,
     max_pixels: MaxPixels = None,
+    preprocessing: Annotated[
+        str, typer.Option(help="Resize images by the processor, or by qwen-vl-utils before it.")
+    ] = "processor",
+    patch_size: Annotated[
+        int | None, typer.Option(min=1, help="Side of an image token at the servers, in pixels; default: by its name.")
+    ] = None,
     list_: Annotated[bool, typer.Option("--list", help="List the benchmarks and exit.")] = False,
 ) -> None:
     """Evaluate a model on benchmarks; prints a table and stores every reply."""
     if list_:
         benches()
         return
-    from xreasoner.checks import check_all, check_exit_text, check_output, check_prompt
+    from xreasoner.checks import check_all, check_exit_text, check_output, check_preprocessing, check_prompt
     from xreasoner.cli_options import EngineOptions
 
     place = EngineOptions(
@@ -375,6 +381,8 @@ def evaluate(
             lambda: _check_conditions(blind, swapped, samples, temperature),
             lambda: _check_bench_option(names, data),
             lambda: _check_name(name),
+            lambda: check_preprocessing(preprocessing),
+            lambda: _check_patch_size(model, patch_size),
             lambda: check_output(out, folder=True),
         ]
     )
@@ -394,12 +402,22 @@ def evaluate(
         data=data,
         min_pixels=min_pixels,
         max_pixels=max_pixels,
+        preprocessing=check_preprocessing(preprocessing),
     )
     _quiet(model)
     failures: list[str] = []
     with Screen() as screen:
         found = evaluate_model(
-            model, names, out, settings, screen.show, engine=engine, name=name, failures=failures, **place.placement()
+            model,
+            names,
+            out,
+            settings,
+            screen.show,
+            engine=engine,
+            name=name,
+            failures=failures,
+            patch_size=patch_size,
+            **place.placement(),
         )
     typer.echo(ensembles(found))
     for line in _without_credit(found, prompt):
@@ -424,6 +442,11 @@ def _without_credit(found: dict[str, dict[str, Any]], prompt: str | None) -> lis
         for bench, result in found.items()
         if result.get("accuracy") == 0 and result.get("outcomes")
     ]
+
+
+def _check_patch_size(model: str, patch_size: int | None) -> None:
+    if patch_size is not None and not model.startswith(("http://", "https://")):
+        raise UserError(f"--patch-size is for a server's URL; MODEL is {model}, which says its own; omit --patch-size")
 
 
 def _check_conditions(blind: bool, swapped: bool, samples: int, temperature: float | None) -> None:

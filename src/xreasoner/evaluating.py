@@ -22,6 +22,7 @@ from xreasoner.benchmarks.samples import ensemble
 from xreasoner.benchmarks.store import Condition, Row, read_rows
 from xreasoner.benchmarks.summary import by_place, summarise
 from xreasoner.benchmarks.table import CLOSED_AND_OPEN, TABLE
+from xreasoner.checks import check_preprocessing
 from xreasoner.engines.base import Engine, Preprocessing, Sampling, sized
 from xreasoner.engines.opening import addresses, open_engine
 from xreasoner.errors import UserError
@@ -30,7 +31,7 @@ from xreasoner.models.loading import find
 from xreasoner.problem import Problem
 from xreasoner.progress import Show, silent
 from xreasoner.prompts import PROMPTS, trained_prompt
-from xreasoner.reasoner import check_preprocessing, checked, context, default_pixels, fitted_budget, served_name
+from xreasoner.reasoner import checked, context, default_pixels, fitted_budget, served_name
 from xreasoner.reasoner_settings import ReasonerSettings, read_reasoner_settings, warn_of_fallback
 from xreasoner.recipe import Evaluation, Recipe, RLStage, SFTStage
 from xreasoner.registry import nearest

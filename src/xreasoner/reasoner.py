@@ -18,9 +18,10 @@ from typing import Any, Literal, NamedTuple, TypeVar
 
 from PIL.Image import Image
 
+from xreasoner.checks import check_preprocessing
 from xreasoner.completion import Completion, Exit
 from xreasoner.decisions import Decision, decide
-from xreasoner.engines.base import PREPROCESSING, Engine, Message, Preprocessing, Request, Sampling, sized
+from xreasoner.engines.base import Engine, Message, Preprocessing, Request, Sampling, sized
 from xreasoner.engines.driving import finished
 from xreasoner.engines.opening import addresses, open_engine
 from xreasoner.errors import RequestsError, UserError
@@ -491,14 +492,6 @@ def fitted_budget(budget: int, room: int | None, asked: bool) -> int:
             stacklevel=3,
         )
     return room // 2
-
-
-def check_preprocessing(name: str) -> Preprocessing:
-    """The name of a way to resize images. Raises `UserError` for one that is not known."""
-    for known in PREPROCESSING:
-        if name == known:
-            return known
-    raise UserError(f"unknown preprocessing {name!r}; {nearest(name, PREPROCESSING)}")
 
 
 def changed(sampling: Sampling, changes: Mapping[str, Any]) -> Sampling:

@@ -8,13 +8,14 @@ from __future__ import annotations
 import json
 import subprocess
 from pathlib import Path
+from random import Random
 
 import pytest
 import torch
 from PIL import Image
 from safetensors.torch import load_file
 
-from xreasoner.engines.base import Request, Sampling
+from xreasoner.engines.base import Preprocessing, Request, Sampling
 from xreasoner.engines.torch_engine import TorchEngine
 from xreasoner.models.export import export
 from xreasoner.models.freezing import fingerprint
@@ -101,3 +102,24 @@ def test_what_the_card_saves_loads_here(exported: Path, other_side: Path, name: 
     assert prompt.input_ids.tolist() == theirs["input_ids"][0].tolist()
     torch.testing.assert_close(_logits(back, prompt), theirs["logits"], atol=1e-4, rtol=1e-4)
     assert back.tokenizer.eos_token_id == before.tokenizer.eos_token_id
+
+
+def test_both_preprocessing_paths_have_the_cards_grids(tmp_path: Path) -> None:
+    """200 sizes by the real qwen_vl_utils 0.0.14 and the real processor, at the card's pixels."""
+    assert PYTHON.is_file(), f"{PYTHON} is missing; make it with `make test-card`"
+    folder, noise = reasoner_folder(), Random(0)
+    sizes = [(noise.randint(28, 1600), noise.randint(28, 1600)) for _ in range(200)]
+    (tmp_path / "sizes.json").write_text(json.dumps(sizes))
+    script, out = Path(__file__).with_name("card_grids.py"), tmp_path / "grids.json"
+    arguments = [PYTHON, script, folder, tmp_path / "sizes.json", out]
+    ran = subprocess.run(arguments, capture_output=True, text=True, timeout=300)
+    assert ran.returncode == 0, ran.stderr[-3000:]
+    theirs, loaded = json.loads(out.read_text()), load("tiny")
+    message = [{"role": "user", "content": [{"type": "image"}]}]
+    paths: tuple[Preprocessing, ...] = ("processor", "qwen-vl-utils")
+    for size, grids in zip(sizes, theirs, strict=True):
+        for path, grid in zip(paths, grids, strict=True):
+            found = encode(loaded, message, [Image.new("RGB", size)], 262_144, 262_144, path).image_grid_thw
+            assert found is not None
+            assert found[0, 1:].tolist() == grid, (path, size)
+    assert sum(first != second for first, second in theirs) > 20
