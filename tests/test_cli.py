@@ -9,16 +9,22 @@ import signal
 import subprocess
 import sys
 import time
+import urllib.error
+import urllib.request
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+import torch
 from PIL import Image
 
 from xreasoner import cli
 from xreasoner.errors import CheckpointError, MediaError
 from xreasoner.media import picture
+from xreasoner.models.export import export
+from xreasoner.models.loading import load
 from xreasoner.prompts import default_prompt
 from xreasoner.reasoner import own_guard
 from xreasoner.recipe import load_recipe
@@ -192,8 +198,99 @@ def test_the_traceback_is_shown_when_asked_for(run: Run, monkeypatch: pytest.Mon
     assert "demoo" in complaint(run("train", "demoo"), 2)
 
 
-def test_a_defect_of_ours_is_not_hidden() -> None:
-    assert cli.complaint(KeyError("x")) is None
+def test_a_defect_of_ours_is_one_line_whose_traceback_can_be_had(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*_: object, **__: object) -> None:
+        raise IndexError("index out of range\nin self")
+
+    monkeypatch.setattr("xreasoner.reasoner.Reasoner.stream", broken)
+    monkeypatch.setattr("xreasoner.reasoner.Reasoner.ask", broken)
+    line = complaint(run("ask", "tiny", "What is 1 + 1?"), 1)
+    assert line.startswith("error: IndexError: index out of range in self (unexpected; ")
+    assert "--debug" in line
+    with pytest.raises(IndexError):
+        run("--debug", "ask", "tiny", "What is 1 + 1?")
+
+
+def test_a_warning_is_one_line(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    def warning(*_: object, **__: object) -> None:
+        warnings.warn_explicit("two\nlines", UserWarning, "rl.py", 1, module="xreasoner.training.rl")
+
+    monkeypatch.setattr("xreasoner.checks.check_model", warning)
+    assert run("ask", "tiny", "What is 1 + 1?", "--budget", "4").err.splitlines()[0] == "warning: two lines"
+
+
+@pytest.fixture(scope="module")
+def overflowing(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model of finite weights whose logits are not, as a float16 copy of a bfloat16 model may be."""
+    folder = tmp_path_factory.mktemp("models") / "overflowing"
+    loaded = load("tiny")
+    with torch.no_grad():
+        loaded.model.model.language_model.norm.weight.mul_(1e38)
+    return export(loaded.model, loaded.tokenizer, loaded.image_processor, folder)
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["ask", "MODEL", "What is 1 + 1?"],
+        ["ask", "MODEL", "What is 1 + 1?", "--json"],
+        ["ask", "MODEL", "Is 1 + 1 = 2?", "--option", "yes", "--option", "no"],
+        ["eval", "MODEL", "--bench", "tiny-text-general", "--limit", "3", "--prompt", "brief", "--out", "OUT/eval"],
+        ["batch", "MODEL", "-i", "OUT/in.jsonl", "-o", "OUT/out.jsonl"],
+    ],
+    ids=lambda arguments: " ".join(arguments[:4:2]) + " " + arguments[-2],
+)
+@pytest.mark.filterwarnings("ignore:overflow encountered")
+def test_numbers_that_are_not_finite_are_one_line_from_every_command(
+    run: Run, overflowing: Path, tmp_path: Path, arguments: list[str]
+) -> None:
+    body = {"messages": [{"role": "user", "content": "What is 1 + 1?"}]}
+    line = {"custom_id": "a", "method": "POST", "url": "/v1/chat/completions", "body": body}
+    (tmp_path / "in.jsonl").write_text(json.dumps(line) + "\n")
+    filled = [each.replace("MODEL", str(overflowing)).replace("OUT", str(tmp_path)) for each in arguments]
+    said = run(*filled, "--budget", "16")
+    lines = [each for each in said.err.splitlines() if not each.startswith("warning: model ")]
+    assert said.code == 1
+    assert len(lines) == 1, said.err
+    assert lines[0].startswith("error: ")
+    assert "not finite" in lines[0]
+    assert "dtype" in lines[0]
+    if arguments[0] == "batch":
+        (answered,) = (tmp_path / "out.jsonl").read_text().splitlines()
+        assert json.loads(answered)["response"] is None
+
+
+def test_numbers_that_are_not_finite_are_said_by_chat_and_service(overflowing: Path) -> None:
+    chat = subprocess.Popen(
+        [sys.executable, "-m", "xreasoner.cli", "chat", str(overflowing), "--budget", "16"],
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    serving = process(["serve", str(overflowing), "--port", "0", "--budget", "16"])
+    try:
+        _, err = chat.communicate("What is 1 + 1?\n/quit\n", timeout=120)
+        assert sum("not finite" in line for line in err.splitlines()) == 1, err
+        assert "Traceback" not in err
+        assert serving.stdout is not None
+        loading = next(line for line in serving.stdout if "http://" in line)
+        url = "http://" + loading.partition("http://")[2].partition("/")[0]
+        body = json.dumps({"messages": [{"role": "user", "content": "What is 1 + 1?"}]}).encode()
+        asked = urllib.request.Request(url + "/v1/chat/completions", body, {"content-type": "application/json"})
+        deadline = time.monotonic() + 60
+        while True:
+            with pytest.raises(urllib.error.HTTPError) as caught:
+                urllib.request.urlopen(asked, timeout=60)
+            with caught.value as refused:
+                said = refused.read().decode()
+            if caught.value.code != 503 or time.monotonic() > deadline:
+                break
+            time.sleep(0.2)
+        assert caught.value.code == 500
+        assert "not finite" in said
+        assert "dtype" in said
+    finally:
+        serving.terminate()
+        _, err = serving.communicate(timeout=60)
+    assert "Traceback" not in err
 
 
 @pytest.mark.parametrize("command", [["train", "demo"], ["demo"]])

@@ -8,14 +8,15 @@ import re
 import signal
 import sys
 import warnings
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from xreasoner.errors import RequestsError, UserError, XReasonerError
+from xreasoner.errors import RequestsError, UserError, XReasonerError, reason
 
 if TYPE_CHECKING:
     from xreasoner.cli_options import EngineOptions, SamplingOptions
@@ -786,23 +787,22 @@ def _terminated(number: int, frame: FrameType | None) -> None:
 def main() -> None:
     """Run a command; errors become one line and the exit code of their kind."""
     signal.signal(signal.SIGTERM, _terminated)
-    warnings.formatwarning = lambda message, *_: f"warning: {message}\n"
     sys.exit(run(sys.argv[1:]))
 
 
 def run(args: list[str]) -> int:
     """Run a command with these arguments; returns the exit code (errors.py; 130 when it was stopped)."""
     try:
-        code: Any = app(args, prog_name="xreasoner", standalone_mode=False)
+        with _plain_warnings():
+            code: Any = app(args, prog_name="xreasoner", standalone_mode=False)
     except typer.Exit as stop:
         code = stop.exit_code
     except (KeyboardInterrupt, typer.Abort):
         code = STOPPED
     except Exception as error:
-        found = None if _traceback["shown"] else complaint(error)
-        if found is None:
+        if _traceback["shown"]:
             raise
-        text, code = found
+        text, code = complaint(error)
         typer.echo(text, err=True)
     if code == STOPPED:
         hint = "; the same command resumes" if any(word in RESUMABLE for word in args) else ""
@@ -810,8 +810,17 @@ def run(args: list[str]) -> int:
     return code if isinstance(code, int) else 0
 
 
-def complaint(error: Exception) -> tuple[str, int] | None:
-    """What to tell a person about an error, and the exit code; None for a defect of ours."""
+@contextmanager
+def _plain_warnings() -> Iterator[None]:
+    """Each warning is one line on stderr; those of this package are shown, whatever the filters say."""
+    with warnings.catch_warnings():
+        warnings.showwarning = lambda message, *_: typer.echo(f"warning: {' '.join(str(message).split())}", err=True)
+        warnings.filterwarnings("default", category=UserWarning, module=r"xreasoner\.")
+        yield
+
+
+def complaint(error: Exception) -> tuple[str, int]:
+    """What to tell a person about an error, and the exit code."""
     if isinstance(error, XReasonerError):
         return "error: " + re.sub(r"\n(?! )", "\nerror: ", str(error)), error.exit_code
     if isinstance(error, FileExistsError | NotADirectoryError):
@@ -824,7 +833,7 @@ def complaint(error: Exception) -> tuple[str, int] | None:
     if message and isinstance(code, int):  # the command line's own complaints
         text = message()
         return (text if "\n" in text else f"error: {text}"), code
-    return None
+    return f"error: {reason(error)} (unexpected; `xreasoner --debug …` shows where, for a report of it)", 1
 
 
 def full_disk(error: BaseException) -> OSError | None:

@@ -8,6 +8,7 @@ import gzip
 import io
 import json
 import lzma
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -270,3 +271,42 @@ def test_what_cannot_be_opened_is_named(tmp_path: Path) -> None:
     (record,) = read_records(tmp_path / "none.jsonl")
     assert isinstance(record, BadRow)
     assert record.reason == "cannot be read: No such file or directory; expected a whole file"
+
+
+def test_a_line_that_is_no_text_is_named_far_into_a_long_table(tmp_path: Path) -> None:
+    path = tmp_path / "long.csv"
+    lines = [b"question,gold"] + [b'"%d: caf\xc3\xa9,\n%s",4' % (k, b"x" * 60) for k in range(5000)]
+    lines[4000] = b"caf\xe9,4"
+    lines[4500] = b"nul\0,4"
+    path.write_bytes(b"\n".join(lines))
+    records = list(read_records(path))
+    bad = [record for record in records if isinstance(record, BadRow)]
+    assert [(each.number, each.reason.split(";")[0].split(" at ")[0]) for each in bad] == [
+        (8000, "not UTF-8: invalid continuation byte"),
+        (8999, "holds a NUL byte"),
+    ]
+    assert len(records) == 5000
+
+
+def test_rows_before_the_damage_of_a_compressed_table_are_read(tmp_path: Path) -> None:
+    path = tmp_path / "cut.csv.gz"
+    rows = b"".join(b"%d,%s\n" % (k, os.urandom(30).hex().encode()) for k in range(20_000))
+    whole = gzip.compress(b"n,text\n" + rows)
+    path.write_bytes(whole[: len(whole) // 2])
+    records = list(read_records(path))
+    assert len(records) > 5000
+    assert isinstance(records[-1], BadRow)
+    assert "cannot be read" in records[-1].reason
+    assert records[-1].number == len(records) + 1
+    assert all(isinstance(record, Row) for record in records[:-1])
+
+
+def test_half_of_a_surrogate_pair_is_found_in_a_large_list(tmp_path: Path) -> None:
+    path = tmp_path / "large.json"
+    rows = [json.dumps({"question": "x" * 1000, "mark": "\u00e9 \u2028 \\ud 😀"}) for _ in range(2000)]
+    path.write_text("[" + ", ".join(rows) + "]")
+    assert len(list(read_rows(path))) == 2000
+    rows[1500] = '{"question": "\\uDC00"}'
+    path.write_text("[" + ",\n".join(rows) + "]")
+    with pytest.raises(DataError, match=r"large\.json:1501: item 1501: field 'question': found \\udc00, half"):
+        list(read_rows(path))

@@ -17,7 +17,7 @@ import torch
 from xreasoner.engines import failures, scoring, torch_engine
 from xreasoner.engines.base import Request, Sampling
 from xreasoner.engines.torch_engine import TorchEngine
-from xreasoner.errors import NonFiniteError, OutOfMemoryError, RequestsError, UserError
+from xreasoner.errors import EngineError, NonFiniteError, OutOfMemoryError, RequestsError, UserError
 from xreasoner.models.loading import Loaded
 from xreasoner.prompts import chat_messages
 from xreasoner.tiny import benchmarks
@@ -450,6 +450,38 @@ def test_a_thread_that_waits_learns_of_a_failure_in_another(varied: Loaded, monk
         assert not thread.is_alive()
     with pytest.raises(OSError, match="no space"):
         _ = one.completions
+    assert two.error is None
+
+
+@pytest.mark.usefixtures("way")
+def test_an_engine_may_be_failed_from_other_threads_while_it_computes(varied: Loaded) -> None:
+    engine, requests = TorchEngine(varied), _requests(8, 20)
+    right = _undisturbed(varied, requests)
+    ended = threading.Event()
+
+    def disturb() -> None:
+        while not ended.wait(0.005):
+            engine._fail(RuntimeError("cut"))
+
+    threads = [threading.Thread(target=disturb) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    try:
+        outcomes = [outcome for _ in range(6) for outcome in _outcomes(engine, requests)]
+    finally:
+        ended.set()
+        for thread in threads:
+            thread.join()
+    assert all(isinstance(outcome, RuntimeError) or outcome in right for outcome in outcomes)
+    assert _outcomes(engine, requests) == right
+    _assert_empty(engine)
+
+
+def test_a_callback_that_waits_for_the_engine_that_calls_it_is_refused(varied: Loaded) -> None:
+    engine, (first, second) = TorchEngine(varied), _requests(2)
+    one, two = engine.submit(first, on_done=lambda _: engine.wait([two])), engine.submit(second)
+    engine.wait([one, two])
+    assert isinstance(one.error, EngineError)
     assert two.error is None
 
 

@@ -24,6 +24,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from decimal import Decimal
+from itertools import chain
 from pathlib import Path
 from typing import IO, Any, Literal, cast
 
@@ -45,6 +46,7 @@ MAX_REPORTED = 20
 _MAGIC = {b"\x1f\x8b": "gzip", b"BZh": "bzip2", b"\xfd7zXZ\x00": "xz", b"\x28\xb5\x2f\xfd": "zstd"}
 _DAMAGE = (OSError, EOFError, zlib.error, lzma.LZMAError)
 _SPACE = re.compile(r"[ \t\n\r]*")
+_NEXT_ITEM = re.compile(r"[ \t\n\r]*,[ \t\n\r]*")
 _NO_NUMBER = {"", "nan", "<na>"}
 """How a CSV file writes that a value is missing; a JSON or Parquet file has null."""
 WRAPPERS = ("data", "rows", "examples", "instances", "items", "records", "questions", "problems", "samples")
@@ -335,6 +337,15 @@ def _utf8(stream: IO[bytes], head: bytes) -> IO[bytes]:
     return stream
 
 
+def _rest(stream: IO[bytes]) -> bytes:
+    """All that is left to read; of a plain file at once, without another copy of it."""
+    raw = getattr(stream, "raw", None)
+    if isinstance(raw, io.FileIO) and raw.seekable():
+        raw.seek(stream.tell())
+        return raw.readall()
+    return stream.read()
+
+
 def _parts(line: bytes) -> list[bytes]:
     r"""The lines in what was cut at \n: those of old systems end with \r. Never cut at a separator such as U+2028."""
     line = line.removesuffix(b"\n").removesuffix(b"\r")
@@ -425,7 +436,7 @@ class _Json:
             self.issues.clear()
             value, end = self._scan_slowly(text, at)
         # Within this value alone: a list of many items is one text.
-        if self.issues or text.find("\\ud", at, end) >= 0 or text.find("\\uD", at, end) >= 0:
+        if self.issues or _has_halves(text, at, end):
             self.issues[:0] = _refused_values(value)
         return value, end, self.issues[0] if self.issues else ""
 
@@ -538,7 +549,7 @@ def _json(stream: IO[bytes], name: str, split: str | None) -> Iterator[Row | Bad
     """A list of objects, or of pairs (Orz); an object that holds such a list; or an object on each line."""
     head = _head(stream)
     try:
-        data = _utf8(stream, head).read()
+        data = _rest(_utf8(stream, head))
     except UnicodeDecodeError as error:
         yield BadRow(name, 1, reason=f"not UTF-8 or {error.encoding}: {error.reason}; expected JSON in UTF-8")
         return
@@ -562,9 +573,9 @@ def _json(stream: IO[bytes], name: str, split: str | None) -> Iterator[Row | Bad
             value, _, issue = _Json().value(text, at)
             yield _record((name, 1, "item", text.count("\n", 0, at) + 1), value, issue)
             return
-        yield from _items(text, start, name, nested=True)
+        yield from _items(text, start, name, nested=True, may_have_halves=_may_have_halves(data))
         return
-    yield from _items(text, at, name)
+    yield from _items(text, at, name, may_have_halves=_may_have_halves(data))
 
 
 def _bad_byte(data: bytes) -> int:
@@ -592,19 +603,47 @@ def _skip(text: str, at: int) -> int:
     return match.end() if match else at
 
 
-def _items(text: str, at: int, name: str, nested: bool = False) -> Iterator[Row | BadRow]:
-    """The list's items one at a time, each with its line. at: the position of its opening bracket."""
+def _items(text: str, at: int, name: str, nested: bool = False, may_have_halves: bool = True) -> Iterator[Row | BadRow]:
+    """The list's items one at a time, each with its line.
+
+    Args:
+        text: The whole file.
+        at: The position of the list's opening bracket.
+        name: The file's name.
+        nested: Whether the list may be followed by something, as inside an object.
+        may_have_halves: Whether half of a surrogate pair may be escaped somewhere; False saves the search in each item.
+    """
     decoder, number, line, seen = _Json(), 0, text.count("\n", 0, at) + 1, at
+    scan_once, issues, next_item = decoder.scan_once, decoder.issues, _NEXT_ITEM.match
+    has_lines, between = "\n" in text, ","
     at = _skip(text, at + 1)
     while text[at : at + 1] != "]" or number:
-        line, seen = line + text.count("\n", seen, at), at
+        if has_lines:
+            line, seen = line + text.count("\n", seen, at), at
         number += 1
+        # The common item takes the shortest way; whatever is wrong or rare is read again by `value`, which says what.
         try:
-            value, at, issue = decoder.value(text, at)
-        except ValueError as error:
-            yield BadRow(name, number, "item", error.line if isinstance(error, _SyntaxError) else line, str(error))
-            return
-        yield _record((name, number, "item", line), value, issue)
+            value, end = scan_once(text, at)
+            is_common = type(value) is dict and not issues and not (may_have_halves and _has_halves(text, at, end))
+        except (ValueError, StopIteration, RecursionError):
+            is_common = False
+        if is_common:
+            yield Row(name, number, "item", line, value)
+            at = end + len(between)
+            if text.startswith(between, end) and text[at : at + 1] == "{":  # as between the two items before
+                continue
+            following = next_item(text, end)
+            if following:
+                between, at = following[0], following.end()
+                continue
+            at = end
+        else:
+            try:
+                value, at, issue = decoder.value(text, at)
+            except ValueError as error:
+                yield BadRow(name, number, "item", error.line if isinstance(error, _SyntaxError) else line, str(error))
+                return
+            yield _record((name, number, "item", line), value, issue)
         at = _skip(text, at)
         if text[at : at + 1] == "]":
             break
@@ -618,6 +657,26 @@ def _items(text: str, at: int, name: str, nested: bool = False) -> Iterator[Row 
     if not nested and rest < len(text):
         line += text.count("\n", seen, rest)
         yield BadRow(name, number + 1, "item", line, "not JSON: more follows the list; expected one list")
+
+
+def _has_halves(text: str, at: int, end: int) -> bool:
+    """Whether a part of a surrogate pair is escaped in a part of the text."""
+    return text.find("\\ud", at, end) >= 0 or text.find("\\uD", at, end) >= 0
+
+
+def _may_have_halves(data: bytes) -> bool:
+    """The same for a whole file, in a fraction of the time that two searches take."""
+    if len(data) < 2**20:
+        return b"\\ud" in data or b"\\uD" in data
+    import numpy as np
+
+    size = 2**18  # stays in the processor's cache
+    for start in range(0, len(data), size):
+        part = np.frombuffer(data, np.uint8, min(size + 2, len(data) - start), start)
+        at = np.flatnonzero(part[:-2] == ord("\\"))
+        if ((part[at + 1] == ord("u")) & (part[at + 2] | 0x20 == ord("d"))).any():
+            return True
+    return False
 
 
 def _wrapped(text: str, at: int, split: str | None) -> tuple[int, str]:
@@ -683,20 +742,40 @@ class _Text:
         self.bad: dict[int, str] = {}
 
     def __iter__(self) -> Iterator[str]:
+        return chain.from_iterable(self._blocks())
+
+    def _blocks(self) -> Iterator[list[str]]:
+        """Whole lines in blocks, for a loop over single lines would take as long as the parser."""
         number = 0
-        for data in self.stream:
-            parts = re.split(rb"(?<=\r)(?!\n)", data) if b"\r" in data else [data]
-            for part in parts:
-                if not part:
-                    continue
-                number += 1
-                try:
-                    text = _decoded(part, "CSV")
-                except ValueError as error:
-                    self.bad[number], text = str(error), part.decode(errors="replace")
-                if "\0" in text:
-                    self.bad[number], text = "holds a NUL byte; expected CSV in UTF-8", text.replace("\0", " ")
-                yield text
+        while block := cast(io.BufferedReader, self.stream).read1(2**17):
+            damage: BaseException | None = None
+            try:
+                block += self.stream.readline()
+            except _DAMAGE as error:  # what was read before it counts
+                block, damage = block[: block.rfind(b"\n") + 1], error
+            try:
+                text = block.decode()
+            except UnicodeDecodeError:
+                text = "\0"
+            lines = io.StringIO(text, newline="").readlines() if "\0" not in text else self._slowly(block, number)
+            number += len(lines)
+            yield lines
+            if damage is not None:
+                raise damage
+
+    def _slowly(self, block: bytes, number: int) -> list[str]:
+        """The lines of a block of which some are no text. number: of lines before it."""
+        lines = []
+        for data in block.splitlines(keepends=True):  # of bytes: at \n, \r and \r\n alone
+            number += 1
+            try:
+                text = _decoded(data, "CSV")
+            except ValueError as error:
+                self.bad[number], text = str(error), data.decode(errors="replace")
+            if "\0" in text:
+                self.bad[number], text = "holds a NUL byte; expected CSV in UTF-8", text.replace("\0", " ")
+            lines.append(text)
+        return lines
 
 
 def _csv(stream: IO[bytes], name: str, split: str | None) -> Iterator[Row | BadRow]:
@@ -709,27 +788,32 @@ def _csv(stream: IO[bytes], name: str, split: str | None) -> Iterator[Row | BadR
     delimiter = "\t" if format_of(name) == "tsv" else ","
     reader = csv.reader(iter(text), strict=True, delimiter=delimiter)
     header: list[str] = []
+    width, all_bad = -1, text.bad
     start, done = 1, False
     while not done:
         start = reader.line_num + 1
         try:
-            cells = next(reader, None)
+            cells = next(reader)
+        except StopIteration:
+            return
         except csv.Error as error:
             hint = "; a quote that opens here is not closed" if "end of data" in str(error) else ""
             yield BadRow(name, start, reason=f"not CSV: {error}{hint}")
             if not header:
                 return
             continue
-        if cells is None:
-            return
-        bad = next((text.bad.pop(line) for line in list(text.bad) if line <= reader.line_num), "")
+        if len(cells) == width and not all_bad:
+            yield Row(name, start, "line", 0, dict(zip(header, cells)))  # noqa: B905 (as many, and faster)
+            continue
+        bad = next((all_bad.pop(line) for line in list(all_bad) if line <= reader.line_num), "")
         if not header and cells:
-            header, bad = cells, bad or _bad_header(cells, delimiter)
+            header, width = cells, len(cells)
+            bad = bad or _bad_header(cells, delimiter)
             done = bool(bad)
         elif not cells:
             continue
-        elif not bad and len(cells) != len(header):
-            bad = f"found another number of columns than the header's ({len(cells)}, not {len(header)})"
+        elif not bad and len(cells) != width:
+            bad = f"found another number of columns than the header's ({len(cells)}, not {width})"
         elif not bad:
             yield Row(name, start, "line", 0, dict(zip(header, cells, strict=True)))
         if bad:

@@ -33,7 +33,14 @@ from xreasoner.engines.decoding import Decoder, fits
 from xreasoner.engines.info import EngineInfo
 from xreasoner.engines.reply_budget import ReplyBudget
 from xreasoner.engines.slots import Slots
-from xreasoner.errors import ContextLengthError, NonFiniteError, OutOfMemoryError, UserError, reason
+from xreasoner.errors import (
+    ContextLengthError,
+    EngineError,
+    NonFiniteError,
+    OutOfMemoryError,
+    UserError,
+    reason,
+)
 from xreasoner.models.loading import Encoded, Loaded, encode, plain
 from xreasoner.trace import CLOSE
 
@@ -190,7 +197,8 @@ class TorchEngine:
         self._good_steps, self._patience, self._failures = 0, GOOD_STEPS, 0
         self._cleared: set[int] = set()
         """Rows (by id) that have been through a whole step since the last one that failed."""
-        self._driving = threading.Lock()
+        self._driving = threading.RLock()
+        self._is_stepping = False
         self._native = native.Native(loaded) if native.fits(loaded.model) else None
         self._decoder = Decoder(loaded.model) if fits(loaded.model) else None
         self._clear()
@@ -323,6 +331,9 @@ class TorchEngine:
 
     @torch.inference_mode()
     def _step(self) -> bool:
+        if self._is_stepping:  # the lock lets its own thread in again
+            raise EngineError("a callback waits for the engine that calls it; hand requests in with submit instead")
+        self._is_stepping = True
         try:
             return self._advance()
         except Exception as error:
@@ -334,6 +345,8 @@ class TorchEngine:
         except BaseException as error:
             self._fail(error)
             raise
+        finally:
+            self._is_stepping = False
 
     def _advance(self) -> bool:
         """A step in which nothing fails that is not known to be one request's failure."""
@@ -450,12 +463,13 @@ class TorchEngine:
                 self._cleared.clear()
 
     def _fail(self, error: BaseException) -> None:
-        """Whoever waits is told; the engine starts again with empty slots."""
-        waiting = [*self._waiting, *self._joining]
-        tickets = [*(row.ticket for row in self._rows), *(group.ticket for group in waiting)]
-        self._waiting.clear()
-        self._joining, self._limit, self._failures = [], None, 0
-        self._clear()
+        """Whoever waits is told; the engine starts again with empty slots. Any thread may call it."""
+        with self._driving:  # memory must not be freed while another thread's step computes in it
+            waiting = [*self._waiting, *self._joining]
+            tickets = [*(row.ticket for row in self._rows), *(group.ticket for group in waiting)]
+            self._waiting.clear()
+            self._joining, self._limit, self._failures = [], None, 0
+            self._clear()
         for ticket in tickets:
             if not ticket.done.is_set():
                 ticket.error = failures.stopped(error)

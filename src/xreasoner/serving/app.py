@@ -201,8 +201,11 @@ def refusal(found: Exception) -> Response:
         return error(400, str(found), param=found.param, code=found.code)
     if isinstance(found, UserError):
         return error(400, str(found), param=_field(str(found)))
+    if isinstance(found, XReasonerError):  # numbers that are not finite, memory that ran out: its words say it all
+        log.error("a request failed: %s", found)
+        return error(500, str(found))
     log.error("a request failed", exc_info=found)
-    return error(500, str(found) if isinstance(found, XReasonerError) else "internal error; see the service's log")
+    return error(500, "internal error; see the service's log")
 
 
 def _field(said: str) -> str | None:
