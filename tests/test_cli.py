@@ -124,7 +124,10 @@ def test_no_command_shows_the_help(run: Run) -> None:
         (["ask", "tiny", "What is it?", "--exit-text", "Enough."], ["exit_text is 'Enough.'", "a text with </think>"]),
         (["eval", "tiny", "--bench", "easy-vqa", "--blind", "--swapped"], ["--blind withholds", "choose one"]),
         (["report", "."], ["holds no results", "xreasoner eval"]),
-        (["eval", "tiny", "--bench", "easy-vqa", "--preprocessing", "qwen"], ["'qwen'; expected processor or qwen-vl-utils"]),
+        (
+            ["eval", "tiny", "--bench", "easy-vqa", "--preprocessing", "qwen"],
+            ["'qwen'; expected processor or qwen-vl-utils"],
+        ),
         (["eval", "tiny", "--bench", "easy-vqa", "--patch-size", "32"], ["--patch-size is for a server's URL"]),
         (["train", "demo", "--set", "evaluation.others=[easy-vq]"], ["easy-vq", "did you mean 'easy-vqa'"]),
         (["train", "demo", "--dry-run", "--set", "evaluation.others=[easy-vq]"], ["did you mean 'easy-vqa'"]),
