@@ -149,7 +149,7 @@ GOOD = b'{"a": 1}\n'
         (b'{"a": 1e999}', "field 'a': found 1e999, which is too large"),
         (b'{"a": "\\ud800"}', "field 'a': found \\ud800, half of a surrogate pair"),
         (b'{"m": [{"content": "x\\uDFFFy"}]}', "field 'm.0.content': found \\udfff"),
-        (b'{"\\ud800": 1}', "field 'a name': found \\ud800"),
+        (b'{"\\ud800": 1}', "a field's name: found \\ud800"),
         (b'{"a": "\xed\xa0\x80"}', "not UTF-8"),
         (b'{"a": ' + b"1" * 5000 + b"}", "field 'a': found an integer of 5,000 digits"),
         (b'{"a": 1, "a": 2}', "field 'a' occurs twice"),

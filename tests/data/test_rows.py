@@ -140,3 +140,10 @@ def test_chat_messages(tmp_path: Path) -> None:
 def test_wrong_chats_are_named(tmp_path: Path, turns: Any, message: str) -> None:
     with pytest.raises(DataError, match=message):
         messages(_file(tmp_path, {"messages": turns})).examples(1, 0, "chain")
+
+
+def test_a_choices_gold_that_is_a_place_is_refused_by_its_own_field(tmp_path: Path) -> None:
+    """MMLU counts from 0, other sets from 1."""
+    row = {"question": "Which?", "choices": ["red", "blue"], "answer": 1}
+    with pytest.raises(DataError, match=r"field 'answer': found .*a label from A to B.*0 or 1 may be the first"):
+        jsonl(_file(tmp_path, row)).problems(1, 0)

@@ -489,13 +489,13 @@ def test_generate_names_the_requests_that_failed_after_the_others_were_delivered
     requests = _requests(4)
     requests[2] = replace(requests[2], images=_requests(2)[0].images)  # a picture without a place
     delivered: dict[int, Said] = {}
-    with pytest.raises(RequestsError, match=r"request 2: .*pictures.*3 of 4 were finished") as caught:
+    with pytest.raises(RequestsError, match=r"request 2: .*images.*3 of 4 were finished") as caught:
         TorchEngine(varied).generate(requests, on_done=lambda k, group: delivered.update({k: _said(group)}))
     assert isinstance(caught.value.failures[2], UserError)
     assert caught.value.exit_code == 2
     right = _undisturbed(varied, [request for k, request in enumerate(requests) if k != 2])
     assert [delivered[k] for k in (0, 1, 3)] == right
-    with pytest.raises(UserError, match="pictures"):
+    with pytest.raises(UserError, match="images"):
         TorchEngine(varied).generate([requests[2]])
 
 

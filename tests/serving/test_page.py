@@ -148,7 +148,7 @@ def test_an_error_in_words(page: Page, tmp_path: Path) -> None:
     (tmp_path / "broken.png").write_bytes(b"\x89PNG\r\n\x1a\nnothing")
     page.set_input_files("#files", tmp_path / "broken.png")
     ask(page)
-    expect(page.locator("article .note.bad[role=alert]")).to_contain_text("icture")
+    expect(page.locator("article .note.bad[role=alert]")).to_contain_text("mage")
     expect(page.locator("#send")).to_be_visible()
 
 

@@ -461,7 +461,7 @@ def _syntax(error: json.JSONDecodeError) -> str:
         hint = " (a comma before the closing bracket)"
     elif error.doc[error.pos : error.pos + 1] == "'":
         hint = " (JSON has double quotes; write it with json.dumps)"
-    return f"not JSON: {error.msg} at column {error.colno}{hint}"
+    return f"not JSON: {error.msg.removesuffix(' at')} at column {error.colno}{hint}"
 
 
 def _refused_values(value: Any, name: str = "") -> list[str]:
@@ -479,7 +479,8 @@ def _refused_values(value: Any, name: str = "") -> list[str]:
     parts = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
     for key, part in parts:
         dotted = f"{name}.{key}" if name else str(key)
-        issues = (isinstance(key, str) and _refused_values(key, "a name")) or _refused_values(part, dotted)
+        in_name = _refused_values(key) if isinstance(key, str) else []
+        issues = [f"a field's name: {issue}" for issue in in_name] or _refused_values(part, dotted)
         if issues:
             return issues
     return []

@@ -103,7 +103,7 @@ def _problem(row: Row, question: str, gold: str) -> Problem:
     if kind not in get_args(AnswerType):
         raise row.wrong("answer_type", kind, f"one of {', '.join(get_args(AnswerType))}")
     if kind == "choice" and options:
-        gold = _label(row, gold, options)
+        gold = _label(row, _one_of(row, _ANSWERS) or "gold", gold, options)
     return Problem(
         id=row.optional("id") or row.name,
         question=question,
@@ -135,13 +135,16 @@ def _options(row: Row) -> tuple[str, ...]:
     return options
 
 
-def _label(row: Row, gold: str, options: tuple[str, ...]) -> str:
-    """The gold's label; a gold that is one option's text is that option."""
+def _label(row: Row, name: str, gold: str, options: tuple[str, ...]) -> str:
+    """The label of a gold, which the field `name` holds; a gold that is one option's text is that option."""
     if not gold or (len(gold.strip()) == 1 and gold.strip().upper() in LABELS[: len(options)]):
         return gold.strip().upper()
     if options.count(gold) == 1:
         return LABELS[options.index(gold)]
-    raise row.wrong("gold", gold, f"a label from A to {LABELS[len(options) - 1]}, or the text of one option")
+    expected = f"a label from A to {LABELS[len(options) - 1]}, or the text of one option"
+    if gold.strip().isdecimal():
+        expected += " (write a place among the options as its label: 0 or 1 may be the first)"
+    raise row.wrong(name, gold, expected)
 
 
 def _meta(row: Row) -> Mapping[str, Any]:

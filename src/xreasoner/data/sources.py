@@ -93,7 +93,7 @@ class Rows:
             verdict = judge(problem, f"<answer>{problem.gold}</answer>")
             if verdict.outcome == "error":
                 kind = f"the row's answer_type is {problem.answer_type!r}; give the one that fits"
-                raise DataError(f"{row.where}: its gold cannot be judged: {verdict.note}; {kind}")
+                raise DataError(f"{row.where}: its gold cannot be judged: {verdict.note:.300}; {kind}")
         return problem
 
     def _worked(self, row: Row) -> Example:
