@@ -242,6 +242,15 @@ def test_a_stage_that_nothing_fixes_says_what_is_too_large() -> None:
     assert "hours" not in text
 
 
+def test_a_default_max_length_fits_every_model() -> None:
+    """Only a set length is refused; training keeps to the model's own where the default is longer."""
+    made = {"name": "r", "model": "tiny-base", "stages": [{**SFT, **ADAM}]}
+    check_recipe(Recipe.model_validate(made))
+    made["stages"] = [{**SFT, **ADAM, "max_length": 4097}]
+    with pytest.raises(RecipeError, match="max_length: found 4097, expected at most the 2048 tokens"):
+        check_recipe(Recipe.model_validate(made))
+
+
 def test_main_memory_is_checked_where_it_is_known() -> None:
     recipe = load_recipe("x-reasoner-7b")
     each = plan(recipe, Machine.of(8, "80GB", host="16GB"))[0]

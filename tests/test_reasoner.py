@@ -18,6 +18,7 @@ from PIL import Image
 
 from xreasoner import Reasoner
 from xreasoner.engines.base import Request, Sampling
+from xreasoner.engines.info import EngineInfo
 from xreasoner.engines.openai_engine import OpenAIEngine
 from xreasoner.engines.opening import addresses, open_engine, placed
 from xreasoner.engines.torch_engine import TorchEngine
@@ -221,8 +222,7 @@ def test_defaults_are_the_cards(random_folder: Path) -> None:
 
 def test_a_big_checkpoint_gets_the_cards_pixels_and_budget(tiny: Reasoner) -> None:
     class Big:
-        name = "big"
-        context = 32768
+        info = EngineInfo(model_name="big", context_length=32768)
 
     big = Reasoner("somebody/big", engine=Big())  # type: ignore[arg-type]
     assert (big.min_pixels, big.max_pixels) == (262144, 262144)
@@ -235,7 +235,7 @@ def test_a_big_checkpoint_gets_the_cards_pixels_and_budget(tiny: Reasoner) -> No
     body = {"messages": [{"role": "user", "content": "x"}], "max_pixels": 9000}
     asked = read_chat(body, big.sampling, Guard(), big.min_pixels, big.max_pixels)
     assert (asked.min_pixels, asked.max_pixels) == (9000, 9000)
-    Big.context = 4096
+    Big.info = EngineInfo(model_name="big", context_length=4096)
     assert Reasoner("somebody/big", engine=Big()).sampling.thinking_budget == 2048  # type: ignore[arg-type]
     with pytest.raises(UserError, match="other way round"):
         Reasoner("tiny", engine=tiny.engine, min_pixels=5000, max_pixels=4000)

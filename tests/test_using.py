@@ -163,15 +163,23 @@ def test_stages_of_one_folder_are_compared_with_what_is_meant(
     assert evaluate(other, out) == 2
     assert "holds results of another model under the name 'after'" in capfd.readouterr().err
     assert (out / "eval" / "after" / "results.jsonl").read_bytes() == before
+    report = ["report", str(out), "--baseline", "random", "--out", str(tmp_path / "r.html")]
+    assert evaluate(other, out, "--name", "random") == 0  # without settings of its own: the model card's
+    capfd.readouterr()
+    assert cli.run(report) == 2
+    assert "--baseline random: nothing is comparable with it" in capfd.readouterr().err
+    shutil.copy(tmp_path / "after" / "xreasoner.json", other)
     assert evaluate(other, out, "--name", "random") == 0
-    assert cli.run(["report", str(out), "--baseline", "random", "--out", str(tmp_path / "r.html")]) == 0
+    assert cli.run(report) == 0
     assert "Compared with random" in (tmp_path / "r.html").read_text()
     assert evaluate(tmp_path / "after", out) == 0  # the same model again is no other model
 
 
-def test_a_large_budget_is_cut_with_a_word(random_folder: Path, tmp_path: Path) -> None:
-    with pytest.warns(UserWarning, match="reduced to"):
-        assert evaluate(random_folder, tmp_path, "--budget", "100000", "--limit", "1") == 0
+def test_a_large_budget_is_cut_with_a_word(
+    random_folder: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    assert evaluate(random_folder, tmp_path, "--budget", "100000", "--limit", "1") == 0
+    assert "warning: thinking budget 100,000 reduced to 1,024 tokens" in capfd.readouterr().err
 
 
 def test_an_image_that_is_text_is_reported_with_other_mistakes(

@@ -170,7 +170,7 @@ class SFTStage(_Stage):
     batch_examples: int = Field(32, gt=0)
     """Examples in an optimizer step, at most: a pass is parted into steps of like size, so that none is left out."""
     max_length: int = Field(4096, gt=0)
-    """Longest example in tokens, prompt included."""
+    """Longest example in tokens, prompt included; never more than the model takes."""
     longer: Literal["drop", "close", "cut"] = "drop"
     """A longer one is dropped, has its thought closed early, or is cut (as the paper did); counted in the manifest."""
     exit_text: str = " </think> "

@@ -83,26 +83,24 @@ def shown(recipe: Recipe, examples: int = 2, limit: int | None = None) -> Iterat
 
 
 def _sft(stage: SFTStage, loaded: Loaded, seed: int, examples: int) -> Iterator[Text]:
-    found = sft_examples(stage, seed)
+    found, limit = sft_examples(stage, seed), min(stage.max_length, loaded.positions)
     whole, _ = packing.tokenise(loaded, found, stage.prompt, _UNLIMITED, "drop", stage.exit_text)
     kept: list[Tokens] = []
     counts = Counter[str]()
     for example, item in zip(found, whole, strict=True):
         items = [item]
-        if len(item.ids) > stage.max_length:
-            items, _ = packing.tokenise(
-                loaded, [example], stage.prompt, stage.max_length, stage.longer, stage.exit_text
-            )
+        if len(item.ids) > limit:
+            items, _ = packing.tokenise(loaded, [example], stage.prompt, limit, stage.longer, stage.exit_text)
             counts[stage.longer if items else "drop"] += 1
         kept += items
     for item in kept[:examples]:
         yield from _example(loaded, item)
-    yield histogram([len(item.ids) for item in whole], stage.max_length)
+    yield histogram([len(item.ids) for item in whole], limit)
     done = {"drop": "dropped", "close": "closed early", "cut": "cut"}
     over = ", ".join(f"{count:,} {done[name]}" for name, count in counts.items()) or "none"
-    yield Text(f"longer than max_length {stage.max_length:,} (longer: {stage.longer}): {over} of {len(whole):,}")
+    yield Text(f"longer than max_length {limit:,} (longer: {stage.longer}): {over} of {len(whole):,}")
     if not kept:
-        raise RecipeError(f"stage {stage.name}: no example is left under max_length {stage.max_length}")
+        raise RecipeError(f"stage {stage.name}: no example is left under max_length {limit}")
     batch = packing.schedule([len(item.ids) for item in kept], stage.batch_examples, stage.epochs, seed)[0]
     tokens, learnt = sum(len(kept[i].ids) for i in batch), sum(len(kept[i].ids) - kept[i].prompt for i in batch)
     yield Text(f"first batch: {len(batch)} examples, {tokens:,} tokens, {learnt:,} learnt; examples {batch}")

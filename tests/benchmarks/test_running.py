@@ -22,6 +22,7 @@ from xreasoner.benchmarks.store import ResultStore, latest, read_rows, sampling_
 from xreasoner.benchmarks.summary import gains, group_of, summarise
 from xreasoner.completion import Completion
 from xreasoner.engines.base import Request, Sampling
+from xreasoner.engines.info import EngineInfo
 from xreasoner.errors import DataError, EngineError, UserError, XReasonerError
 from xreasoner.grading.rescoring import grade_file
 from xreasoner.problem import Problem
@@ -76,6 +77,7 @@ class Adder:
     """Completes "What is I + 1?", rightly below `limit`; stops as if killed after `stop_after` requests."""
 
     name = "adder"
+    info = EngineInfo(model_name="adder")
 
     def __init__(self, limit: int, stop_after: int | None = None) -> None:
         self.limit, self.stop_after, self.seen = limit, stop_after, list[Request]()

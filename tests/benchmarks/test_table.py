@@ -621,7 +621,7 @@ def test_a_damaged_file_is_one_line(tmp_path: Path, content: bytes) -> None:
 
 def test_a_damaged_picture_names_its_item(tmp_path: Path) -> None:
     rows = [{"image": {"bytes": b"no picture", "path": None}, "question": "is it?", "answer": "yes"}]
-    with pytest.raises(DataError, match=r"item vqa-rad/0: picture of vqa-rad/0: text"):
+    with pytest.raises(DataError, match=r"item vqa-rad/0: image of vqa-rad/0: text"):
         opened("vqa-rad", tmp_path, {"data/test-0.parquet": rows})
 
 

@@ -57,7 +57,7 @@ def recipe(folder: Path, kind: str, data: Path, source: str = "rows") -> Path:
         "data": [{"source": source, "n": 10, "options": {"path": str(data)}}],
         "optimizer": {"lr": 1e-4},
         "prompt": "brief",
-    } | ({"steps": 1} if kind == "rl" else {})
+    } | ({"steps": 1, "thinking_budget": 64} if kind == "rl" else {})
     path = folder / f"{kind}.yaml"
     path.write_text(json.dumps({"name": "x", "model": "tiny-base", "stages": [stage]}))
     return path

@@ -278,7 +278,7 @@ def test_another_houses_model_runs_with_its_own_processor(random_folder: Path, t
     assert ours == [_transformers(loaded, request, 12) for request in requests]
     blind = [Request(r.messages, [Image.new("RGB", i.size) for i in r.images], 1, r.sampling) for r in requests]
     assert sum(a != b[0].token_ids for a, b in zip(ours, TorchEngine(loaded).generate(blind), strict=True)) >= 6
-    with pytest.raises(UserError, match="resizes pictures in its own way"):
+    with pytest.raises(UserError, match="llava resizes images in its own way"):
         encode(loaded, requests[1].messages, requests[1].images, max_pixels=50_000)
     with pytest.raises(UserError, match="places for images"):
         encode(loaded, requests[1].messages)

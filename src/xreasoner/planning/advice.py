@@ -52,7 +52,8 @@ def _stage_problems(recipe: Recipe, stage: Stage) -> Iterator[str]:
         if target not in found.linear:
             yield f"{where}.lora.targets: no linear layer is named {target!r}; {nearest(target, found.linear)}"
     if isinstance(stage, SFTStage):
-        if stage.max_length > found.positions:
+        default = SFTStage.model_fields["max_length"].default  # nobody's wish: training keeps to the model's length
+        if stage.max_length > found.positions and stage.max_length != default:
             yield (
                 f"{where}.max_length: found {stage.max_length}, expected at most the {found.positions} tokens that the "
                 f"model takes; set {where}.max_length={found.positions}"

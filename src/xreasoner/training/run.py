@@ -204,7 +204,7 @@ def _data(
     """What the stage learns from (tokens for SFT, problems for RL), and the manifest's facts of it."""
     if isinstance(stage, SFTStage):
         tokens, facts = sft_data(stage, loaded, seed)
-        _tell_dropped(stage, facts, "examples", f"max_length {stage.max_length:,}")
+        _tell_dropped(stage, facts, "examples", f"max_length {min(stage.max_length, loaded.positions):,}")
         return tokens, [], facts
     problems, facts = rl_data(stage, seed)
     problems, counts = packing.askable(loaded, problems, stage.prompt, stage.max_prompt, stage.exit_text)
@@ -268,9 +268,10 @@ def sft_examples(stage: SFTStage, seed: int) -> list[Example]:
 def sft_data(stage: SFTStage, loaded: Loaded, seed: int) -> tuple[list[packing.Tokens], dict[str, Any]]:
     """Tokenised examples, and the manifest's facts of them."""
     examples = sft_examples(stage, seed)
-    tokens, lengths = packing.tokenise(loaded, examples, stage.prompt, stage.max_length, stage.longer, stage.exit_text)
+    limit = min(stage.max_length, loaded.positions)
+    tokens, lengths = packing.tokenise(loaded, examples, stage.prompt, limit, stage.longer, stage.exit_text)
     if not tokens:
-        raise RecipeError(f"stage {stage.name}: no example is left under max_length {stage.max_length}")
+        raise RecipeError(f"stage {stage.name}: no example is left under max_length {limit}")
     facts = _facts(stage, [example.problem for example in examples])
     return tokens, {**facts, "data_sha256": packing.digest(tokens), "lengths": asdict(lengths)}
 
