@@ -90,9 +90,11 @@ def test_a_byte_order_mark_and_windows_lines_are_read() -> None:
     assert document.line(("b", "c")) == 3
 
 
+# PyYAML writes these line breaks so that it does not read them back itself
+TEXT = st.characters(exclude_characters="\x85\u2028\u2029", exclude_categories=["Cs"])
 PLAIN = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(max_size=8),
-    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(TEXT, max_size=8),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(TEXT, max_size=5), inner, max_size=3),
     max_leaves=12,
 )
 

@@ -310,3 +310,12 @@ def test_half_of_a_surrogate_pair_is_found_in_a_large_list(tmp_path: Path) -> No
     path.write_text("[" + ",\n".join(rows) + "]")
     with pytest.raises(DataError, match=r"large\.json:1501: item 1501: field 'question': found \\udc00, half"):
         list(read_rows(path))
+
+
+def test_a_single_object_that_breaks_off_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "x.json"
+    path.write_bytes(b"\xff\xfe" + '{"a",\n g"}\n'.encode("utf-16-le"))
+    (row,) = read_records(path)
+    assert isinstance(row, BadRow)
+    assert row.where.startswith(str(path))
+    assert "not JSON" in row.reason

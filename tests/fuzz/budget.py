@@ -38,6 +38,7 @@ def fuzz(entry: Callable[[T], None], inputs: SearchStrategy[T], slowest: float =
         max_examples=10_000_000,
         deadline=None,
         database=None,
+        derandomize="CI" in os.environ,  # a change is judged by its own faults; `make fuzz` looks for new ones
         phases=(Phase.generate, Phase.target, Phase.shrink),
         suppress_health_check=list(HealthCheck),
     )

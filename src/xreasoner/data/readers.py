@@ -571,7 +571,11 @@ def _json(stream: IO[bytes], name: str, split: str | None) -> Iterator[Row | Bad
             yield BadRow(name, text.count("\n", 0, start) + 1, reason=reason)
             return
         if start < 0:  # one object over several lines is one row
-            value, _, issue = _Json().value(text, at)
+            try:
+                value, _, issue = _Json().value(text, at)
+            except ValueError as error:
+                yield BadRow(name, error.line if isinstance(error, _SyntaxError) else 1, reason=str(error))
+                return
             yield _record((name, 1, "item", text.count("\n", 0, at) + 1), value, issue)
             return
         yield from _items(text, start, name, nested=True, may_have_halves=_may_have_halves(data))
