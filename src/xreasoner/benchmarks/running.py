@@ -198,23 +198,22 @@ def _samples(
         except DataError as error:
             work.failures.append(str(error))
             continue
-        fields = {"cluster": _cluster(own), "data_revision": getattr(problems, "revision", "")}
+        # each image is hashed once: its hash names it, and items about one image are one cluster
+        hashes = [picture_hash(image) for image in own.images]
+        shown = hashes if problem is own else [picture_hash(image) for image in problem.images]
+        fields = {"cluster": own.cluster or "+".join(hashes) or own.id, "picture_hashes": shown}
+        fields["data_revision"] = getattr(problems, "revision", "")
         yield from _samples_of(work, bench, problem, fields)
-
-
-def _cluster(problem: Problem) -> str:
-    """What is drawn independently: the problem's own cluster, else its images (by content), else the item."""
-    return problem.cluster or "+".join(map(picture_hash, problem.images)) or problem.id
 
 
 def _samples_of(work: _Work, bench: str, problem: Problem, fields: Row) -> Iterator[tuple[_Sample, Request]]:
     prompt = prompt_of(bench, problem, work.prompt)
     messages = chat_messages(problem, prompt)
-    asked, pictures = prompt_hash(messages), [picture_hash(picture) for picture in problem.images]
+    asked, pictures = prompt_hash(messages), fields["picture_hashes"]
     asked_size = [str(bound) for bound in (work.images.min_pixels, work.images.max_pixels) if bound and pictures]
     if pictures and work.images.preprocessing != "processor":
         asked_size.append(work.images.preprocessing)
-    shared = {"prompt": prompt, "prompt_asked": work.prompt, "prompt_hash": asked, "picture_hashes": pictures, **fields}
+    shared = {"prompt": prompt, "prompt_asked": work.prompt, "prompt_hash": asked, **fields}
     shared |= {"template_hash": template_hash(template_of(problem, prompt))}
     shared |= image_fields(work.actual, bool(pictures))
     for k in range(work.samples):
